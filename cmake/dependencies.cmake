@@ -1,0 +1,20 @@
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)  # for omp_set_num_threads alone: oneDNN must not start threads of its own
+find_package(dnnl REQUIRED CONFIG)
+find_package(PkgConfig REQUIRED)
+find_package(nlohmann_json 3.11 REQUIRED CONFIG)
+find_package(tomlplusplus 3 REQUIRED CONFIG)
+find_package(CLI11 2 REQUIRED CONFIG)
+pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(highway REQUIRED IMPORTED_TARGET libhwy)
+
+# Highway: three instruction sets besides nothing. What is left out lies between them and would only lengthen the build.
+add_library(hwy_targets INTERFACE)
+target_link_libraries(hwy_targets INTERFACE PkgConfig::highway)
+target_compile_definitions(hwy_targets INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_AVX3_DL)")
+add_library(hwy::hwy ALIAS hwy_targets)
+
+if(MEGALODON_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()

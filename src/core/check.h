@@ -1,0 +1,31 @@
+// Checks that name what they refuse.
+#pragma once
+
+#include <string>
+
+#include "megalodon/error.h"
+#include "megalodon/tensor.h"
+
+namespace megalodon {
+
+// Throws Error(InvalidArgument, what, where) unless `ok`.
+inline void require(bool ok, const char* where, const char* what) {
+  if (!ok) throw Error(ErrorKind::InvalidArgument, what, where);
+}
+
+// Throws Error(InvalidArgument) naming the op, the tensor and both shapes unless `tensor` has this dtype and shape.
+inline void require_tensor(const Tensor& tensor, DType dtype, const Shape& shape, const char* op, const char* name) {
+  if (tensor && tensor.dtype() == dtype && tensor.shape() == shape) return;
+  throw Error(ErrorKind::InvalidArgument,
+              std::string(name) + " must be " + to_string(dtype) + " " + to_string(shape) + ", not " +
+                  (tensor ? std::string(to_string(tensor.dtype())) + " " + to_string(tensor.shape()) : std::string("absent")),
+              op);
+}
+
+// The same for a tensor whose rows must also be adjacent.
+inline void require_contiguous(const Tensor& tensor, DType dtype, const Shape& shape, const char* op, const char* name) {
+  require_tensor(tensor, dtype, shape, op, name);
+  if (!tensor.contiguous()) throw Error(ErrorKind::InvalidArgument, std::string(name) + " must be contiguous", op);
+}
+
+}  // namespace megalodon

@@ -1,0 +1,109 @@
+#include "core/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "megalodon/error.h"
+
+namespace megalodon {
+
+// One generation counter starts a loop, one counter of finished workers ends it. std::atomic's wait spins for a moment and
+// then sleeps, which suits both short loops in a row and an idle program.
+struct ThreadPool::State {
+  std::vector<std::thread> workers;
+  const std::function<void(int)>* job = nullptr;
+  std::atomic<std::uint32_t> generation{0};
+  std::atomic<std::uint32_t> pending{0};
+  std::atomic<bool> stopping{false};
+  std::mutex error_mutex;
+  std::exception_ptr error;
+
+  void call(int thread) {
+    try {
+      (*job)(thread);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(error_mutex);
+      if (!error) error = std::current_exception();
+    }
+  }
+
+  void work(int thread) {
+    std::uint32_t seen = 0;
+    for (;;) {
+      generation.wait(seen, std::memory_order_acquire);
+      seen = generation.load(std::memory_order_acquire);
+      if (stopping.load(std::memory_order_acquire)) return;
+      call(thread);
+      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
+    }
+  }
+
+  void stop() {
+    stopping.store(true, std::memory_order_release);
+    generation.fetch_add(1, std::memory_order_acq_rel);
+    generation.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  if (threads < 0) throw Error(ErrorKind::InvalidArgument, "a negative number of threads: " + std::to_string(threads));
+  if (threads == 0) threads = std::max(1U, std::thread::hardware_concurrency());
+  try {
+    for (int i = 1; i < threads; ++i) {
+      state_->workers.emplace_back([state = state_.get(), i] { state->work(i); });
+    }
+  } catch (const std::system_error& error) {
+    state_->stop();
+    throw Error(ErrorKind::Io, std::string("cannot start a thread: ") + error.what(), {}, "Use fewer threads");
+  }
+}
+
+ThreadPool::~ThreadPool() { state_->stop(); }
+
+int ThreadPool::size() const noexcept { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::run(const std::function<void(int)>& fn) {
+  State& state = *state_;
+  state.job = &fn;
+  state.pending.store(static_cast<std::uint32_t>(state.workers.size()), std::memory_order_release);
+  state.generation.fetch_add(1, std::memory_order_acq_rel);
+  state.generation.notify_all();
+  state.call(0);
+  for (std::uint32_t left = state.pending.load(std::memory_order_acquire); left != 0;
+       left = state.pending.load(std::memory_order_acquire)) {
+    state.pending.wait(left, std::memory_order_acquire);
+  }
+  if (state.error) std::rethrow_exception(std::exchange(state.error, nullptr));
+}
+
+void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain,
+                              const std::function<void(std::int64_t, std::int64_t, int)>& fn) {
+  if (count <= 0) return;
+  const std::int64_t pieces = (count + grain - 1) / grain;
+  if (pieces == 1 || size() == 1) return fn(0, count, 0);
+  run([&](int thread) {
+    const std::int64_t begin = std::min(count, pieces * thread / size() * grain);
+    const std::int64_t end = std::min(count, pieces * (thread + 1) / size() * grain);
+    if (begin < end) fn(begin, end, thread);
+  });
+}
+
+void ThreadPool::parallel_each(std::int64_t count, const std::function<void(std::int64_t, int)>& fn) {
+  if (count == 1 || size() == 1) {
+    for (std::int64_t i = 0; i < count; ++i) fn(i, 0);
+    return;
+  }
+  std::atomic<std::int64_t> next{0};
+  run([&](int thread) {
+    for (std::int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) fn(i, thread);
+  });
+}
+
+}  // namespace megalodon

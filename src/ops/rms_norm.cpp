@@ -1,0 +1,46 @@
+#include "ops/rms_norm.h"
+
+#include "core/check.h"
+#include "ops/dispatch.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kName = "rms_norm";
+
+Shape rows_of(const Tensor& x) { return {x.rows()}; }
+
+void check(const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y, const RmsNormSaved& saved) {
+  require(op.dim > 0 && op.eps >= 0, kName, "dim must be positive and eps not negative");
+  require(x.cols() == op.dim, kName, "the last dimension of x must be dim");
+  require_tensor(y, x.dtype(), x.shape(), kName, "y");
+  if (weight) require_contiguous(weight, DType::F32, {op.dim}, kName, "weight");
+  if (saved.rstd) require_contiguous(saved.rstd.view(rows_of(x)), DType::F32, rows_of(x), kName, "saved.rstd");
+}
+
+}  // namespace
+
+void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
+                      const RmsNormSaved& saved) {
+  check(op, weight, x, y, saved);
+  dispatch(ctx, x.dtype(), kName, [&] { cpu::rms_norm_forward(ctx, op, weight, x, y, saved); });
+}
+
+void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
+  check(op, weight, x, dy, saved);
+  require_tensor(dx, x.dtype(), x.shape(), kName, "dx");
+  require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
+  require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
+  if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
+  dispatch(ctx, x.dtype(), kName, [&] { cpu::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); });
+}
+
+std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads) {
+  Arena arena = Arena::counter();
+  arena.allocate(DType::F32, {threads, op.dim});
+  return arena.peak();
+}
+
+}  // namespace megalodon

@@ -1,0 +1,47 @@
+// RMSNorm over the last dimension (Zhang and Sennrich, arXiv 1910.07467), scale stored minus one:
+//   y = x / sqrt(mean(x^2) + eps) * (w + 1)
+#pragma once
+
+#include "core/context.h"
+
+namespace megalodon {
+
+struct RmsNorm {
+  std::int64_t dim;  // D
+  double eps = 1e-5;
+};
+
+// What backward needs besides the inputs.
+struct RmsNormSaved {
+  Tensor rstd;  // [B, L] f32: 1 / sqrt(mean(x^2) + eps); null when there will be no backward
+};
+
+// Writes y and saved.rstd. x and y may be the same tensor.
+// Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit; so do all ops.
+void rms_norm_forward(Context& ctx, const RmsNorm& op,
+                      const Tensor& weight,  // [D] f32, or null for w = 0
+                      const Tensor& x,       // [B, L, D]
+                      const Tensor& y,       // [B, L, D]
+                      const RmsNormSaved& saved);
+
+// With g = dy * (w + 1):  dx = rstd * (g - x * rstd^2 * mean(g * x)),  dw += sum over rows of dy * x * rstd.
+// Overwrites dx, adds to dweight. dy and dx may be the same tensor.
+void rms_norm_backward(Context& ctx, const RmsNorm& op,
+                       const Tensor& weight,  // [D] f32, or null
+                       const Tensor& x,       // [B, L, D]
+                       const RmsNormSaved& saved,
+                       const Tensor& dy,        // [B, L, D]
+                       const Tensor& dx,        // [B, L, D]
+                       const Tensor& dweight);  // [D] f32, or null when weight is
+
+// Bytes of workspace that the two take.
+std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads);
+
+namespace cpu {
+void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
+                      const RmsNormSaved& saved);
+void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight);
+}  // namespace cpu
+
+}  // namespace megalodon

@@ -1,0 +1,82 @@
+#include "ops/rms_norm.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "megalodon/error.h"
+#include "reference/rms_norm.h"
+#include "support/compare.h"
+#include "tolerances.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+struct Case {
+  std::int64_t rows, dim;
+  bool affine;
+};
+
+class RmsNormTest : public testing::TestWithParam<Case> {};
+
+TEST_P(RmsNormTest, ForwardAndBackwardAgreeWithTheReference) {
+  const auto [rows, dim, affine] = GetParam();
+  const RmsNorm op{dim, 1e-5};
+  Context ctx(2, rms_norm_workspace_bytes(op, 2));
+  auto x = normal(rows * dim, 1);
+  auto weight = normal(affine ? dim : 0, 2, 0.3);
+  auto dy = normal(rows * dim, 3);
+  auto y = unwritten(rows * dim);
+  auto dx = unwritten(rows * dim);
+  auto rstd = unwritten(rows);
+  std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
+
+  const Shape shape{1, rows, dim};
+  const Tensor w = affine ? Tensor(weight.data(), {dim}) : Tensor();
+  const Tensor dw = affine ? Tensor(dweight.data(), {dim}) : Tensor();
+  const RmsNormSaved saved{Tensor(rstd.data(), {1, rows})};
+  rms_norm_forward(ctx, op, w, Tensor(x.data(), shape), Tensor(y.data(), shape), saved);
+  rms_norm_backward(ctx, op, w, Tensor(x.data(), shape), saved, Tensor(dy.data(), shape), Tensor(dx.data(), shape), dw);
+
+  auto truth = reference::rms_norm_backward(dim, op.eps, widen(weight), widen(x), widen(dy));
+  for (double& value : truth.dweight) value += 0.5;
+  expect_close(y, reference::rms_norm_forward(dim, op.eps, widen(weight), widen(x)), tolerance::kForward, "y");
+  expect_close(dx, truth.dx, tolerance::kGradient, "dx");
+  if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, RmsNormTest,
+                         testing::Values(Case{1, 5, true}, Case{7, 3, true}, Case{5, 16, false}, Case{33, 48, true},
+                                         Case{128, 100, true}, Case{64, 1024, true}, Case{3, 4096, false}));
+
+TEST(RmsNormReferenceTest, GradientsAgreeWithFiniteDifferences) {
+  const std::int64_t dim = 6;
+  const auto x = widen(normal(4 * dim, 1));
+  const auto weight = widen(normal(dim, 2, 0.3));
+  const auto dy = widen(normal(4 * dim, 3));
+  const auto loss = [&](const std::vector<double>& w, const std::vector<double>& input) {
+    const auto y = reference::rms_norm_forward(dim, 1e-5, w, input);
+    return std::inner_product(y.begin(), y.end(), dy.begin(), 0.0);
+  };
+  const auto truth = reference::rms_norm_backward(dim, 1e-5, weight, x, dy);
+  expect_finite_difference([&](const auto& at) { return loss(weight, at); }, x, truth.dx, tolerance::kFiniteDifference, "dx");
+  expect_finite_difference([&](const auto& at) { return loss(at, x); }, weight, truth.dweight, tolerance::kFiniteDifference,
+                           "dweight");
+}
+
+TEST(RmsNormErrorTest, NamesTheTensorThatDoesNotFit) {
+  Context ctx(1);
+  std::vector<float> data(12);
+  try {
+    rms_norm_forward(ctx, {4}, Tensor(), Tensor(data.data(), {3, 4}), Tensor(data.data(), {2, 4}), {});
+    FAIL() << "accepted y of another shape";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
+    EXPECT_STREQ(error.what(), "rms_norm: y must be F32 [3, 4], not F32 [2, 4]");
+  }
+}
+
+}  // namespace
+}  // namespace megalodon
