@@ -1,0 +1,93 @@
+// The Megalodon language model (arXiv 2404.08801, section 3): forward, loss and backward over windows of B sequences x L tokens.
+//
+//   x = Embedding(tokens)                       each block:  y   = x + MovingAverageGatedAttention(x)
+//   x = Block(x) for each block                              out = x + FeedForward(y)        (the two-hop residual)
+//   logits = TimestepNorm(x) W_out^T
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/context.h"
+#include "model/parameters.h"
+#include "model/state.h"
+
+namespace megalodon {
+
+// A configuration with its parameters.
+class Megalodon {
+ public:
+  // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory).
+  explicit Megalodon(const ModelConfig& config);
+
+  void initialize(std::uint64_t seed) { initialize_parameters(config_, layout_, flat(), seed); }
+
+  const ModelConfig& config() const noexcept { return config_; }
+  const ParameterLayout& layout() const noexcept { return layout_; }
+  Tensor flat() const;  // [layout().total()] f32, all parameters
+  const Parameters& parameters() const noexcept { return parameters_; }
+  const Tensor& rotary_table() const noexcept { return rotary_table_; }
+
+ private:
+  ModelConfig config_;
+  ParameterLayout layout_;
+  Arena arena_;
+  Parameters parameters_;
+  Tensor rotary_table_;  // [C, z_head_dim / 2, 2]
+};
+
+// Memory that was planned, in bytes.
+struct MemoryPlan {
+  std::size_t activations = 0;
+  std::size_t workspace = 0;
+};
+
+// Runs a model forward over windows of up to `batch` x `length` tokens, in memory that does not grow with the number of layers.
+class Inference {
+ public:
+  // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
+  Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
+  ~Inference();
+  static MemoryPlan plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads);
+
+  std::int64_t length() const noexcept;  // the longest window
+
+  // Each reads tokens [B, L] i32, L <= length(), after what `state` has read, and advances it. On a bad token nothing is changed.
+  void logits(const Tensor& tokens, ModelState& state, const Tensor& logits);       // [B, L, K] f32, of every position
+  void last_logits(const Tensor& tokens, ModelState& state, const Tensor& logits);  // [B, K] f32, of the last position
+  void losses(const Tensor& tokens, const Tensor& targets, ModelState& state,
+              const Tensor& losses);                      // [B, L] f32, nats; target -1: 0
+  void advance(const Tensor& tokens, ModelState& state);  // nothing but the state
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// What makes dropout masks differ from window to window; the same values give the same masks.
+struct DropoutKey {
+  std::uint64_t seed = 0;
+  std::uint64_t window = 0;  // counts micro-batches over the whole run
+};
+
+// Forward, loss and backward over windows of exactly `batch` x `length` tokens.
+class Training {
+ public:
+  // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
+  Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
+  ~Training();
+  static MemoryPlan plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads);
+
+  // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum)/d(parameters) to `gradients`, a
+  // flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from it (its
+  // positions must be multiples of the chunk size) and it is advanced; no gradient flows into it.
+  double forward_backward(const Tensor& tokens,   // [B, L] i32
+                          const Tensor& targets,  // [B, L] i32
+                          ModelState* state, const Tensor& gradients, float scale, const DropoutKey& dropout = {});
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace megalodon

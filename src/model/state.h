@@ -1,0 +1,45 @@
+// What a model remembers of everything it has read: a few moments, the EMA's states and the keys and values of the current
+// chunk. Its size does not depend on how much was read.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/buffer.h"
+#include "megalodon/config.h"
+#include "ops/attention.h"
+#include "ops/cema.h"
+#include "ops/timestep_norm.h"
+
+namespace megalodon {
+
+struct BlockState {
+  TimestepNormState norm;
+  CemaState cema;
+  AttentionState attention;
+};
+
+class ModelState {
+ public:
+  // The state before the first token, for `batch` sequences. Throws Error(OutOfMemory).
+  ModelState(const ModelConfig& config, std::int64_t batch);
+
+  std::int64_t batch() const noexcept { return positions.numel(); }
+  std::size_t bytes() const noexcept { return arena_.size(); }
+  // Back to before the first token.
+  void reset();
+  // Copies sequence `from` of `other` over sequence `to` of this one; the configurations must agree.
+  void copy_sequence(std::int64_t to, const ModelState& other, std::int64_t from);
+  // All of it under stable names ("positions", "layers.0.norm.mean", ...), to be saved or filled from a file.
+  std::vector<std::pair<std::string, Tensor>> tensors() const;
+
+  Tensor positions;  // [B] i64: tokens read by each sequence
+  std::vector<BlockState> blocks;
+  TimestepNormState final_norm;
+
+ private:
+  Arena arena_;
+};
+
+}  // namespace megalodon
