@@ -1,0 +1,43 @@
+// The loss of each token, in nats:
+//   loss_t = lse_t - logits[t, target_t],   lse_t = log sum_k exp(logits[t, k])
+// A target of -1 is ignored: loss 0, gradient 0. A NaN or +infinity among a token's logits makes its loss and gradient NaN.
+#pragma once
+
+#include "core/context.h"
+
+namespace megalodon {
+
+struct CrossEntropy {
+  std::int64_t vocab;  // K
+};
+
+// What backward needs besides the inputs.
+struct CrossEntropySaved {
+  Tensor lse;  // [T] f32, unspecified where the target is ignored; null when there will be no backward
+};
+
+// Overwrites losses and saved.lse. Throws Error(InvalidArgument) naming the first target outside [-1, K) and its position,
+// before anything is written.
+void cross_entropy_forward(Context& ctx, const CrossEntropy& op,
+                           const Tensor& logits,   // [T, K], any pitch
+                           const Tensor& targets,  // [T] i32
+                           const Tensor& losses,   // [T] f32
+                           const CrossEntropySaved& saved);
+
+// dlogits[t, k] = scale * (exp(logits[t, k] - lse_t) - [k = target_t]). Overwrites dlogits, which may be the memory of logits.
+// Throws like forward.
+void cross_entropy_backward(Context& ctx, const CrossEntropy& op,
+                            const Tensor& logits,   // [T, K], any pitch
+                            const Tensor& targets,  // [T] i32
+                            const CrossEntropySaved& saved,
+                            float scale,             // the gradient of each token's loss
+                            const Tensor& dlogits);  // [T, K], any pitch
+
+namespace cpu {
+void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                           const Tensor& losses, const CrossEntropySaved& saved);
+void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                            const CrossEntropySaved& saved, float scale, const Tensor& dlogits);
+}  // namespace cpu
+
+}  // namespace megalodon

@@ -1,0 +1,33 @@
+// Token embedding: row t of the output is the token's row of the table, times a constant (sqrt(D) in models with scale_emb):
+//   x[b, l, :] = weight[tokens[b, l], :] * scale
+#pragma once
+
+#include "core/context.h"
+
+namespace megalodon {
+
+struct Embedding {
+  std::int64_t vocab;  // K
+  std::int64_t dim;    // D
+  float scale = 1;
+};
+
+// Overwrites x. Throws Error(InvalidArgument) naming the first token outside [0, K) and its position, before x is written.
+void embedding_forward(Context& ctx, const Embedding& op,
+                       const Tensor& weight,  // [K, D] f32
+                       const Tensor& tokens,  // [B, L] i32
+                       const Tensor& x);      // [B, L, D], any pitch
+
+// dweight[k, :] += scale * sum of dx[b, l, :] over the positions with tokens[b, l] = k, in the order of the positions: the
+// same bits whatever the number of threads. Adds to dweight. Throws like forward.
+void embedding_backward(Context& ctx, const Embedding& op,
+                        const Tensor& tokens,    // [B, L] i32
+                        const Tensor& dx,        // [B, L, D], any pitch
+                        const Tensor& dweight);  // [K, D] f32
+
+namespace cpu {
+void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x);
+void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight);
+}  // namespace cpu
+
+}  // namespace megalodon
