@@ -1,0 +1,96 @@
+// Text to token ids and back: raw bytes, or a SentencePiece model.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace megalodon {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  virtual std::int64_t vocab_size() const noexcept = 0;
+  virtual std::optional<std::int32_t> bos() const noexcept = 0;
+  virtual std::optional<std::int32_t> eos() const noexcept = 0;
+  // What shards and models carry so that they are not used with another tokenizer: "bytes", or "sentencepiece:" and the
+  // checksum of the model file.
+  virtual const std::string& identity() const noexcept = 0;
+
+  // The ids of a text, without bos or eos. Bytes: any content. SentencePiece: throws Error(InvalidArgument) naming the offset
+  // of the first byte that is not UTF-8.
+  virtual std::vector<std::int32_t> encode(std::string_view text) const = 0;
+  // The bytes that one id stands for; none for control ids. May be a part of a character.
+  // Throws Error(InvalidArgument) for an id outside the vocabulary.
+  virtual std::string piece(std::int32_t id) const = 0;
+  // Whether encode() puts a space before the text, which decode() takes away again.
+  virtual bool adds_leading_space() const noexcept = 0;
+  // Writes what load_tokenizer(folder) reads: tokenizer.model, or the file `tokenizer` that says "bytes".
+  virtual void save_to(const std::string& folder) const = 0;
+
+  // The pieces, put together. decode(encode(text)) == text for bytes, and for SentencePiece models that do not normalise.
+  // Throws Error(InvalidArgument) for an id outside the vocabulary.
+  std::string decode(const std::vector<std::int32_t>& ids) const;
+};
+
+// `what` is "bytes", a SentencePiece model file, or a folder that holds tokenizer.model or a file `tokenizer` that says "bytes".
+// Throws Error(NotFound), Error(Io), Error(Corrupt) for a damaged model.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& what);
+
+// Decodes ids as they come, for output that is shown at once: whole UTF-8 characters only, what can never become one replaced by
+// U+FFFD. The tokenizer must outlive it.
+class TokenStream {
+ public:
+  // continues: the ids follow a text that stands before them, so a leading space is part of them.
+  explicit TokenStream(const Tokenizer& tokenizer, bool continues = true);
+
+  // The characters that this id completes; often none. Throws Error(InvalidArgument) for an id outside the vocabulary.
+  std::string push(std::int32_t id);
+  // What remains at the end: U+FFFD for a character left incomplete.
+  std::string finish();
+
+ private:
+  std::string take_complete();
+
+  const Tokenizer& tokenizer_;
+  std::string pending_;
+  bool strip_space_;
+};
+
+// Encodes a text that comes in pieces, in constant memory; the ids are those of encode(whole text) wherever the text has a
+// newline or a space between words every few thousand bytes. The tokenizer must outlive it.
+class TextEncoder {
+ public:
+  // where         stands in errors: the file's name
+  // check_utf8    whether bytes that are not UTF-8 are refused; SentencePiece always refuses them
+  // window_bytes  the most text that is held back while a place to cut is looked for
+  TextEncoder(const Tokenizer& tokenizer, std::string where, bool check_utf8 = true, std::size_t window_bytes = 1 << 16);
+
+  // Appends to `ids` those of the text so far that later text cannot change. Throws Error(Corrupt) naming `where` and the byte
+  // offset of what is not UTF-8.
+  void push(std::string_view text, std::vector<std::int32_t>& ids);
+  // Ends the text and appends the remaining ids; the next push begins another text. Throws like push, for a character cut off.
+  void finish(std::vector<std::int32_t>& ids);
+
+ private:
+  // What the held-back text follows, which decides how the space that a tokenizer adds before it is undone.
+  enum class After { Nothing, Space, Newline, Text };
+
+  void check(bool last);
+  void encode_held(std::size_t bytes, std::vector<std::int32_t>& ids);
+
+  const Tokenizer& tokenizer_;
+  std::string where_;
+  bool check_utf8_;
+  std::size_t window_bytes_;
+  std::string held_;
+  std::size_t checked_ = 0;  // bytes of held_ known to be whole characters
+  std::int64_t offset_ = 0;  // of held_ in the text
+  After after_ = After::Nothing;
+};
+
+}  // namespace megalodon
