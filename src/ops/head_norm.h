@@ -1,0 +1,57 @@
+// Queries and keys from the shared projection z (Megalodon, arXiv 2404.08801, section 3.3, "normalized attention"): RMSNorm of
+// each head without affine, then one affine pair for queries (row 0) and one for keys (row 1). With d = head_dim:
+//   zn = z / sqrt(mean over the head of z^2 + eps)
+//   q = zn * (gamma_0 + 1) / sqrt(d) + beta_0,  k = zn * (gamma_1 + 1) / sqrt(d) + beta_1
+// Both carry the 1/sqrt(d), as in the released code; the attention logits get no other scale.
+#pragma once
+
+#include "core/context.h"
+
+namespace megalodon {
+
+struct HeadNorm {
+  std::int64_t heads;     // H
+  std::int64_t head_dim;  // Z / H
+  double eps = 1e-5;
+};
+
+// What backward needs besides the inputs.
+struct HeadNormSaved {
+  Tensor rstd;  // [B, L, H] f32: 1 / sqrt(mean(z^2) + eps); null when there will be no backward
+};
+
+// Writes q, k and saved.rstd. z, q and k may be pitched; q or k may be the same tensor as z.
+// Throws Error(InvalidArgument) naming the tensor that does not fit.
+void head_norm_forward(Context& ctx, const HeadNorm& op,
+                       const Tensor& gamma,  // [2, Z] f32
+                       const Tensor& beta,   // [2, Z] f32
+                       const Tensor& z,      // [B, L, Z]
+                       const Tensor& q,      // [B, L, Z]
+                       const Tensor& k,      // [B, L, Z]
+                       const HeadNormSaved& saved);
+
+// With g = (dq * (gamma_0 + 1) + dk * (gamma_1 + 1)) / sqrt(d):
+//   dz = rstd * (g - zn * mean over the head of g * zn)
+//   dgamma_0 += sum over rows of dq * zn / sqrt(d),  dbeta_0 += sum over rows of dq;  row 1 likewise with dk.
+// Overwrites dz, adds to dgamma and dbeta. z, dq, dk and dz may be pitched; dz may be the same tensor as dq or dk.
+void head_norm_backward(Context& ctx, const HeadNorm& op,
+                        const Tensor& gamma,  // [2, Z] f32
+                        const Tensor& z,      // [B, L, Z]
+                        const HeadNormSaved& saved,
+                        const Tensor& dq,      // [B, L, Z]
+                        const Tensor& dk,      // [B, L, Z]
+                        const Tensor& dz,      // [B, L, Z]
+                        const Tensor& dgamma,  // [2, Z] f32
+                        const Tensor& dbeta);  // [2, Z] f32
+
+// Bytes of workspace that backward takes; forward takes none.
+std::size_t head_norm_workspace_bytes(const HeadNorm& op, int threads);
+
+namespace cpu {
+void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
+                       const Tensor& q, const Tensor& k, const HeadNormSaved& saved);
+void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
+                        const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta);
+}  // namespace cpu
+
+}  // namespace megalodon

@@ -1,0 +1,70 @@
+// TimestepNorm (Megalodon, arXiv 2404.08801, section 3.2): group normalisation whose statistics are cumulative over time.
+// Features are in G groups of W = D/G adjacent ones. With n_t = W * (timesteps seen up to and including t), and sums over all
+// features of the group in all those timesteps:
+//   mean_t = sum x / n_t,  var_t = sum (x - mean_t)^2 / n_t,  y_t = (x_t - mean_t) / sqrt(var_t + eps) * (w + 1) + b
+// The state is the moments alone. They are kept in float64 and updated about the running mean, which forgets rounding errors as
+// 1/t instead of adding them up, so a stream may be of any length. A sequence in pieces gives the bits of the whole.
+#pragma once
+
+#include "core/context.h"
+
+namespace megalodon {
+
+struct TimestepNorm {
+  std::int64_t dim;     // D
+  std::int64_t groups;  // G, divides D
+  double eps = 1e-5;
+};
+
+// What is carried from one window of a sequence to the next. All null: start at count 0 and keep nothing.
+struct TimestepNormState {
+  Tensor count;  // [B] i64: timesteps seen; mean and var are ignored where it is 0
+  Tensor mean;   // [B, G] f64
+  Tensor var;    // [B, G] f64: population variance
+};
+
+// What backward needs besides the inputs. All null when there will be no backward.
+struct TimestepNormSaved {
+  Tensor count;  // [B] i64: timesteps seen before this window
+  Tensor mean;   // [B, L, G] f32
+  Tensor rstd;   // [B, L, G] f32: 1 / sqrt(var + eps)
+};
+
+// Writes y and saved, moves state on by L timesteps. x and y may be pitched, and may be the same tensor.
+// Throws Error(InvalidArgument) naming the tensor that does not fit, a negative state count among it.
+void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
+                           const Tensor& weight,            // [D] f32, minus one
+                           const Tensor& bias,              // [D] f32
+                           const Tensor& x,                 // [B, L, D]
+                           const TimestepNormState& state,  // read and updated
+                           const Tensor& y,                 // [B, L, D]
+                           const TimestepNormSaved& saved);
+
+// With g = dy * (w + 1), a_t = sum over the group's features of g_t, c_t = the same of g_t * (x_t - mean_t), r = rstd:
+//   dx_s = r_s g_s - sum over t >= s of (r_t a_t + r_t^3 c_t (x_s - mean_t)) / n_t
+//   dw += sum over (b, t) of dy * (x - mean) * r,  db += sum over (b, t) of dy
+// Gradients stop at the window's start: the state that came in counts as a constant.
+// Overwrites dx, adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same tensor.
+void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
+                            const Tensor& weight,  // [D] f32
+                            const Tensor& x,       // [B, L, D]
+                            const TimestepNormSaved& saved,
+                            const Tensor& dy,       // [B, L, D]
+                            const Tensor& dx,       // [B, L, D]
+                            const Tensor& dweight,  // [D] f32
+                            const Tensor& dbias);   // [D] f32
+
+// Bytes of workspace that either of the two takes.
+std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
+
+namespace cpu {
+void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved);
+void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
+                            const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
+                            const Tensor& dbias);
+// Takes the scratch of the two from an arena.
+void timestep_norm_scratch(const TimestepNorm& op, int threads, Arena& arena);
+}  // namespace cpu
+
+}  // namespace megalodon
