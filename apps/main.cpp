@@ -1,1 +1,131 @@
-int main() { return 0; }
+// The program `megalodon`: chooses the command, and turns what a command throws into one line and an exit code.
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "apps/commands.h"
+#include "core/suggest.h"
+#include "megalodon/error.h"
+
+namespace {
+
+using megalodon::ErrorKind;
+
+constexpr int kUsage = 2;
+
+// docs/commands.md and the footer below list these for the user.
+int exit_code(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::InvalidArgument: return kUsage;
+    case ErrorKind::NotFound: return 3;
+    case ErrorKind::Corrupt: return 4;
+    case ErrorKind::Mismatch: return 5;
+    case ErrorKind::Io: return 6;
+    case ErrorKind::OutOfMemory: return 7;
+    case ErrorKind::Unsupported: return 8;
+    case ErrorKind::NotFinite: return 9;
+    case ErrorKind::Internal: break;
+  }
+  return 70;  // EX_SOFTWARE of sysexits.h
+}
+
+constexpr const char* kFooter = R"(
+Examples:
+  megalodon prepare --input book.txt --tokenizer bytes --valid-fraction 0.05 --out data
+  megalodon inspect 1.3B
+  megalodon generate runs/first --prompt "It was" --max-tokens 200
+  megalodon COMMAND --help
+
+Exit codes:
+  0 done                  4 a file is corrupt          8 not in this build
+  1 a check has failed    5 two files do not fit       9 a result is not finite
+  2 wrong usage           6 input or output failed    70 a fault of the program
+  3 not found             7 out of memory            141 nobody reads the output)";
+
+// One line on stderr, whatever the message holds; returns `code`.
+int fail(std::string message, int code) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::cout.flush();
+  std::fprintf(stderr, "megalodon: %s\n", message.c_str());
+  return code;
+}
+
+std::vector<std::string> command_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  return names;
+}
+
+std::vector<std::string> flag_names(const CLI::App& command) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  return names;
+}
+
+// Where the command line is wrong and how it may have been meant. CLI11 reports what is missing before what is unknown, so the
+// unknown is looked for first: a mistyped flag is then not called a missing one.
+int fail_usage(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<CLI::App*> chosen = app.get_subcommands();
+  const CLI::App& command = chosen.empty() ? app : *chosen.front();
+  const std::string where = chosen.empty() ? "" : command.get_name() + ": ";
+  const std::string help = "See megalodon " + (chosen.empty() ? "" : command.get_name() + " ") + "--help.";
+  for (const std::string& extra : command.remaining()) {
+    const bool is_flag = extra.size() > 1 && extra.front() == '-';
+    const std::string name = extra.substr(0, extra.find('='));
+    const std::string hint = is_flag ? megalodon::did_you_mean(name, flag_names(command))
+                                     : (chosen.empty() ? megalodon::did_you_mean(name, command_names(app)) : std::string());
+    const std::string what =
+        is_flag ? "unknown flag " + name : (chosen.empty() ? "unknown command " : "unexpected argument ") + name;
+    return fail(where + what + ". " + (hint.empty() ? help : hint), kUsage);
+  }
+  return fail(where + error.what() + ". " + help, kUsage);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Megalodon (arXiv 2404.08801): trains, evaluates and runs language models with unlimited context.", "megalodon");
+  app.set_version_flag("--version", "megalodon " MEGALODON_VERSION, "Print the version and exit");
+  app.footer(kFooter);
+  app.require_subcommand(0, 1);
+  app.get_formatter()->column_width(34);
+  megalodon::apps::add_inspect_command(app);  // the command table, in the order of --help
+  try {
+    app.parse(argc, argv);
+    if (app.get_subcommands().empty()) std::cout << app.help();
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
+  } catch (const CLI::Success& request) {  // --help, --version
+    app.exit(request);
+  } catch (const CLI::ParseError& error) {
+    return fail_usage(app, error);
+  } catch (const megalodon::Error& error) {
+    return fail(error.what(), exit_code(error.kind()));
+  } catch (const std::bad_alloc&) {
+    return fail("the machine has too little memory. Try a smaller model, batch or window.", exit_code(ErrorKind::OutOfMemory));
+  } catch (const std::filesystem::filesystem_error& error) {
+    return fail(error.what(), exit_code(ErrorKind::Io));
+  } catch (const std::exception& error) {
+    return fail(std::string("internal error: ") + error.what() + ". Please report it.", exit_code(ErrorKind::Internal));
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Whoever started us may ignore SIGPIPE. With its default, `megalodon generate ... | head` ends as quietly as any other tool.
+  std::signal(SIGPIPE, SIG_DFL);
+  const int code = run(argc, argv);
+  std::cout.flush();
+  if (code == 0 && (!std::cout || std::fflush(stdout) != 0)) {
+    return fail("standard output: cannot write. Is the disk full?", exit_code(ErrorKind::Io));
+  }
+  return code;
+}
