@@ -1,0 +1,24 @@
+# Checks that are not C++ tests, each an ordinary test of ctest named checks.*. They say nothing new about a sanitizer build.
+if(MEGALODON_SANITIZE)
+  return()
+endif()
+include(cmake/headers.cmake)
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+include(ProcessorCount)
+ProcessorCount(processors)
+
+# megalodon_check(NAME COMMAND...)
+function(megalodon_check name)
+  add_test(NAME checks.${name} COMMAND ${ARGN} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(checks.${name} PROPERTIES LABELS check TIMEOUT 1800)
+endfunction()
+
+megalodon_check(layers ${Python3_EXECUTABLE} tools/check_layers.py)
+megalodon_check(layers_finds_faults ${Python3_EXECUTABLE} tests/tools/check_layers_test.py)
+megalodon_check(headers_alone ${CMAKE_COMMAND} --build ${PROJECT_BINARY_DIR} --target headers_alone)
+megalodon_check(package ${CMAKE_COMMAND} -DBUILD_DIR=${PROJECT_BINARY_DIR} -DCXX=${CMAKE_CXX_COMPILER}
+                -DVERSION=${PROJECT_VERSION} -P tests/package/check.cmake)
+megalodon_check(format ${Python3_EXECUTABLE} tools/check_format.py)
+megalodon_check(clang_tidy ${Python3_EXECUTABLE} tools/run_clang_tidy.py ${PROJECT_BINARY_DIR})
+# The longest first, and those that use every processor not beside others.
+set_tests_properties(checks.clang_tidy checks.headers_alone PROPERTIES COST 1000 PROCESSORS ${processors})
