@@ -13,8 +13,8 @@
 
 namespace megalodon {
 
-// A mapped file, every word of whose header was checked when it was opened. Copies share the mapping; so do not the tensors:
-// they are views that live as long as a copy of this object does.
+// A mapped file, every word of whose header was checked when it was opened. Copies share the mapping; tensors are views of it and
+// live as long as one of the copies.
 class SafetensorsFile {
  public:
   // Throws Error(NotFound), Error(Io), Error(Corrupt) for anything in the header that does not hold, Error(Unsupported) for a

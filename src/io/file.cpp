@@ -1,0 +1,304 @@
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "megalodon/error.h"
+
+namespace megalodon {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
+// A single read or write of the kernel moves less than 2 GiB.
+constexpr std::size_t kLargestTransfer = std::size_t{1} << 30;
+
+std::string hint_for(int code) {
+  switch (code) {
+    case ENOENT:
+    case ENOTDIR: return "Check the path";
+    case ENOSPC:
+    case EDQUOT: return "Free some space, or write to another disk";
+    case EFBIG: return "Raise the limit on file sizes (ulimit -f), or write to another file system";
+    case EACCES:
+    case EPERM: return "Check who owns it and its permissions";
+    case EROFS: return "The file system is mounted read-only; write elsewhere";
+    case EISDIR: return "Name a file";
+    case EMFILE:
+    case ENFILE: return "Raise the limit on open files (ulimit -n)";
+    case EIO: return "The device failed; check the system's log and the disk";
+    default: return {};
+  }
+}
+
+[[noreturn]] void fail(int code, const std::string& doing, const std::string& path) {
+  const bool missing = code == ENOENT || code == ENOTDIR;
+  throw Error(missing ? ErrorKind::NotFound : ErrorKind::Io, "cannot " + doing + ": " + std::generic_category().message(code),
+              path, hint_for(code));
+}
+
+void check(const std::error_code& code, const std::string& doing, const std::string& path) {
+  if (code) fail(code.value(), doing, path);
+}
+
+// An open file that closes itself.
+class Descriptor {
+ public:
+  Descriptor(const std::string& path, int flags, const char* doing) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+    if (fd_ < 0) fail(errno, doing, path);
+  }
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int get() const noexcept { return fd_; }
+  int release() noexcept { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+// What fstat says of a file that is to be read; refuses directories, which open like files.
+struct stat examine(const Descriptor& file, const std::string& path) {
+  struct stat status {};
+  if (fstat(file.get(), &status) != 0) fail(errno, "examine", path);
+  if (S_ISDIR(status.st_mode)) fail(EISDIR, "read", path);
+  return status;
+}
+
+void sync_descriptor(int fd, const std::string& path) {
+  // Pipes and devices have nothing to sync and say EINVAL.
+  if (fsync(fd) != 0 && errno != EINVAL) fail(errno, "write to the disk (fsync)", path);
+}
+
+// "folder/" to "folder", so that names can be made from it.
+std::string without_slash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+std::string parent_of(const std::string& path) {
+  const fs::path parent = fs::path(without_slash(path)).parent_path();
+  return parent.empty() ? "." : parent.string();
+}
+
+void rename_path(const std::string& from, const std::string& to) {
+  if (std::rename(from.c_str(), to.c_str()) != 0) fail(errno, "put " + from + " in its place", to);
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const Descriptor file(path, O_RDONLY, "open");
+  const struct stat status = examine(file, path);
+  if (!S_ISREG(status.st_mode)) throw Error(ErrorKind::Io, "not a regular file", path, "Name a file on a disk");
+  if (status.st_size == 0) return;
+  void* data = mmap(nullptr, static_cast<std::size_t>(status.st_size), PROT_READ, MAP_SHARED, file.get(), 0);
+  if (data == MAP_FAILED) fail(errno, "map", path);
+  data_ = static_cast<const std::byte*>(data);
+  size_ = static_cast<std::size_t>(status.st_size);
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+void MappedFile::advise(Access access) const noexcept {
+  if (data_ == nullptr) return;
+  int advice = MADV_NORMAL;
+  if (access == Access::Sequential) advice = MADV_SEQUENTIAL;
+  if (access == Access::Random) advice = MADV_RANDOM;
+  if (access == Access::WillNeed) advice = MADV_WILLNEED;
+  (void)madvise(const_cast<std::byte*>(data_), size_, advice);
+}
+
+FileReader::FileReader(const std::string& path) : path_(path) {
+  Descriptor file(path, O_RDONLY, "open");
+  size_ = examine(file, path).st_size;
+  fd_ = file.release();
+}
+
+FileReader::~FileReader() { close(fd_); }
+
+std::size_t FileReader::read(void* buffer, std::size_t bytes) {
+  std::size_t done = 0;
+  while (done < bytes) {
+    const ssize_t got = ::read(fd_, static_cast<char*>(buffer) + done, std::min(bytes - done, kLargestTransfer));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail(errno, "read", path_);
+    if (got == 0) break;
+    done += static_cast<std::size_t>(got);
+  }
+  return done;
+}
+
+FileWriter::FileWriter(const std::string& path) : path_(path) {
+  buffer_.reserve(kBufferBytes);
+  fd_ = Descriptor(path, O_WRONLY | O_CREAT | O_TRUNC, "create").release();
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ >= 0) close(fd_);
+}
+
+void FileWriter::write(const void* data, std::size_t bytes) {
+  if (fd_ < 0) throw Error(ErrorKind::Internal, "written to after finish()", path_);
+  if (bytes == 0) return;
+  checksum_.update(data, bytes);
+  written_ += static_cast<std::int64_t>(bytes);
+  if (buffer_.size() + bytes > kBufferBytes) flush();
+  if (bytes >= kBufferBytes) return write_through(data, bytes);
+  const char* first = static_cast<const char*>(data);
+  buffer_.insert(buffer_.end(), first, first + bytes);
+}
+
+void FileWriter::flush() {
+  write_through(buffer_.data(), buffer_.size());
+  buffer_.clear();
+}
+
+void FileWriter::write_through(const void* data, std::size_t bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t put = ::write(fd_, next, std::min(bytes, kLargestTransfer));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail(errno, "write", path_);
+    next += put;
+    bytes -= static_cast<std::size_t>(put);
+  }
+}
+
+void FileWriter::finish() {
+  if (fd_ < 0) return;
+  flush();
+  sync_descriptor(fd_, path_);
+  if (close(std::exchange(fd_, -1)) != 0) fail(errno, "close", path_);
+}
+
+std::string read_text_file(const std::string& path, std::size_t limit) {
+  FileReader file(path);
+  const auto too_long = [&] {
+    throw Error(ErrorKind::Corrupt, "longer than the " + std::to_string(limit) + " bytes that such a file may have", path);
+  };
+  if (file.size() > 0 && static_cast<std::size_t>(file.size()) > limit) too_long();
+  // A pipe has no size and a file may grow, so read until there is no more.
+  std::string text;
+  for (;;) {
+    const std::size_t before = text.size();
+    const std::size_t wanted =
+        std::min(limit - before + 1, std::max<std::size_t>(4096, static_cast<std::size_t>(file.size()) + 1));
+    text.resize(before + wanted);
+    const std::size_t got = file.read(text.data() + before, wanted);
+    text.resize(before + got);
+    if (text.size() > limit) too_long();
+    if (got < wanted) return text;
+  }
+}
+
+void write_file_atomically(const std::string& path, std::string_view bytes) {
+  const std::string partial = path + ".partial";
+  try {
+    FileWriter file(partial);
+    file.write(bytes);
+    file.finish();
+    rename_path(partial, path);
+  } catch (...) {
+    unlink(partial.c_str());
+    throw;
+  }
+  fsync_directory(parent_of(path));
+}
+
+void fsync_file(const std::string& path) { sync_descriptor(Descriptor(path, O_RDONLY, "open").get(), path); }
+
+void fsync_directory(const std::string& path) { sync_descriptor(Descriptor(path, O_RDONLY | O_DIRECTORY, "open").get(), path); }
+
+void replace_directory(const std::string& finished, const std::string& target) {
+  const std::string from = without_slash(finished);
+  const std::string to = without_slash(target);
+  fsync_directory(from);
+  if (!exists(to)) {
+    rename_path(from, to);
+    return fsync_directory(parent_of(to));
+  }
+  // Exchanging the two names is atomic. Where the file system cannot, there is a moment without `target`, never a half one.
+  std::string old = from;
+  if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) != 0) {
+    if (errno != EINVAL && errno != ENOSYS) fail(errno, "put " + from + " in its place", to);
+    old = to + ".old";
+    remove_all(old);
+    rename_path(to, old);
+    rename_path(from, to);
+  }
+  fsync_directory(parent_of(to));
+  remove_all(old);
+}
+
+void create_directories(const std::string& path) {
+  std::error_code code;
+  fs::create_directories(without_slash(path), code);
+  check(code, "create the folder", path);
+}
+
+void remove_all(const std::string& path) {
+  std::error_code code;
+  fs::remove_all(without_slash(path), code);
+  check(code, "remove", path);
+}
+
+std::vector<std::string> list_directory(const std::string& path) {
+  std::vector<std::string> names;
+  std::error_code code;
+  fs::directory_iterator at(path, code);
+  check(code, "list the folder", path);
+  while (at != fs::directory_iterator()) {
+    names.push_back(at->path().filename().string());
+    at.increment(code);
+    check(code, "list the folder", path);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool is_file(const std::string& path) noexcept {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 && !S_ISDIR(status.st_mode);
+}
+
+bool is_directory(const std::string& path) noexcept {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+bool exists(const std::string& path) noexcept {
+  struct stat status {};
+  return lstat(path.c_str(), &status) == 0;
+}
+
+std::string join_path(const std::string& folder, const std::string& name) { return (fs::path(folder) / name).string(); }
+
+}  // namespace megalodon
