@@ -28,4 +28,11 @@ inline void require_contiguous(const Tensor& tensor, DType dtype, const Shape& s
   if (!tensor.contiguous()) throw Error(ErrorKind::InvalidArgument, std::string(name) + " must be contiguous", op);
 }
 
+// Throws likewise unless `tensor` has this dtype and, its leading extents taken together, is rows x cols. Any pitch.
+inline void require_matrix(const Tensor& tensor, DType dtype, std::int64_t rows, std::int64_t cols, const char* op,
+                           const char* name) {
+  require_tensor(tensor && tensor.rows() == rows && tensor.cols() == cols ? tensor.view({rows, cols}) : tensor, dtype,
+                 {rows, cols}, op, name);
+}
+
 }  // namespace megalodon

@@ -1,0 +1,18 @@
+// The float64 oracle of src/ops/linear.h. Rows of x have `in` values, rows of y `out`; an empty bias stands for zero.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace megalodon::reference {
+
+std::vector<double> linear_forward(std::int64_t in, std::int64_t out, const std::vector<double>& weight,
+                                   const std::vector<double>& bias, const std::vector<double>& x);
+
+struct LinearGradients {
+  std::vector<double> dx, dweight, dbias;
+};
+LinearGradients linear_backward(std::int64_t in, std::int64_t out, const std::vector<double>& weight,
+                                const std::vector<double>& x, const std::vector<double>& dy);
+
+}  // namespace megalodon::reference

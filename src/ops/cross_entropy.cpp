@@ -1,0 +1,46 @@
+#include "ops/cross_entropy.h"
+
+#include <string>
+
+#include "core/check.h"
+#include "ops/dispatch.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kName = "cross_entropy";
+
+void check(const CrossEntropy& op, const Tensor& logits, const Tensor& targets, const CrossEntropySaved& saved) {
+  require(op.vocab > 0, kName, "vocab must be positive");
+  require_matrix(logits, logits.dtype(), logits.rows(), op.vocab, kName, "logits");
+  require_contiguous(targets, DType::I32, {logits.rows()}, kName, "targets");
+  if (saved.lse) require_contiguous(saved.lse, DType::F32, {logits.rows()}, kName, "saved.lse");
+  const std::int32_t* target = targets.data<std::int32_t>();
+  for (std::int64_t t = 0; t < logits.rows(); ++t) {
+    if (target[t] >= -1 && target[t] < op.vocab) continue;
+    throw Error(ErrorKind::InvalidArgument,
+                "target " + std::to_string(target[t]) + " at position " + std::to_string(t) + " is outside the vocabulary of " +
+                    std::to_string(op.vocab),
+                kName);
+  }
+}
+
+}  // namespace
+
+void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                           const Tensor& losses, const CrossEntropySaved& saved) {
+  check(op, logits, targets, saved);
+  require_contiguous(losses, DType::F32, {logits.rows()}, kName, "losses");
+  dispatch(ctx, logits.dtype(), kName, [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
+}
+
+void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                            const CrossEntropySaved& saved, float scale, const Tensor& dlogits) {
+  check(op, logits, targets, saved);
+  require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
+  require_matrix(dlogits, logits.dtype(), logits.rows(), op.vocab, kName, "dlogits");
+  dispatch(ctx, logits.dtype(), kName, [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
+}
+
+}  // namespace megalodon

@@ -1,0 +1,42 @@
+#include "ops/embedding.h"
+
+#include <string>
+
+#include "core/check.h"
+#include "ops/dispatch.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kName = "embedding";
+
+void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x, const char* weight_name,
+           const char* x_name) {
+  require(op.vocab > 0 && op.dim > 0, kName, "vocab and dim must be positive");
+  require_contiguous(weight, DType::F32, {op.vocab, op.dim}, kName, weight_name);
+  require_contiguous(tokens, DType::I32, tokens.shape(), kName, "tokens");
+  require_matrix(x, x.dtype(), tokens.numel(), op.dim, kName, x_name);
+  const std::int32_t* token = tokens.data<std::int32_t>();
+  for (std::int64_t i = 0; i < tokens.numel(); ++i) {
+    if (token[i] >= 0 && token[i] < op.vocab) continue;
+    throw Error(ErrorKind::InvalidArgument,
+                "token " + std::to_string(token[i]) + " at position " + std::to_string(i) + " is outside the vocabulary of " +
+                    std::to_string(op.vocab),
+                kName);
+  }
+}
+
+}  // namespace
+
+void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
+  check(op, weight, tokens, x, "weight", "x");
+  dispatch(ctx, x.dtype(), kName, [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
+}
+
+void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight) {
+  check(op, dweight, tokens, dx, "dweight", "dx");
+  dispatch(ctx, dx.dtype(), kName, [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); });
+}
+
+}  // namespace megalodon
