@@ -37,7 +37,7 @@ inline std::string format_bytes(double bytes) {
 
 // 75 -> "1:15", 3700 -> "1:01:40"
 inline std::string format_duration(double seconds) {
-  const auto whole = static_cast<long long>(seconds + 0.5);
+  const auto whole = std::llround(seconds);
   if (whole < 3600) return format("%lld:%02lld", whole / 60, whole % 60);
   return format("%lld:%02lld:%02lld", whole / 3600, whole / 60 % 60, whole % 60);
 }
