@@ -1,0 +1,472 @@
+// The recurrence, step by step, 16 channels at a time, in float64: a state with |q| near 1 sums tens of thousands of steps, and
+// float32 would lose three digits of it to rounding, one to the rounding of q alone. At D = 384, N = 16 float64 costs two per
+// cent of a training step.
+//
+// Forward runs on u = h / p, which saves the product p x:  u_t = q u_{t-1} + x_t,  y_t = Re(sum_n c_n u_t,n) + omega x_t,
+// c = p g, g = gamma / sqrt(N).
+//
+// Backward needs no state of forward but the first. Gradients of complex numbers are written such that dL = Re(conj(G_z) dz).
+// Running back from V_{L+1} = M_{L+1} = 0,
+//   V_t = dy_t + conj(q) V_{t+1}         = sum over s >= t of conj(q)^(s-t) dy_s
+//   M_t = V_{t+1} + conj(q) M_{t+1}      = sum over s > t of (s-t) conj(q)^(s-t-1) dy_s
+// and since h_s = q^s h_0 + p sum over t <= s of q^(s-t) x_t, the sums A = sum_t x_t V_t and E = sum_t x_t M_t give
+//   dx_t = omega dy_t + sum_n Re(conj(c) V_t)     domega = sum_t dy_t x_t
+//   dp   = Re(conj(g) A)                          through p x_t alone, q held
+//   G_g  = p A + conj(h_0) V_0
+//   G_q  = conj(g) (p E + conj(h_0) M_0)
+// With q = m exp(i phi):  dm = Re(conj(G_q) exp(i phi)),  dphi = Im(conj(q) G_q); the rest is the chain rule through sigmoids.
+#include "ops/cema.h"
+
+#include <algorithm>
+#include <cmath>
+#include <complex>
+#include <cstring>
+#include <numbers>
+#include <vector>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cema_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/vector-inl.h"
+
+// This file is compiled once for each instruction set; what does not depend on it stands here.
+#ifndef MEGALODON_OPS_CEMA_CPU_COMMON_
+#define MEGALODON_OPS_CEMA_CPU_COMMON_
+namespace megalodon::cpu {
+
+constexpr std::int64_t kChannels = 16;  // of a group: a cache line of x
+constexpr std::int64_t kSteps = 32;     // of a tile: x and y of a group stay in the first-level cache
+
+// A thread's scratch for one group of channels. Channels that a ragged last group lacks are zero.
+struct CemaGroup {
+  double *p, *d;              // [16, N] sigmoid(alpha), sigmoid(delta)
+  double *qr, *qi, *cr, *ci;  // [N, 16]
+  double* u;                  // [N, 2, 16] u while forward runs
+  double* adjoint;            // [N, 8, 16] V, M, A, E (real and imaginary part each) while backward runs
+  double* tail;               // [N, 4, 16] sums over the batch of conj(h_0) V_0 and of conj(h_0) M_0
+  double *omega, *domega;     // [16]
+  double *x, *y;              // [32, 16] tiles: x and y, or x and dy
+  double* dx;                 // [32, 16]
+};
+
+}  // namespace megalodon::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+using Doubles = hn::CappedTag<double, 8>;
+using DoubleVec = hn::Vec<Doubles>;
+constexpr Doubles kDoubles{};
+
+HWY_INLINE DoubleVec at(const double* p) { return hn::LoadU(kDoubles, p); }
+
+// to[i] = sigmoid(from[i]).
+void cema_sigmoid(const float* from, double* to, std::int64_t count) {
+  const auto one = hn::Set(kDoubles, 1.0);
+  const auto least = hn::Set(kDoubles, -200.0);  // sigmoid is 0 in float32 long before; here p stays a divisor
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    const std::int64_t n = std::min(lanes, count - i);
+    double values[8] = {};
+    for (std::int64_t j = 0; j < n; ++j) values[j] = from[i + j];
+    DoubleVec v = at(values);
+    v = hn::IfThenElse(hn::Lt(v, least), least, v);
+    const auto e = hn::Exp(kDoubles, hn::Neg(hn::Abs(v)));
+    const auto r = hn::Div(one, hn::Add(one, e));
+    const auto s = hn::IfThenElse(hn::Lt(v, hn::Zero(kDoubles)), hn::Mul(e, r), r);
+    hn::StoreU(hn::Add(s, hn::Sub(v, v)), kDoubles, values);  // Exp makes 0 of NaN: keep it
+    std::copy_n(values, n, to + i);
+  }
+}
+
+// States n .. n + S-1 over the steps of a tile: y += Re(c u).
+template <int S>
+HWY_INLINE void forward_states(const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
+  DoubleVec qr[S], qi[S], cr[S], ci[S], ur[S], ui[S];
+  double* u = group.u + n * 2 * kChannels + lane;
+  for (int s = 0; s < S; ++s) {
+    const std::int64_t i = (n + s) * kChannels + lane;
+    qr[s] = at(group.qr + i);
+    qi[s] = at(group.qi + i);
+    cr[s] = at(group.cr + i);
+    ci[s] = at(group.ci + i);
+    ur[s] = at(u + 2 * s * kChannels);
+    ui[s] = at(u + (2 * s + 1) * kChannels);
+  }
+  for (std::int64_t t = 0; t < steps; ++t) {
+    const DoubleVec x = at(group.x + t * kChannels + lane);
+    DoubleVec y = at(group.y + t * kChannels + lane);
+    for (int s = 0; s < S; ++s) {
+      const DoubleVec real = hn::MulAdd(qr[s], ur[s], hn::NegMulAdd(qi[s], ui[s], x));
+      ui[s] = hn::MulAdd(qr[s], ui[s], hn::Mul(qi[s], ur[s]));
+      ur[s] = real;
+      y = hn::NegMulAdd(ci[s], ui[s], hn::MulAdd(cr[s], ur[s], y));
+    }
+    hn::StoreU(y, kDoubles, group.y + t * kChannels + lane);
+  }
+  for (int s = 0; s < S; ++s) {
+    hn::StoreU(ur[s], kDoubles, u + 2 * s * kChannels);
+    hn::StoreU(ui[s], kDoubles, u + (2 * s + 1) * kChannels);
+  }
+}
+
+void cema_forward_tile(const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(kDoubles))) {
+    const DoubleVec omega = at(group.omega + lane);
+    for (std::int64_t t = 0; t < steps; ++t) {
+      hn::StoreU(hn::Mul(omega, at(group.x + t * kChannels + lane)), kDoubles, group.y + t * kChannels + lane);
+    }
+    std::int64_t n = 0;
+    for (; n + 4 <= order; n += 4) forward_states<4>(group, n, lane, steps);
+    for (; n < order; ++n) forward_states<1>(group, n, lane, steps);
+  }
+}
+
+// States n .. n + S-1 over the steps of a tile, last step first: V, M, A, E, and dx += Re(conj(c) V).
+template <int S>
+HWY_INLINE void backward_states(const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
+  DoubleVec qr[S], qi[S], cr[S], ci[S], vr[S], vi[S], mr[S], mi[S], ar[S], ai[S], er[S], ei[S];
+  for (int s = 0; s < S; ++s) {
+    const std::int64_t i = (n + s) * kChannels + lane;
+    const double* adjoint = group.adjoint + (n + s) * 8 * kChannels + lane;
+    qr[s] = at(group.qr + i);
+    qi[s] = at(group.qi + i);
+    cr[s] = at(group.cr + i);
+    ci[s] = at(group.ci + i);
+    vr[s] = at(adjoint);
+    vi[s] = at(adjoint + kChannels);
+    mr[s] = at(adjoint + 2 * kChannels);
+    mi[s] = at(adjoint + 3 * kChannels);
+    ar[s] = at(adjoint + 4 * kChannels);
+    ai[s] = at(adjoint + 5 * kChannels);
+    er[s] = at(adjoint + 6 * kChannels);
+    ei[s] = at(adjoint + 7 * kChannels);
+  }
+  for (std::int64_t t = steps - 1; t >= 0; --t) {
+    const DoubleVec x = at(group.x + t * kChannels + lane);
+    const DoubleVec dy = at(group.y + t * kChannels + lane);
+    DoubleVec dx = at(group.dx + t * kChannels + lane);
+    for (int s = 0; s < S; ++s) {
+      const DoubleVec m = hn::MulAdd(qr[s], mr[s], hn::MulAdd(qi[s], mi[s], vr[s]));
+      mi[s] = hn::MulAdd(qr[s], mi[s], hn::NegMulAdd(qi[s], mr[s], vi[s]));
+      mr[s] = m;
+      const DoubleVec v = hn::MulAdd(qr[s], vr[s], hn::MulAdd(qi[s], vi[s], dy));
+      vi[s] = hn::NegMulAdd(qi[s], vr[s], hn::Mul(qr[s], vi[s]));
+      vr[s] = v;
+      dx = hn::MulAdd(ci[s], vi[s], hn::MulAdd(cr[s], vr[s], dx));
+      ar[s] = hn::MulAdd(x, vr[s], ar[s]);
+      ai[s] = hn::MulAdd(x, vi[s], ai[s]);
+      er[s] = hn::MulAdd(x, mr[s], er[s]);
+      ei[s] = hn::MulAdd(x, mi[s], ei[s]);
+    }
+    hn::StoreU(dx, kDoubles, group.dx + t * kChannels + lane);
+  }
+  for (int s = 0; s < S; ++s) {
+    double* adjoint = group.adjoint + (n + s) * 8 * kChannels + lane;
+    hn::StoreU(vr[s], kDoubles, adjoint);
+    hn::StoreU(vi[s], kDoubles, adjoint + kChannels);
+    hn::StoreU(mr[s], kDoubles, adjoint + 2 * kChannels);
+    hn::StoreU(mi[s], kDoubles, adjoint + 3 * kChannels);
+    hn::StoreU(ar[s], kDoubles, adjoint + 4 * kChannels);
+    hn::StoreU(ai[s], kDoubles, adjoint + 5 * kChannels);
+    hn::StoreU(er[s], kDoubles, adjoint + 6 * kChannels);
+    hn::StoreU(ei[s], kDoubles, adjoint + 7 * kChannels);
+  }
+}
+
+void cema_backward_tile(const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(kDoubles))) {
+    const DoubleVec omega = at(group.omega + lane);
+    DoubleVec domega = at(group.domega + lane);
+    for (std::int64_t t = 0; t < steps; ++t) {
+      const DoubleVec dy = at(group.y + t * kChannels + lane);
+      domega = hn::MulAdd(dy, at(group.x + t * kChannels + lane), domega);
+      hn::StoreU(hn::Mul(omega, dy), kDoubles, group.dx + t * kChannels + lane);
+    }
+    hn::StoreU(domega, kDoubles, group.domega + lane);
+    std::int64_t n = 0;
+    for (; n + 2 <= order; n += 2) backward_states<2>(group, n, lane, steps);
+    if (n < order) backward_states<1>(group, n, lane, steps);
+  }
+}
+
+// rows of `channels` floats to rows of 16 doubles, and back.
+void cema_load_tile(const float* from, std::int64_t pitch, std::int64_t channels, std::int64_t steps, double* to) {
+  for (std::int64_t t = 0; t < steps; ++t, from += pitch, to += kChannels) {
+    if (channels == kChannels) {
+      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = from[c];
+    } else {
+      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = c < channels ? from[c] : 0.0F;
+    }
+  }
+}
+
+void cema_store_tile(const double* from, std::int64_t pitch, std::int64_t channels, std::int64_t steps, float* to) {
+  for (std::int64_t t = 0; t < steps; ++t, to += pitch, from += kChannels) {
+    if (channels == kChannels) {
+      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = static_cast<float>(from[c]);
+    } else {
+      for (std::int64_t c = 0; c < channels; ++c) to[c] = static_cast<float>(from[c]);
+    }
+  }
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(cema_sigmoid);
+HWY_EXPORT(cema_forward_tile);
+HWY_EXPORT(cema_backward_tile);
+HWY_EXPORT(cema_load_tile);
+HWY_EXPORT(cema_store_tile);
+
+namespace {
+
+using Complex = std::complex<double>;
+
+CemaGroup take_group(Arena& arena, std::int64_t order) {
+  const auto take = [&arena](std::int64_t rows) {
+    const Tensor tensor = arena.allocate(DType::F64, {rows, kChannels});
+    return arena.counting() ? nullptr : tensor.data<double>();
+  };
+  CemaGroup group{};
+  for (double** field : {&group.p, &group.d, &group.qr, &group.qi, &group.cr, &group.ci}) *field = take(order);
+  group.u = take(2 * order);
+  group.adjoint = take(8 * order);
+  group.tail = take(4 * order);
+  for (double** field : {&group.omega, &group.domega}) *field = take(1);
+  for (double** field : {&group.x, &group.y, &group.dx}) *field = take(kSteps);
+  return group;
+}
+
+// The parameters of channels [first, first + channels) as pointers and everything that one group's loops share.
+struct Range {
+  const Cema& op;
+  const CemaParameters& parameters;
+  std::int64_t first, channels;
+
+  std::int64_t order() const { return op.order; }
+  const float* of(const Tensor& tensor, std::int64_t width) const { return tensor.data<float>() + first * width; }
+};
+
+double turn(const Cema& op) { return 2 * std::numbers::pi / static_cast<double>(op.order); }
+double gamma_scale(const Cema& op) { return 1 / std::sqrt(static_cast<double>(op.order)); }
+
+void fill_coefficients(const Range& range, CemaGroup& group) {
+  const std::int64_t order = range.order();
+  const auto sigmoid = HWY_DYNAMIC_DISPATCH(cema_sigmoid);
+  double theta[kChannels];
+  sigmoid(range.of(range.parameters.alpha, order), group.p, range.channels * order);
+  sigmoid(range.of(range.parameters.delta, order), group.d, range.channels * order);
+  sigmoid(range.of(range.parameters.theta, 1), theta, range.channels);
+  for (double* field : {group.qr, group.qi, group.cr, group.ci}) std::fill_n(field, order * kChannels, 0.0);
+  std::fill_n(group.omega, kChannels, 0.0);
+  const float* gamma = range.of(range.parameters.gamma, 2 * order);
+  const double scale = gamma_scale(range.op);
+  for (std::int64_t c = 0; c < range.channels; ++c) {
+    group.omega[c] = range.of(range.parameters.omega, 1)[c];
+    const double angle = turn(range.op) * theta[c];
+    const double cosine = std::cos(angle);
+    const double sine = std::sin(angle);
+    double real = 1;  // exp(i n angle), by multiplication
+    double imag = 0;
+    for (std::int64_t n = 0; n < order; ++n) {
+      const double next = real * cosine - imag * sine;
+      imag = real * sine + imag * cosine;
+      real = next;
+      const std::int64_t from = c * order + n;
+      const std::int64_t to = n * kChannels + c;
+      const double p = group.p[from];
+      const double modulus = 1 - p * group.d[from];
+      group.qr[to] = modulus * real;
+      group.qi[to] = modulus * imag;
+      group.cr[to] = scale * p * static_cast<double>(gamma[2 * from]);
+      group.ci[to] = scale * p * static_cast<double>(gamma[2 * from + 1]);
+    }
+  }
+}
+
+void load_state(const Range& range, const float* h, CemaGroup& group) {
+  std::fill_n(group.u, range.order() * 2 * kChannels, 0.0);
+  if (h == nullptr) return;
+  for (std::int64_t c = 0; c < range.channels; ++c) {
+    for (std::int64_t n = 0; n < range.order(); ++n) {
+      const std::int64_t i = c * range.order() + n;
+      group.u[2 * n * kChannels + c] = static_cast<double>(h[2 * i]) / group.p[i];
+      group.u[(2 * n + 1) * kChannels + c] = static_cast<double>(h[2 * i + 1]) / group.p[i];
+    }
+  }
+}
+
+void store_state(const Range& range, const CemaGroup& group, float* h) {
+  for (std::int64_t c = 0; c < range.channels; ++c) {
+    for (std::int64_t n = 0; n < range.order(); ++n) {
+      const std::int64_t i = c * range.order() + n;
+      h[2 * i] = static_cast<float>(group.u[2 * n * kChannels + c] * group.p[i]);
+      h[2 * i + 1] = static_cast<float>(group.u[(2 * n + 1) * kChannels + c] * group.p[i]);
+    }
+  }
+}
+
+// One step further back than the first token, to V_0 and M_0, and what the state before the window adds to G_g and G_q.
+void add_tail(const Range& range, const float* h0, CemaGroup& group) {
+  for (std::int64_t n = 0; n < range.order(); ++n) {
+    for (std::int64_t c = 0; c < range.channels; ++c) {
+      const double* adjoint = group.adjoint + n * 8 * kChannels + c;
+      const float* h = h0 + 2 * (c * range.order() + n);
+      const Complex q(group.qr[n * kChannels + c], group.qi[n * kChannels + c]);
+      const Complex v(adjoint[0], adjoint[kChannels]);
+      const Complex m(adjoint[2 * kChannels], adjoint[3 * kChannels]);
+      const Complex conjugate(static_cast<double>(h[0]), -static_cast<double>(h[1]));
+      const Complex to_g = conjugate * (std::conj(q) * v);
+      const Complex to_q = conjugate * (std::conj(q) * m + v);
+      double* tail = group.tail + n * 4 * kChannels + c;
+      tail[0] += to_g.real();
+      tail[kChannels] += to_g.imag();
+      tail[2 * kChannels] += to_q.real();
+      tail[3 * kChannels] += to_q.imag();
+    }
+  }
+}
+
+// The chain rule from A, E and the tails to the parameters of the group.
+void add_gradients(const Range& range, const CemaGroup& group, const CemaParameters& gradients) {
+  const std::int64_t order = range.order();
+  const double scale = gamma_scale(range.op);
+  const float* gamma = range.of(range.parameters.gamma, 2 * order);
+  float* dalpha = gradients.alpha.data<float>() + range.first * order;
+  float* ddelta = gradients.delta.data<float>() + range.first * order;
+  float* dtheta = gradients.theta.data<float>() + range.first;
+  float* dgamma = gradients.gamma.data<float>() + range.first * order * 2;
+  float* domega = gradients.omega.data<float>() + range.first;
+  const auto add = [](float& to, double value) { to = static_cast<float>(static_cast<double>(to) + value); };
+  for (std::int64_t c = 0; c < range.channels; ++c) {
+    double along_angle = 0;
+    for (std::int64_t n = 0; n < order; ++n) {
+      const std::int64_t i = c * order + n;
+      const double p = group.p[i];
+      const double d = group.d[i];
+      const double* adjoint = group.adjoint + n * 8 * kChannels + c;
+      const double* tail = group.tail + n * 4 * kChannels + c;
+      const Complex a(adjoint[4 * kChannels], adjoint[5 * kChannels]);
+      const Complex e(adjoint[6 * kChannels], adjoint[7 * kChannels]);
+      const Complex g(scale * static_cast<double>(gamma[2 * i]), scale * static_cast<double>(gamma[2 * i + 1]));
+      const Complex to_g = p * a + Complex(tail[0], tail[kChannels]);
+      const Complex to_q = std::conj(g) * (p * e + Complex(tail[2 * kChannels], tail[3 * kChannels]));
+      const Complex q(group.qr[n * kChannels + c], group.qi[n * kChannels + c]);
+      const Complex along = std::conj(q) * to_q;  // m (dm + i dphi / m)
+      const double modulus = 1 - p * d;
+      // At m = 0 both p and d are 1, where their sigmoids are flat: what dm is does not matter, but for being finite.
+      const double dm = modulus > 0 ? along.real() / modulus : 0;
+      const double dp = (std::conj(g) * a).real() - d * dm;
+      add(dalpha[i], dp * p * (1 - p));
+      add(ddelta[i], -p * dm * d * (1 - d));
+      add(dgamma[2 * i], scale * to_g.real());
+      add(dgamma[2 * i + 1], scale * to_g.imag());
+      along_angle += static_cast<double>(n + 1) * along.imag();
+    }
+    const double s = 1 / (1 + std::exp(-static_cast<double>(range.of(range.parameters.theta, 1)[c])));
+    add(dtheta[c], along_angle * turn(range.op) * s * (1 - s));
+    add(domega[c], group.domega[c]);
+  }
+}
+
+std::int64_t groups_of(const Cema& op) { return (op.dim + kChannels - 1) / kChannels; }
+
+Range range_of(const Cema& op, const CemaParameters& parameters, std::int64_t index) {
+  const std::int64_t first = index * kChannels;
+  return {op, parameters, first, std::min(kChannels, op.dim - first)};
+}
+
+}  // namespace
+
+std::size_t cema_workspace_bytes(const Cema& op, int threads) {
+  Arena arena = Arena::counter();
+  for (int i = 0; i < threads; ++i) take_group(arena, op.order);
+  return arena.peak();
+}
+
+void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
+                  const Tensor& y, const CemaSaved& saved) {
+  const std::int64_t batch = x.shape()[0];
+  const std::int64_t length = x.shape()[1];
+  const std::int64_t state_size = op.dim * op.order * 2;
+  const auto forward_tile = HWY_DYNAMIC_DISPATCH(cema_forward_tile);
+  const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
+  const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
+  ArenaScope scope(ctx.workspace());
+  std::vector<CemaGroup> scratch;
+  for (int i = 0; i < ctx.threads().size(); ++i) scratch.push_back(take_group(ctx.workspace(), op.order));
+
+  // A task is a group of channels for a part of the batch: the whole of it where there are groups enough for the threads.
+  const std::int64_t groups = groups_of(op);
+  const std::int64_t parts = std::clamp<std::int64_t>(ctx.threads().size() / groups, 1, batch);
+  ctx.threads().parallel_each(groups * parts, [&](std::int64_t task, int thread) {
+    CemaGroup& group = scratch[static_cast<std::size_t>(thread)];
+    const Range range = range_of(op, parameters, task / parts);
+    fill_coefficients(range, group);
+    const std::int64_t part = task % parts;
+    for (std::int64_t b = batch * part / parts; b < batch * (part + 1) / parts; ++b) {
+      const std::int64_t offset = b * state_size + range.first * op.order * 2;
+      float* h = state.h ? state.h.data<float>() + offset : nullptr;
+      if (saved.h0) {
+        float* h0 = saved.h0.data<float>() + offset;
+        const auto bytes = static_cast<std::size_t>(range.channels * op.order * 2) * sizeof(float);
+        h != nullptr ? std::memcpy(h0, h, bytes) : std::memset(h0, 0, bytes);
+      }
+      load_state(range, h, group);
+      for (std::int64_t t = 0; t < length; t += kSteps) {
+        const std::int64_t steps = std::min(kSteps, length - t);
+        const std::int64_t row = b * length + t;
+        load_tile(x.data<float>() + row * x.pitch() + range.first, x.pitch(), range.channels, steps, group.x);
+        forward_tile(group, op.order, steps);
+        store_tile(group.y, y.pitch(), range.channels, steps, y.data<float>() + row * y.pitch() + range.first);
+      }
+      if (h != nullptr) store_state(range, group, h);
+    }
+  });
+}
+
+void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
+  const std::int64_t batch = x.shape()[0];
+  const std::int64_t length = x.shape()[1];
+  const auto backward_tile = HWY_DYNAMIC_DISPATCH(cema_backward_tile);
+  const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
+  const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
+  ArenaScope scope(ctx.workspace());
+  std::vector<CemaGroup> scratch;
+  for (int i = 0; i < ctx.threads().size(); ++i) scratch.push_back(take_group(ctx.workspace(), op.order));
+
+  // One thread sums a channel's gradients over the whole batch: no partial sums, one order of additions.
+  ctx.threads().parallel_each(groups_of(op), [&](std::int64_t task, int thread) {
+    CemaGroup& group = scratch[static_cast<std::size_t>(thread)];
+    const Range range = range_of(op, parameters, task);
+    fill_coefficients(range, group);
+    std::fill_n(group.adjoint, op.order * 8 * kChannels, 0.0);
+    std::fill_n(group.tail, op.order * 4 * kChannels, 0.0);
+    std::fill_n(group.domega, kChannels, 0.0);
+    for (std::int64_t b = 0; b < batch; ++b) {
+      for (std::int64_t n = 0; n < op.order; ++n) std::fill_n(group.adjoint + n * 8 * kChannels, 4 * kChannels, 0.0);  // V, M
+      for (std::int64_t t = (length - 1) / kSteps * kSteps; t >= 0; t -= kSteps) {
+        const std::int64_t steps = std::min(kSteps, length - t);
+        const std::int64_t row = b * length + t;
+        load_tile(x.data<float>() + row * x.pitch() + range.first, x.pitch(), range.channels, steps, group.x);
+        load_tile(dy.data<float>() + row * dy.pitch() + range.first, dy.pitch(), range.channels, steps, group.y);
+        backward_tile(group, op.order, steps);
+        store_tile(group.dx, dx.pitch(), range.channels, steps, dx.data<float>() + row * dx.pitch() + range.first);
+      }
+      add_tail(range, saved.h0.data<float>() + (b * op.dim + range.first) * op.order * 2, group);
+    }
+    add_gradients(range, group, gradients);
+  });
+}
+
+}  // namespace megalodon::cpu
+#endif

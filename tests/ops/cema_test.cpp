@@ -1,0 +1,220 @@
+#include "ops/cema.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "megalodon/error.h"
+#include "reference/cema.h"
+#include "support/compare.h"
+#include "tolerances.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+// Parameters in memory, with the tensors that show them.
+struct Parameters {
+  std::vector<float> alpha, delta, theta, gamma, omega;
+  std::int64_t dim, order;
+
+  Parameters(std::int64_t d, std::int64_t n) : dim(d), order(n) {
+    alpha = normal(d * n, 1, 0.2);
+    delta = normal(d * n, 2, 0.2);
+    theta = normal(d, 3, 2.0);
+    gamma = normal(d * n * 2, 4);
+    omega = normal(d, 5, 0.25);
+  }
+  Parameters filled(float value) const {
+    Parameters other = *this;
+    for (auto* v : {&other.alpha, &other.delta, &other.theta, &other.gamma, &other.omega}) std::fill(v->begin(), v->end(), value);
+    return other;
+  }
+  CemaParameters tensors() {
+    return {Tensor(alpha.data(), {dim, order, 1}), Tensor(delta.data(), {dim, order, 1}), Tensor(theta.data(), {dim, 1, 1}),
+            Tensor(gamma.data(), {dim, order, 2}), Tensor(omega.data(), {dim, 1})};
+  }
+  reference::CemaParameters wide() const { return {widen(alpha), widen(delta), widen(theta), widen(gamma), widen(omega)}; }
+};
+
+struct Case {
+  std::int64_t batch, length, dim, order;
+  bool state = true;
+  bool slow = false;     // |q| near 1
+  std::int64_t pad = 0;  // of the pitches
+  int threads = 2;
+};
+
+// rows x cols of values inside rows of `cols + pad`, the padding NaN.
+std::vector<float> pitched(const std::vector<float>& values, std::int64_t cols, std::int64_t pad) {
+  const auto rows = static_cast<std::int64_t>(values.size()) / cols;
+  auto out = unwritten(rows * (cols + pad));
+  for (std::int64_t r = 0; r < rows; ++r) std::copy_n(&values[r * cols], cols, &out[r * (cols + pad)]);
+  return out;
+}
+
+std::vector<float> dense(const std::vector<float>& values, std::int64_t cols, std::int64_t pad) {
+  std::vector<float> out;
+  for (auto row = values.begin(); row != values.end(); row += cols + pad) {
+    out.insert(out.end(), row, row + cols);
+    EXPECT_TRUE(std::all_of(row + cols, row + cols + pad, [](float v) { return std::isnan(v); })) << "wrote into the padding";
+  }
+  return out;
+}
+
+class CemaTest : public testing::TestWithParam<Case> {};
+
+TEST_P(CemaTest, ForwardAndBackwardAgreeWithTheReference) {
+  const auto [batch, length, dim, order, with_state, slow, pad, threads] = GetParam();
+  const Cema op{dim, order};
+  Context ctx(threads, cema_workspace_bytes(op, batch, length, threads));
+  Parameters parameters(dim, order);
+  if (slow) {
+    for (float& value : parameters.alpha) value = 5 * value - 4;
+    for (float& value : parameters.delta) value = 5 * value - 6;
+  }
+  Parameters gradients = parameters.filled(0.5F);  // gradients add
+  const std::int64_t size = batch * length * dim;
+  const auto x = normal(size, 11);
+  const auto dy = normal(size, 12);
+  const auto h0 = with_state ? normal(batch * dim * order * 2, 13) : std::vector<float>();
+  auto h = h0;
+  auto saved_h0 = unwritten(batch * dim * order * 2);
+  auto x_memory = pitched(x, dim, pad);
+  auto dy_memory = pitched(dy, dim, pad);
+  auto y_memory = unwritten(batch * length * (dim + pad));
+  auto dx_memory = y_memory;
+  const auto tensor = [&](std::vector<float>& memory) {
+    return Tensor(memory.data(), DType::F32, {batch, length, dim}, dim + pad, Device::Cpu);
+  };
+  const Shape state_shape{batch, dim, order, 2};
+  const CemaState state{with_state ? Tensor(h.data(), state_shape) : Tensor()};
+  const CemaSaved saved{Tensor(saved_h0.data(), state_shape)};
+  cema_forward(ctx, op, parameters.tensors(), tensor(x_memory), state, tensor(y_memory), saved);
+  cema_backward(ctx, op, parameters.tensors(), tensor(x_memory), saved, tensor(dy_memory), tensor(dx_memory),
+                gradients.tensors());
+
+  const reference::CemaSizes sizes{batch, length, dim, order};
+  const auto forward = reference::cema_forward(sizes, parameters.wide(), widen(x), widen(h0));
+  auto truth = reference::cema_backward(sizes, parameters.wide(), widen(x), widen(h0), widen(dy));
+  auto& wide = truth.parameters;
+  for (auto* values : {&wide.alpha, &wide.delta, &wide.theta, &wide.gamma, &wide.omega}) {
+    for (double& value : *values) value += 0.5;
+  }
+  expect_close(dense(y_memory, dim, pad), forward.y, tolerance::kForward, "y");
+  if (with_state) {
+    expect_close(h, forward.h, tolerance::kState, "h");
+    EXPECT_EQ(saved_h0, h0);
+  } else {
+    EXPECT_EQ(saved_h0, std::vector<float>(saved_h0.size(), 0.0F));
+  }
+  expect_close(dense(dx_memory, dim, pad), truth.dx, tolerance::kGradient, "dx");
+  expect_close(gradients.alpha, wide.alpha, tolerance::kGradient, "dalpha");
+  expect_close(gradients.delta, wide.delta, tolerance::kGradient, "ddelta");
+  expect_close(gradients.theta, wide.theta, tolerance::kGradient, "dtheta");
+  expect_close(gradients.gamma, wide.gamma, tolerance::kGradient, "dgamma");
+  expect_close(gradients.omega, wide.omega, tolerance::kGradient, "domega");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, CemaTest,
+                         testing::Values(Case{1, 1, 1, 1}, Case{2, 1, 16, 16}, Case{3, 31, 5, 3}, Case{1, 32, 33, 4},
+                                         Case{2, 33, 48, 6}, Case{2, 127, 20, 16, false}, Case{4, 64, 17, 5, true, false, 7, 6},
+                                         Case{2, 40, 64, 16, true, false, 3}, Case{2, 512, 384, 16},
+                                         Case{1, 10007, 16, 16, true, true}, Case{1, 20, 8, 64}));
+
+TEST(CemaStateTest, AnySplitEqualsTheWhole) {
+  const std::int64_t batch = 2;
+  const std::int64_t length = 67;
+  const std::int64_t dim = 19;
+  const Cema op{dim, 5};
+  Context ctx(2, cema_workspace_bytes(op, batch, length, 2));
+  Parameters parameters(dim, op.order);
+  auto x = normal(batch * length * dim, 11);
+  const auto run = [&](const std::vector<std::int64_t>& pieces) {
+    std::vector<float> h(static_cast<std::size_t>(batch * dim * op.order * 2));
+    auto y = unwritten(batch * length * dim);
+    std::int64_t t = 0;
+    for (const std::int64_t piece : pieces) {
+      std::vector<float> in;
+      for (std::int64_t b = 0; b < batch; ++b) {
+        const auto first = x.begin() + (b * length + t) * dim;
+        in.insert(in.end(), first, first + piece * dim);
+      }
+      auto out = unwritten(batch * piece * dim);
+      cema_forward(ctx, op, parameters.tensors(), Tensor(in.data(), {batch, piece, dim}),
+                   {Tensor(h.data(), {batch, dim, op.order, 2})}, Tensor(out.data(), {batch, piece, dim}), {});
+      for (std::int64_t b = 0; b < batch; ++b) {
+        std::copy_n(out.begin() + b * piece * dim, piece * dim, y.begin() + (b * length + t) * dim);
+      }
+      t += piece;
+    }
+    y.insert(y.end(), h.begin(), h.end());
+    return y;
+  };
+  const auto whole = widen(run({length}));
+  double worst = 0;
+  for (std::int64_t cut = 1; cut < length; ++cut) worst = std::max(worst, relative_error(run({cut, length - cut}), whole));
+  EXPECT_LE(worst, tolerance::kSplit);
+  EXPECT_LE(relative_error(run(std::vector<std::int64_t>(length, 1)), whole), tolerance::kSplit) << "token by token";
+}
+
+TEST(CemaStateTest, WorksInPlaceAndGivesTheSameBitsAgain) {
+  const Cema op{24, 16};
+  Context ctx(2, cema_workspace_bytes(op, 2, 50, 2));
+  Parameters parameters(op.dim, op.order);
+  const Shape shape{2, 50, op.dim};
+  auto x = normal(shape.numel(), 11);
+  auto y = unwritten(shape.numel());
+  cema_forward(ctx, op, parameters.tensors(), Tensor(x.data(), shape), {}, Tensor(y.data(), shape), {});
+  cema_forward(ctx, op, parameters.tensors(), Tensor(x.data(), shape), {}, Tensor(x.data(), shape), {});
+  EXPECT_EQ(x, y);
+}
+
+TEST(CemaReferenceTest, GradientsAgreeWithFiniteDifferences) {
+  const reference::CemaSizes sizes{2, 7, 3, 4};
+  const Parameters small(sizes.dim, sizes.order);
+  const auto parameters = small.wide();
+  const auto x = widen(normal(2 * 7 * 3, 11));
+  const auto dy = widen(normal(2 * 7 * 3, 12));
+  const auto h0 = widen(normal(2 * 3 * 4 * 2, 13));
+  const auto truth = reference::cema_backward(sizes, parameters, x, h0, dy);
+  const auto loss = [&](const reference::CemaParameters& at, const std::vector<double>& input) {
+    const auto y = reference::cema_forward(sizes, at, input, h0).y;
+    return std::inner_product(y.begin(), y.end(), dy.begin(), 0.0);
+  };
+  expect_finite_difference([&](const auto& at) { return loss(parameters, at); }, x, truth.dx, tolerance::kFiniteDifference, "dx");
+  const auto check = [&](std::vector<double> reference::CemaParameters::*field, const std::string& name) {
+    const auto at_field = [&](const std::vector<double>& at) {
+      auto moved = parameters;
+      moved.*field = at;
+      return loss(moved, x);
+    };
+    expect_finite_difference(at_field, parameters.*field, truth.parameters.*field, tolerance::kFiniteDifference, name);
+  };
+  check(&reference::CemaParameters::alpha, "dalpha");
+  check(&reference::CemaParameters::delta, "ddelta");
+  check(&reference::CemaParameters::theta, "dtheta");
+  check(&reference::CemaParameters::gamma, "dgamma");
+  check(&reference::CemaParameters::omega, "domega");
+}
+
+TEST(CemaErrorTest, NamesTheTensorThatDoesNotFit) {
+  const Cema op{4, 2};
+  Context ctx(1, cema_workspace_bytes(op, 1, 3, 1));
+  Parameters parameters(4, 2);
+  std::vector<float> data(64);
+  const Tensor x(data.data(), {1, 3, 4});
+  try {
+    cema_forward(ctx, op, parameters.tensors(), x, {Tensor(data.data(), {2, 4, 2, 2})}, x, {});
+    FAIL() << "accepted a state of another batch";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
+    EXPECT_STREQ(error.what(), "cema: state.h must be F32 [1, 4, 2, 2], not F32 [2, 4, 2, 2]");
+  }
+  EXPECT_THROW(cema_backward(ctx, op, parameters.tensors(), x, {}, x, x, parameters.tensors()), Error) << "no saved.h0";
+}
+
+}  // namespace
+}  // namespace megalodon
