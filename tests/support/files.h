@@ -9,7 +9,9 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "megalodon/error.h"
 
@@ -63,7 +65,10 @@ inline void expect_error(ErrorKind kind, const std::vector<std::string>& parts, 
   }
 }
 
-// The path of ../shared/NAME, which not every checkout has.
-inline std::string shared_path(const std::string& name) { return std::string(MEGALODON_SOURCE_DIR) + "/../shared/" + name; }
+// The path of NAME in ../shared, or where MEGALODON_SHARED says; not every checkout has it.
+inline std::string shared_path(const std::string& name) {
+  const char* given = std::getenv("MEGALODON_SHARED");
+  return (given != nullptr ? std::string(given) : std::string(MEGALODON_SOURCE_DIR) + "/../shared") + "/" + name;
+}
 
 }  // namespace megalodon::test
