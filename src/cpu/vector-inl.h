@@ -32,16 +32,35 @@ HWY_INLINE void for_each_vector(std::int64_t count, Body&& body) {
   if (i < count) body(i, count - i);
 }
 
-// The n <= lanes floats at p, zero past them; all lanes when n is the full width.
+// The n <= lanes floats at p, zero past them; all lanes when n is the full width. Touches nothing past n: SSE4 has no masked
+// access (Highway's stand-in for it reads and writes whole vectors, aligned ones), so its tails go through an array.
 HWY_INLINE FloatVec load(const float* p, std::int64_t n) {
   if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::LoadU(kFloats, p);
+#if HWY_TARGET >= HWY_SSE4
+  HWY_ALIGN float lanes[hn::MaxLanes(kFloats)] = {};
+  for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return hn::Load(kFloats, lanes);
+#else
   return hn::MaskedLoad(hn::FirstN(kFloats, static_cast<std::size_t>(n)), kFloats, p);
+#endif
 }
 
-// Stores the first n lanes.
+// v with zeros past the first n lanes.
+HWY_INLINE FloatVec first_n(FloatVec v, std::int64_t n) {
+  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return v;
+  return hn::IfThenElseZero(hn::FirstN(kFloats, static_cast<std::size_t>(n)), v);
+}
+
+// Stores the first n lanes and nothing else.
 HWY_INLINE void store(FloatVec v, float* p, std::int64_t n) {
   if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(v, kFloats, p);
+#if HWY_TARGET >= HWY_SSE4
+  HWY_ALIGN float lanes[hn::MaxLanes(kFloats)];
+  hn::Store(v, kFloats, lanes);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#else
   hn::BlendedStore(v, hn::FirstN(kFloats, static_cast<std::size_t>(n)), kFloats, p);
+#endif
 }
 
 // The sum of all lanes.

@@ -1,6 +1,7 @@
 #include "ops/rms_norm.h"
 
 #include "core/check.h"
+#include "cpu/reduce.h"
 #include "ops/dispatch.h"
 
 namespace megalodon {
@@ -39,7 +40,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
 
 std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads) {
   Arena arena = Arena::counter();
-  arena.allocate(DType::F32, {threads, op.dim});
+  cpu::BlockSums::reserve(arena, threads, op.dim);
   return arena.peak();
 }
 

@@ -16,7 +16,7 @@ struct RmsNormSaved {
   Tensor rstd;  // [B, L] f32: 1 / sqrt(mean(x^2) + eps); null when there will be no backward
 };
 
-// Writes y and saved.rstd. x and y may be the same tensor.
+// Writes y and saved.rstd. x and y may be pitched, and may be the same tensor.
 // Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit; so do all ops.
 void rms_norm_forward(Context& ctx, const RmsNorm& op,
                       const Tensor& weight,  // [D] f32, or null for w = 0
@@ -25,7 +25,7 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op,
                       const RmsNormSaved& saved);
 
 // With g = dy * (w + 1):  dx = rstd * (g - x * rstd^2 * mean(g * x)),  dw += sum over rows of dy * x * rstd.
-// Overwrites dx, adds to dweight. dy and dx may be the same tensor.
+// Overwrites dx, adds to dweight. x, dy and dx may be pitched; dy and dx may be the same tensor.
 void rms_norm_backward(Context& ctx, const RmsNorm& op,
                        const Tensor& weight,  // [D] f32, or null
                        const Tensor& x,       // [B, L, D]
@@ -34,7 +34,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op,
                        const Tensor& dx,        // [B, L, D]
                        const Tensor& dweight);  // [D] f32, or null when weight is
 
-// Bytes of workspace that the two take.
+// Bytes of workspace that backward takes; forward takes none.
 std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads);
 
 namespace cpu {

@@ -81,14 +81,14 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
   const float* rstd = saved.rstd.data<float>();
   const auto row = HWY_DYNAMIC_DISPATCH(rms_norm_backward_row);
   ArenaScope scope(ctx.workspace());
-  const PartialSums partial(ctx, op.dim);
+  const BlockSums sums(ctx, op.dim);
   ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    for (std::int64_t t = begin; t < end; ++t) {
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
       row(w, x.data<float>() + t * x.pitch(), rstd[t], dy.data<float>() + t * dy.pitch(), dx.data<float>() + t * dx.pitch(),
-          partial.of(thread), op.dim);
-    }
+          block, op.dim);
+    });
   });
-  if (dweight) partial.add_to(dweight.data<float>());
+  if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
 }
 
 }  // namespace megalodon::cpu

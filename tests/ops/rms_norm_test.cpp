@@ -7,6 +7,8 @@
 #include "megalodon/error.h"
 #include "reference/rms_norm.h"
 #include "support/compare.h"
+#include "support/pitched.h"
+#include "support/targets.h"
 #include "tolerances.h"
 
 namespace megalodon {
@@ -17,39 +19,54 @@ using namespace test;
 struct Case {
   std::int64_t rows, dim;
   bool affine;
+  std::int64_t gap;
+  int threads;
 };
 
 class RmsNormTest : public testing::TestWithParam<Case> {};
 
 TEST_P(RmsNormTest, ForwardAndBackwardAgreeWithTheReference) {
-  const auto [rows, dim, affine] = GetParam();
+  const auto [rows, dim, affine, gap, threads] = GetParam();
   const RmsNorm op{dim, 1e-5};
-  Context ctx(2, rms_norm_workspace_bytes(op, 2));
-  auto x = normal(rows * dim, 1);
-  auto weight = normal(affine ? dim : 0, 2, 0.3);
-  auto dy = normal(rows * dim, 3);
-  auto y = unwritten(rows * dim);
-  auto dx = unwritten(rows * dim);
-  auto rstd = unwritten(rows);
-  std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
-
+  Context ctx(threads, rms_norm_workspace_bytes(op, threads));
   const Shape shape{1, rows, dim};
-  const Tensor w = affine ? Tensor(weight.data(), {dim}) : Tensor();
-  const Tensor dw = affine ? Tensor(dweight.data(), {dim}) : Tensor();
-  const RmsNormSaved saved{Tensor(rstd.data(), {1, rows})};
-  rms_norm_forward(ctx, op, w, Tensor(x.data(), shape), Tensor(y.data(), shape), saved);
-  rms_norm_backward(ctx, op, w, Tensor(x.data(), shape), saved, Tensor(dy.data(), shape), Tensor(dx.data(), shape), dw);
-
-  auto truth = reference::rms_norm_backward(dim, op.eps, widen(weight), widen(x), widen(dy));
+  const auto values = normal(rows * dim, 1);
+  auto weight = normal(affine ? dim : 0, 2, 0.3);
+  const auto upstream = normal(rows * dim, 3);
+  const auto truth_y = reference::rms_norm_forward(dim, op.eps, widen(weight), widen(values));
+  auto truth = reference::rms_norm_backward(dim, op.eps, widen(weight), widen(values), widen(upstream));
   for (double& value : truth.dweight) value += 0.5;
-  expect_close(y, reference::rms_norm_forward(dim, op.eps, widen(weight), widen(x)), tolerance::kForward, "y");
-  expect_close(dx, truth.dx, tolerance::kGradient, "dx");
-  if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
+
+  on_each_instruction_set([&] {
+    Pitched x(values, shape, gap);
+    Pitched dy(upstream, shape, gap);
+    Pitched y(shape, gap);
+    Pitched dx(shape, gap + 1);
+    auto rstd = unwritten(rows);
+    std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
+    const Tensor w = affine ? Tensor(weight.data(), {dim}) : Tensor();
+    const Tensor dw = affine ? Tensor(dweight.data(), {dim}) : Tensor();
+    const RmsNormSaved saved{Tensor(rstd.data(), {1, rows})};
+    rms_norm_forward(ctx, op, w, x.tensor(), y.tensor(), saved);
+    rms_norm_backward(ctx, op, w, x.tensor(), saved, dy.tensor(), dx.tensor(), dw);
+    expect_close(y.values(), truth_y, tolerance::kForward, "y");
+    expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
+    if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
+    y.expect_gaps_untouched("y");
+    dx.expect_gaps_untouched("dx");
+
+    // In place: the same bits.
+    rms_norm_backward(ctx, op, w, x.tensor(), saved, dy.tensor(), dy.tensor(), dw);
+    EXPECT_EQ(dy.values(), dx.values());
+    rms_norm_forward(ctx, op, w, x.tensor(), x.tensor(), {});
+    EXPECT_EQ(x.values(), y.values());
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, RmsNormTest,
-                         testing::Values(Case{1, 5, true}, Case{7, 3, true}, Case{5, 16, false}, Case{33, 48, true},
-                                         Case{128, 100, true}, Case{64, 1024, true}, Case{3, 4096, false}));
+                         testing::Values(Case{1, 5, true, 0, 1}, Case{7, 3, true, 2, 2}, Case{5, 16, false, 0, 2},
+                                         Case{33, 48, true, 16, 3}, Case{128, 100, true, 0, 2}, Case{701, 384, true, 5, 2},
+                                         Case{64, 1024, true, 0, 4}, Case{3, 4096, false, 0, 2}));
 
 TEST(RmsNormReferenceTest, GradientsAgreeWithFiniteDifferences) {
   const std::int64_t dim = 6;

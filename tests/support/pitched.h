@@ -10,18 +10,27 @@
 
 namespace megalodon::test {
 
-// A rows x cols matrix in the middle of a larger one that is filled with NaN: an op that reads past a row is seen in its
-// result, one that writes past a row by expect_gaps_untouched().
+// Rows in the middle of a larger matrix that is filled with NaN: an op that reads past a row is seen in its result, one that
+// writes past a row by expect_gaps_untouched().
 class Pitched {
  public:
-  Pitched(std::int64_t rows, std::int64_t cols, std::int64_t gap = 0)
-      : rows_(rows), cols_(cols), pitch_(cols + gap), data_(unwritten(rows * pitch_)) {}
+  // `gap` elements between rows.
+  Pitched(const Shape& shape, std::int64_t gap)
+      : shape_(shape),
+        rows_(shape.numel() / shape[-1]),
+        cols_(shape[-1]),
+        pitch_(cols_ + gap),
+        data_(unwritten(rows_ * pitch_)) {}
   // Holds `values`, row after row.
-  Pitched(std::int64_t rows, std::int64_t cols, std::int64_t gap, const std::vector<float>& values) : Pitched(rows, cols, gap) {
-    for (std::int64_t i = 0; i < rows * cols; ++i) data_[i / cols * pitch_ + i % cols] = values[i];
+  Pitched(const std::vector<float>& values, const Shape& shape, std::int64_t gap) : Pitched(shape, gap) {
+    for (std::int64_t i = 0; i < rows_ * cols_; ++i) data_[i / cols_ * pitch_ + i % cols_] = values[i];
   }
+  // The same for [1, rows, cols].
+  Pitched(std::int64_t rows, std::int64_t cols, std::int64_t gap = 0) : Pitched(Shape{1, rows, cols}, gap) {}
+  Pitched(std::int64_t rows, std::int64_t cols, std::int64_t gap, const std::vector<float>& values)
+      : Pitched(values, {1, rows, cols}, gap) {}
 
-  Tensor tensor() { return {data_.data(), DType::F32, {1, rows_, cols_}, pitch_, Device::Cpu}; }
+  Tensor tensor() { return {data_.data(), DType::F32, shape_, pitch_, Device::Cpu}; }
 
   std::vector<float> values() const {
     std::vector<float> out;
@@ -36,6 +45,7 @@ class Pitched {
   }
 
  private:
+  Shape shape_;
   std::int64_t rows_, cols_, pitch_;
   std::vector<float> data_;
 };

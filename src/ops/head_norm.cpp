@@ -1,0 +1,53 @@
+#include "ops/head_norm.h"
+
+#include "core/check.h"
+#include "cpu/reduce.h"
+#include "ops/dispatch.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kName = "head_norm";
+
+void check(const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved) {
+  require(op.heads > 0 && op.head_dim > 0 && op.eps >= 0, kName, "heads and head_dim must be positive and eps not negative");
+  require(static_cast<bool>(z), kName, "z is absent");
+  require(z.cols() == op.heads * op.head_dim, kName, "the last dimension of z must be heads * head_dim");
+  require_contiguous(gamma, DType::F32, {2, z.cols()}, kName, "gamma");
+  if (saved.rstd) {
+    const Shape per_head{z.rows(), op.heads};
+    require_contiguous(saved.rstd.view(per_head), DType::F32, per_head, kName, "saved.rstd");
+  }
+}
+
+}  // namespace
+
+void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
+                       const Tensor& q, const Tensor& k, const HeadNormSaved& saved) {
+  check(op, gamma, z, saved);
+  require_contiguous(beta, DType::F32, {2, z.cols()}, kName, "beta");
+  require_tensor(q, z.dtype(), z.shape(), kName, "q");
+  require_tensor(k, z.dtype(), z.shape(), kName, "k");
+  dispatch(ctx, z.dtype(), kName, [&] { cpu::head_norm_forward(ctx, op, gamma, beta, z, q, k, saved); });
+}
+
+void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
+                        const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta) {
+  check(op, gamma, z, saved);
+  require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
+  require_tensor(dq, z.dtype(), z.shape(), kName, "dq");
+  require_tensor(dk, z.dtype(), z.shape(), kName, "dk");
+  require_tensor(dz, z.dtype(), z.shape(), kName, "dz");
+  require_contiguous(dgamma, DType::F32, {2, z.cols()}, kName, "dgamma");
+  require_contiguous(dbeta, DType::F32, {2, z.cols()}, kName, "dbeta");
+  dispatch(ctx, z.dtype(), kName, [&] { cpu::head_norm_backward(ctx, op, gamma, z, saved, dq, dk, dz, dgamma, dbeta); });
+}
+
+std::size_t head_norm_workspace_bytes(const HeadNorm& op, int threads) {
+  Arena arena = Arena::counter();
+  cpu::BlockSums::reserve(arena, threads, 4 * op.heads * op.head_dim);
+  return arena.peak();
+}
+
+}  // namespace megalodon

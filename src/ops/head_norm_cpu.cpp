@@ -1,0 +1,116 @@
+#include "ops/head_norm.h"
+
+#include <cmath>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/head_norm_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/reduce.h"
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+// gamma + dim and beta + dim are the rows for keys, dim = heads * head_dim.
+void head_norm_forward_row(const HeadNorm& op, const float* gamma, const float* beta, const float* z, float* q, float* k,
+                           float* rstd) {
+  const std::int64_t dim = op.heads * op.head_dim;
+  const FloatVec share = hn::Set(kFloats, static_cast<float>(1 / std::sqrt(static_cast<double>(op.head_dim))));
+  for (std::int64_t head = 0; head < op.heads; ++head) {
+    const std::int64_t first = head * op.head_dim;
+    FloatVec squares = hn::Zero(kFloats);
+    for_each_vector(op.head_dim, [&](std::int64_t i, std::int64_t n) {
+      const FloatVec v = load(z + first + i, n);
+      squares = hn::MulAdd(v, v, squares);
+    });
+    const double mean = static_cast<double>(sum(squares)) / static_cast<double>(op.head_dim);
+    const float r = static_cast<float>(1 / std::sqrt(mean + op.eps));
+    if (rstd != nullptr) rstd[head] = r;
+    const FloatVec scale = hn::Mul(hn::Set(kFloats, r), share);
+    for_each_vector(op.head_dim, [&](std::int64_t i, std::int64_t n) {
+      const std::int64_t at = first + i;
+      const FloatVec v = hn::Mul(load(z + at, n), scale);
+      const FloatVec query = hn::Add(hn::MulAdd(v, load(gamma + at, n), v), load(beta + at, n));
+      const FloatVec key = hn::Add(hn::MulAdd(v, load(gamma + dim + at, n), v), load(beta + dim + at, n));
+      store(query, q + at, n);
+      store(key, k + at, n);
+    });
+  }
+}
+
+// sums is this thread's own: dgamma [2, Z], then dbeta [2, Z].
+void head_norm_backward_row(const HeadNorm& op, const float* gamma, const float* z, const float* rstd, const float* dq,
+                            const float* dk, float* dz, float* sums) {
+  const std::int64_t dim = op.heads * op.head_dim;
+  const float share = static_cast<float>(1 / std::sqrt(static_cast<double>(op.head_dim)));
+  for (std::int64_t head = 0; head < op.heads; ++head) {
+    const std::int64_t first = head * op.head_dim;
+    // g without its 1/sqrt(head_dim), which joins the scalars below.
+    const auto gradient = [&](std::int64_t at, std::int64_t n, FloatVec query, FloatVec key) {
+      return hn::Add(hn::MulAdd(query, load(gamma + at, n), query), hn::MulAdd(key, load(gamma + dim + at, n), key));
+    };
+    FloatVec dot = hn::Zero(kFloats);
+    for_each_vector(op.head_dim, [&](std::int64_t i, std::int64_t n) {
+      const std::int64_t at = first + i;
+      dot = hn::MulAdd(gradient(at, n, load(dq + at, n), load(dk + at, n)), load(z + at, n), dot);
+    });
+    const float r = rstd[head];
+    const FloatVec scale = hn::Set(kFloats, r * share);
+    const FloatVec along = hn::Set(kFloats, share * r * r * r * sum(dot) / static_cast<float>(op.head_dim));
+    for_each_vector(op.head_dim, [&](std::int64_t i, std::int64_t n) {
+      const std::int64_t at = first + i;
+      const FloatVec query = load(dq + at, n);
+      const FloatVec key = load(dk + at, n);
+      const FloatVec v = load(z + at, n);
+      const FloatVec normed = hn::Mul(v, scale);
+      const auto add = [&](FloatVec a, FloatVec b, float* to) { store(hn::MulAdd(a, b, load(to, n)), to, n); };
+      add(query, normed, sums + at);
+      add(key, normed, sums + dim + at);
+      store(hn::Add(query, load(sums + 2 * dim + at, n)), sums + 2 * dim + at, n);
+      store(hn::Add(key, load(sums + 3 * dim + at, n)), sums + 3 * dim + at, n);
+      store(hn::NegMulAdd(v, along, hn::Mul(gradient(at, n, query, key), scale)), dz + at, n);
+    });
+  }
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(head_norm_forward_row);
+HWY_EXPORT(head_norm_backward_row);
+
+void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
+                       const Tensor& q, const Tensor& k, const HeadNormSaved& saved) {
+  float* rstd = saved.rstd ? saved.rstd.data<float>() : nullptr;
+  const auto row = HWY_DYNAMIC_DISPATCH(head_norm_forward_row);
+  ctx.threads().parallel_for(z.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      row(op, gamma.data<float>(), beta.data<float>(), z.data<float>() + t * z.pitch(), q.data<float>() + t * q.pitch(),
+          k.data<float>() + t * k.pitch(), rstd != nullptr ? rstd + t * op.heads : nullptr);
+    }
+  });
+}
+
+void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
+                        const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta) {
+  const auto row = HWY_DYNAMIC_DISPATCH(head_norm_backward_row);
+  const std::int64_t dim = z.cols();
+  ArenaScope scope(ctx.workspace());
+  const BlockSums sums(ctx, 4 * dim);
+  ctx.threads().parallel_for(z.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+      row(op, gamma.data<float>(), z.data<float>() + t * z.pitch(), saved.rstd.data<float>() + t * op.heads,
+          dq.data<float>() + t * dq.pitch(), dk.data<float>() + t * dk.pitch(), dz.data<float>() + t * dz.pitch(), block);
+    });
+  });
+  sums.add_to(dgamma.data<float>(), 0, 2 * dim);
+  sums.add_to(dbeta.data<float>(), 2 * dim, 2 * dim);
+}
+
+}  // namespace megalodon::cpu
+#endif

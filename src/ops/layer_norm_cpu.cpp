@@ -1,0 +1,117 @@
+#include "ops/layer_norm.h"
+
+#include <cmath>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/layer_norm_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/reduce.h"
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+void layer_norm_forward_row(const float* weight, const float* bias, const float* x, float* y, float* mean, float* rstd,
+                            std::int64_t dim, double eps) {
+  const double width = static_cast<double>(dim);
+  FloatVec total = hn::Zero(kFloats);
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) { total = hn::Add(total, load(x + i, n)); });
+  const float about = static_cast<float>(static_cast<double>(sum(total)) / width);
+  // `about` misses the mean by the rounding of a float32 sum; both moments about it are corrected for that.
+  const FloatVec center = hn::Set(kFloats, about);
+  FloatVec first = hn::Zero(kFloats);
+  FloatVec second = hn::Zero(kFloats);
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec d = first_n(hn::Sub(load(x + i, n), center), n);
+    first = hn::Add(first, d);
+    second = hn::MulAdd(d, d, second);
+  });
+  const double missed = static_cast<double>(sum(first)) / width;
+  const double var = std::fmax(0.0, static_cast<double>(sum(second)) / width - missed * missed);
+  const double r = 1 / std::sqrt(var + eps);
+  if (mean != nullptr) {
+    *mean = static_cast<float>(static_cast<double>(about) + missed);
+    *rstd = static_cast<float>(r);
+  }
+  const FloatVec scale = hn::Set(kFloats, static_cast<float>(r));
+  const FloatVec shift = hn::Set(kFloats, static_cast<float>(-missed * r));
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    FloatVec v = hn::MulAdd(hn::Sub(load(x + i, n), center), scale, shift);
+    if (weight != nullptr) v = hn::MulAdd(v, load(weight + i, n), v);  // v * (w + 1)
+    if (bias != nullptr) v = hn::Add(v, load(bias + i, n));
+    store(v, y + i, n);
+  });
+}
+
+// dweight and dbias are this thread's own.
+void layer_norm_backward_row(const float* weight, const float* x, float mean, float rstd, const float* dy, float* dx,
+                             float* dweight, float* dbias, std::int64_t dim) {
+  const FloatVec center = hn::Set(kFloats, mean);
+  const FloatVec scale = hn::Set(kFloats, rstd);
+  FloatVec total = hn::Zero(kFloats);
+  FloatVec dot = hn::Zero(kFloats);
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec d = load(dy + i, n);
+    const FloatVec g = weight != nullptr ? hn::MulAdd(d, load(weight + i, n), d) : d;  // zero past n, as d is
+    const FloatVec normed = hn::Mul(hn::Sub(load(x + i, n), center), scale);
+    total = hn::Add(total, g);
+    dot = hn::MulAdd(g, normed, dot);
+  });
+  const FloatVec mean_g = hn::Set(kFloats, sum(total) / static_cast<float>(dim));
+  const FloatVec mean_gn = hn::Set(kFloats, sum(dot) / static_cast<float>(dim));
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec d = load(dy + i, n);
+    const FloatVec normed = hn::Mul(hn::Sub(load(x + i, n), center), scale);
+    const FloatVec g = weight != nullptr ? hn::MulAdd(d, load(weight + i, n), d) : d;
+    store(hn::Mul(scale, hn::NegMulAdd(normed, mean_gn, hn::Sub(g, mean_g))), dx + i, n);
+    store(hn::MulAdd(d, normed, load(dweight + i, n)), dweight + i, n);
+    store(hn::Add(d, load(dbias + i, n)), dbias + i, n);
+  });
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(layer_norm_forward_row);
+HWY_EXPORT(layer_norm_backward_row);
+
+void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                        const Tensor& y, const LayerNormSaved& saved) {
+  const float* w = weight ? weight.data<float>() : nullptr;
+  const float* b = bias ? bias.data<float>() : nullptr;
+  float* mean = saved.mean ? saved.mean.data<float>() : nullptr;
+  float* rstd = saved.rstd ? saved.rstd.data<float>() : nullptr;
+  const auto row = HWY_DYNAMIC_DISPATCH(layer_norm_forward_row);
+  ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      row(w, b, x.data<float>() + t * x.pitch(), y.data<float>() + t * y.pitch(), mean != nullptr ? mean + t : nullptr,
+          rstd != nullptr ? rstd + t : nullptr, op.dim, op.eps);
+    }
+  });
+}
+
+void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
+  const float* w = weight ? weight.data<float>() : nullptr;
+  const float* mean = saved.mean.data<float>();
+  const float* rstd = saved.rstd.data<float>();
+  const auto row = HWY_DYNAMIC_DISPATCH(layer_norm_backward_row);
+  ArenaScope scope(ctx.workspace());
+  const BlockSums sums(ctx, 2 * op.dim);  // dweight, dbias
+  ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+      row(w, x.data<float>() + t * x.pitch(), mean[t], rstd[t], dy.data<float>() + t * dy.pitch(),
+          dx.data<float>() + t * dx.pitch(), block, block + op.dim, op.dim);
+    });
+  });
+  if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
+  if (dbias) sums.add_to(dbias.data<float>(), op.dim, op.dim);
+}
+
+}  // namespace megalodon::cpu
+#endif

@@ -1,0 +1,61 @@
+#include "ops/rotary.h"
+
+#include <cmath>
+
+#include "core/check.h"
+#include "ops/dispatch.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kName = "rotary";
+
+void check_table(const Rotary& op, const Tensor& table) {
+  require(op.heads > 0 && op.chunk > 0, kName, "heads and chunk must be positive");
+  require(op.head_dim > 0 && op.head_dim % 2 == 0, kName, "head_dim must be positive and even");
+  require(op.base > 0, kName, "base must be positive");
+  require_contiguous(table, DType::F32, {op.chunk, op.head_dim / 2, 2}, kName, "table");
+}
+
+void check(const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const char* x_name, const Tensor& y,
+           const char* y_name) {
+  check_table(op, table);
+  require(x && x.shape().rank() == 3 && x.cols() == op.heads * op.head_dim, kName, "x must be [B, L, heads * head_dim]");
+  require_tensor(x, DType::F32, x.shape(), kName, x_name);
+  require_tensor(y, x.dtype(), x.shape(), kName, y_name);
+  if (!positions) return;
+  require_contiguous(positions, DType::I64, {x.shape()[0]}, kName, "positions");
+  for (std::int64_t b = 0; b < positions.numel(); ++b) {
+    require(positions.data<std::int64_t>()[b] >= 0, kName, "positions must not be negative");
+  }
+}
+
+}  // namespace
+
+void rotary_table(const Rotary& op, const Tensor& table) {
+  check_table(op, table);
+  float* out = table.data<float>();
+  for (std::int64_t p = 0; p < op.chunk; ++p) {
+    for (std::int64_t j = 0; j < op.head_dim / 2; ++j) {
+      const double frequency = std::pow(op.base, -2 * static_cast<double>(j) / static_cast<double>(op.head_dim));
+      const double angle = static_cast<double>(p) * frequency;
+      *out++ = static_cast<float>(std::cos(angle));
+      *out++ = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void rotary_forward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x,
+                    const Tensor& y) {
+  check(op, table, positions, x, "x", y, "y");
+  dispatch(ctx, x.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
+}
+
+void rotary_backward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& dy,
+                     const Tensor& dx) {
+  check(op, table, positions, dy, "dy", dx, "dx");
+  dispatch(ctx, dy.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); });
+}
+
+}  // namespace megalodon
