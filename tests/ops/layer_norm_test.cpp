@@ -1,0 +1,126 @@
+#include "ops/layer_norm.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "megalodon/error.h"
+#include "reference/layer_norm.h"
+#include "support/compare.h"
+#include "support/pitched.h"
+#include "support/targets.h"
+#include "tolerances.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+struct Case {
+  std::int64_t batch, length, dim;
+  bool affine;
+  std::int64_t gap;
+  int threads;
+};
+
+class LayerNormTest : public testing::TestWithParam<Case> {};
+
+TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
+  const auto [batch, length, dim, affine, gap, threads] = GetParam();
+  const std::int64_t rows = batch * length;
+  const LayerNorm op{dim, 1e-5};
+  Context ctx(threads, layer_norm_workspace_bytes(op, threads));
+  const Shape shape{batch, length, dim};
+  auto values = normal(rows * dim, 1);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] += static_cast<float>(i / static_cast<std::size_t>(dim) % 3);
+  auto weight = normal(affine ? dim : 0, 2, 0.3);
+  auto bias = normal(affine ? dim : 0, 4, 0.3);
+  const auto upstream = normal(rows * dim, 3);
+  const auto truth_y = reference::layer_norm_forward(dim, op.eps, widen(weight), widen(bias), widen(values));
+  auto truth = reference::layer_norm_backward(dim, op.eps, widen(weight), widen(values), widen(upstream));
+  for (double& value : truth.dweight) value += 0.5;
+  for (double& value : truth.dbias) value -= 0.25;
+
+  on_each_instruction_set([&] {
+    Pitched x(values, shape, gap);
+    Pitched dy(upstream, shape, gap);
+    Pitched y(shape, gap);
+    Pitched dx(shape, gap);
+    auto mean = unwritten(rows);
+    auto rstd = unwritten(rows);
+    std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
+    std::vector<float> dbias(bias.size(), -0.25F);
+    const auto optional = [&](std::vector<float>& v) { return affine ? Tensor(v.data(), {dim}) : Tensor(); };
+    const LayerNormSaved saved{Tensor(mean.data(), {batch, length}), Tensor(rstd.data(), {batch, length})};
+    layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), y.tensor(), saved);
+    layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), dx.tensor(), optional(dweight),
+                        optional(dbias));
+    expect_close(y.values(), truth_y, tolerance::kForward, "y");
+    expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
+    EXPECT_TRUE(y.gaps_untouched() && dx.gaps_untouched());
+    if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
+    if (affine) expect_close(dbias, truth.dbias, tolerance::kGradient, "dbias");
+
+    // In place, without saving: the same bits.
+    layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), x.tensor(), {});
+    EXPECT_EQ(x.values(), y.values());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, LayerNormTest,
+                         testing::Values(Case{1, 1, 5, true, 0, 1}, Case{2, 7, 3, true, 2, 2}, Case{5, 1, 16, false, 0, 2},
+                                         Case{3, 11, 48, true, 16, 3}, Case{1, 128, 100, true, 0, 2},
+                                         Case{2, 300, 384, true, 5, 2}, Case{1, 64, 1024, true, 0, 2},
+                                         Case{1, 3, 4096, false, 0, 4}));
+
+// Rows far from zero: the mean is removed before anything is squared.
+TEST(LayerNormPrecisionTest, ShiftedRowsKeepTheirPrecision) {
+  const std::int64_t dim = 96;
+  const LayerNorm op{dim, 1e-5};
+  auto x = normal(20 * dim, 1);
+  for (float& value : x) value += 1000.0F;
+  const auto truth = reference::layer_norm_forward(dim, op.eps, {}, {}, widen(x));
+  on_each_instruction_set([&] {
+    Context ctx(1);
+    auto y = unwritten(20 * dim);
+    layer_norm_forward(ctx, op, Tensor(), Tensor(), Tensor(x.data(), {20, dim}), Tensor(y.data(), {20, dim}), {});
+    expect_close(y, truth, tolerance::kForward, "y");
+  });
+}
+
+TEST(LayerNormReferenceTest, GradientsAgreeWithFiniteDifferences) {
+  const std::int64_t dim = 6;
+  const auto x = widen(normal(4 * dim, 1));
+  const auto weight = widen(normal(dim, 2, 0.3));
+  const auto bias = widen(normal(dim, 4, 0.3));
+  const auto dy = widen(normal(4 * dim, 3));
+  const auto loss = [&](const std::vector<double>& w, const std::vector<double>& b, const std::vector<double>& input) {
+    const auto y = reference::layer_norm_forward(dim, 1e-5, w, b, input);
+    return std::inner_product(y.begin(), y.end(), dy.begin(), 0.0);
+  };
+  const auto truth = reference::layer_norm_backward(dim, 1e-5, weight, x, dy);
+  const double bound = tolerance::kFiniteDifference;
+  expect_finite_difference([&](const auto& at) { return loss(weight, bias, at); }, x, truth.dx, bound, "dx");
+  expect_finite_difference([&](const auto& at) { return loss(at, bias, x); }, weight, truth.dweight, bound, "dweight");
+  expect_finite_difference([&](const auto& at) { return loss(weight, at, x); }, bias, truth.dbias, bound, "dbias");
+}
+
+TEST(LayerNormErrorTest, NamesTheTensorThatDoesNotFit) {
+  Context ctx(1);
+  std::vector<float> data(12);
+  const Tensor x(data.data(), {3, 4});
+  const auto message = [&](const Tensor& bias, const LayerNormSaved& saved) -> std::string {
+    try {
+      layer_norm_forward(ctx, {4}, Tensor(), bias, x, x, saved);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(message(Tensor(data.data(), {3}), {}), "layer_norm: bias must be F32 [4], not F32 [3]");
+  EXPECT_EQ(message(Tensor(), {Tensor(data.data(), {3}), Tensor()}), "layer_norm: saved.mean goes with saved.rstd");
+}
+
+}  // namespace
+}  // namespace megalodon
