@@ -60,7 +60,9 @@ TEST_P(HeadNormTest, ForwardAndBackwardAgreeWithTheReference) {
     expect_close(dz.values(), truth.dz, tolerance::kGradient, "dz");
     expect_close(dgamma, truth.dgamma, tolerance::kGradient, "dgamma");
     expect_close(dbeta, truth.dbeta, tolerance::kGradient, "dbeta");
-    EXPECT_TRUE(q.gaps_untouched() && k.gaps_untouched() && dz.gaps_untouched());
+    q.expect_gaps_untouched("q");
+    k.expect_gaps_untouched("k");
+    dz.expect_gaps_untouched("dz");
 
     // In place: the same bits.
     head_norm_backward(ctx, op, pair(gamma), z.tensor(), saved, dq.tensor(), dk.tensor(), dq.tensor(), pair(dgamma), pair(dbeta));

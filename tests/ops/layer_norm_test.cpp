@@ -57,7 +57,8 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
                         optional(dbias));
     expect_close(y.values(), truth_y, tolerance::kForward, "y");
     expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
-    EXPECT_TRUE(y.gaps_untouched() && dx.gaps_untouched());
+    y.expect_gaps_untouched("y");
+    dx.expect_gaps_untouched("dx");
     if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
     if (affine) expect_close(dbias, truth.dbias, tolerance::kGradient, "dbias");
 
