@@ -24,7 +24,7 @@ class Megalodon {
 
   const ModelConfig& config() const noexcept { return config_; }
   const ParameterLayout& layout() const noexcept { return layout_; }
-  Tensor flat() const;  // [layout().total()] f32, all parameters
+  const Tensor& flat() const noexcept { return flat_; }  // [layout().total()] f32, all parameters
   const Parameters& parameters() const noexcept { return parameters_; }
   const Tensor& rotary_table() const noexcept { return rotary_table_; }
 
@@ -32,6 +32,7 @@ class Megalodon {
   ModelConfig config_;
   ParameterLayout layout_;
   Arena arena_;
+  Tensor flat_;
   Parameters parameters_;
   Tensor rotary_table_;  // [C, z_head_dim / 2, 2]
 };

@@ -2,19 +2,28 @@
 // The tokenizer's files beside them are io/tokenizer.h's.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
+#include "io/safetensors.h"
 #include "model/megalodon.h"
 
 namespace megalodon {
 
-// Writes DIR/config.json and DIR/model.safetensors (created if need be), each atomically.
+// Writes DIR/config.json and DIR/model.safetensors (created if need be), each atomically. Throws Error(Io).
 void save_model(const Megalodon& model, const std::string& folder);
+
+// Writes the parameters alone to `path`, and returns the file's checksum. Not atomic.
+std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for.
 std::unique_ptr<Megalodon> load_model(const std::string& folder);
 ModelConfig load_config(const std::string& folder);
+
+// Fills the model's parameters from the tensors named `prefix` + parameter name. Names that begin otherwise are passed over; the
+// buffers that released checkpoints hold besides parameters are too. Throws Error(Mismatch) as load_model does.
+void read_parameters(const Megalodon& model, const SafetensorsFile& file, const std::string& prefix);
 
 }  // namespace megalodon

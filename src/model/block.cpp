@@ -1,0 +1,271 @@
+#include "model/block.h"
+
+#include <algorithm>
+
+#include "ops/residual.h"
+#include "ops/silu_gate.h"
+
+namespace megalodon {
+
+namespace {
+
+std::int64_t fc13_width(const ModelConfig& c) { return c.swiglu ? 2 * c.ffn_hidden_dim : c.ffn_hidden_dim; }
+
+}  // namespace
+
+BlockOps::BlockOps(const ModelConfig& c)
+    : config(c),
+      norm{c.model_dim, c.norm_num_groups, c.norm_eps},
+      cema{c.model_dim, c.cema_ndim},
+      rms{c.model_dim, c.norm_eps},
+      head{c.num_heads, c.z_head_dim(), c.norm_eps},
+      rotary{c.num_heads, c.z_head_dim(), c.chunk_size, c.rope_base_or_default()},
+      attention{c.num_heads, c.z_head_dim(), c.v_head_dim(), c.chunk_size},
+      nffn{c.model_dim, c.norm_eps},
+      wv{c.model_dim, c.value_dim},
+      wzrh{c.model_dim, c.z_dim + c.value_dim + c.model_dim},
+      wh2{c.value_dim, c.model_dim},
+      fc13{c.model_dim, fc13_width(c)},
+      fc2{c.ffn_hidden_dim, c.model_dim} {}
+
+std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, int threads) const {
+  return std::max({timestep_norm_workspace_bytes(norm, threads), cema_workspace_bytes(cema, batch, length, threads),
+                   rms_norm_workspace_bytes(rms, threads), head_norm_workspace_bytes(head, threads),
+                   attention_workspace_bytes(attention, length, threads), layer_norm_workspace_bytes(nffn, threads)});
+}
+
+void Masks::apply(Context& ctx, Site site, double p, const Tensor& x) const {
+  if (active && p > 0) dropout_forward(ctx, {p, seed, stream(site)}, x, x);
+}
+
+namespace {
+
+using Site = Masks::Site;
+
+// The packed projections as views.
+struct Packed {
+  Packed(const ModelConfig& c, const Tensor& zrh, const Tensor& fc13)
+      : z(zrh.column_range(0, c.z_dim)),
+        r(zrh.column_range(c.z_dim, c.value_dim)),
+        h1(zrh.column_range(c.z_dim + c.value_dim, c.model_dim)),
+        fc1(fc13.column_range(0, c.ffn_hidden_dim)),
+        fc3(c.swiglu ? fc13.column_range(c.ffn_hidden_dim, c.ffn_hidden_dim) : Tensor()) {}
+  Tensor z, r, h1, fc1, fc3;
+};
+
+Attention attention_of(const BlockOps& op, const Masks& masks) {
+  Attention attention = op.attention;
+  if (masks.active) {
+    attention.dropout = op.config.attention_dropout;
+    attention.dropkey = op.config.dropkey;
+    attention.seed = masks.seed;
+    attention.stream = masks.stream(Site::Attention);
+  }
+  return attention;
+}
+
+// The steps below run in forward, and again in backward instead of being kept.
+
+// mx = RMSNorm(ce)
+void normed_average(Context& ctx, const BlockOps& op, const BlockParameters& p, const Masks& masks, const BlockSaved& s,
+                    const BlockScratch& t) {
+  rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
+  masks.apply(ctx, Site::Average, op.config.hidden_dropout, t.mx);
+}
+
+// q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
+void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
+                         const Packed& a, const BlockSaved& s, const BlockScratch& t) {
+  head_norm_forward(ctx, op.head, p.gamma, p.beta, a.z, t.q, t.k, s.head);
+  rotary_forward(ctx, op.rotary, table, positions, t.q, t.q);
+  rotary_forward(ctx, op.rotary, table, positions, t.k, t.k);
+  silu_gate_forward(ctx, s.v, Tensor(), t.v);
+}
+
+// gated = o * silu(r)
+void gate(Context& ctx, const BlockOps& op, const Masks& masks, const Packed& a, const BlockSaved& s, const BlockScratch& t) {
+  silu_gate_forward(ctx, a.r, s.o, t.gated);
+  masks.apply(ctx, Site::Gated, op.config.hidden_dropout, t.gated);
+}
+
+// hidden = silu(fc1) [* fc3]
+void activate(Context& ctx, const BlockOps& op, const Masks& masks, const Packed& a, const BlockScratch& t) {
+  silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
+  masks.apply(ctx, Site::Hidden, op.config.hidden_dropout, t.hidden);
+}
+
+}  // namespace
+
+void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
+                   const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& s, const BlockScratch& t,
+                   const Tensor& out) {
+  const ModelConfig& c = op.config;
+  const Packed a(c, s.zrh, s.fc13);
+
+  // The average of the past, and what it says to attend to.
+  timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm);
+  cema_forward(ctx, op.cema, p.cema, s.tn, state.cema, s.ce, s.cema);
+  normed_average(ctx, op, p, masks, s, t);
+  linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
+  linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
+  queries_keys_values(ctx, op, p, table, positions, a, s, t);
+  attention_forward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
+
+  // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
+  gate(ctx, op, masks, a, s, t);
+  linear_forward(ctx, op.wh2, p.wh2, Tensor(), t.gated, a.h1, /*accumulate=*/true);
+  masks.apply(ctx, Site::Output, c.dropout, a.h1);
+  residual_forward(ctx, Tensor(), x, a.h1, s.y);
+
+  // out = x + alpha * (hidden W2): the residual is the block's input, two hops back.
+  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
+  linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
+  activate(ctx, op, masks, a, t);
+  linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
+  masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
+  residual_forward(ctx, p.alpha, x, t.n, out);
+}
+
+void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
+                    const Masks& masks, const Tensor& x, const BlockSaved& s, const BlockScratch& t, const BlockGradients& d,
+                    const Tensor& d_out, const BlockParameters& g) {
+  const ModelConfig& c = op.config;
+  const Packed a(c, s.zrh, s.fc13);
+  const Packed da(c, d.d_zrh, d.d_fc13);
+
+  // Through the feed-forward. d_a = gradient of what it adds, then of its normed input, then of y.
+  activate(ctx, op, masks, a, t);
+  if (p.alpha) {  // only alpha's gradient needs the value that it scales
+    linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
+    masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
+  }
+  residual_backward(ctx, p.alpha, t.n, d_out, d.d_a, g.alpha);
+  masks.apply(ctx, Site::FeedForward, c.dropout, d.d_a);
+  linear_backward_weight(ctx, op.fc2, t.hidden, d.d_a, g.fc2, Tensor());
+  linear_backward_input(ctx, op.fc2, p.fc2, d.d_a, d.d_hidden);
+  masks.apply(ctx, Site::Hidden, c.hidden_dropout, d.d_hidden);
+  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3);
+  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
+  linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
+  linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
+  layer_norm_backward(ctx, op.nffn, p.nffn_weight, s.y, s.nffn, d.d_a, d.d_a, g.nffn_weight, g.nffn_bias);
+
+  // y's residual joins the other path of x.
+  residual_forward(ctx, Tensor(), d_out, d.d_a, d_out);
+
+  // Through the gated attention. d_zrh is filled slice by slice: h1 and r here, z below.
+  residual_backward(ctx, Tensor(), Tensor(), d.d_a, da.h1, Tensor());
+  masks.apply(ctx, Site::Output, c.dropout, da.h1);
+  gate(ctx, op, masks, a, s, t);
+  linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
+  linear_backward_input(ctx, op.wh2, p.wh2, da.h1, d.d_gated);
+  masks.apply(ctx, Site::Gated, c.hidden_dropout, d.d_gated);
+  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o);
+  queries_keys_values(ctx, op, p, table, positions, a, s, t);
+  attention_backward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
+  rotary_backward(ctx, op.rotary, table, positions, d.d_q, d.d_q);
+  rotary_backward(ctx, op.rotary, table, positions, d.d_k, d.d_k);
+  head_norm_backward(ctx, op.head, p.gamma, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
+
+  // Through the average. d_a = gradient of mx, then of ce, then of x; d_b = gradient of tn.
+  normed_average(ctx, op, p, masks, s, t);
+  linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
+  linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
+  masks.apply(ctx, Site::Average, c.hidden_dropout, d.d_a);
+  rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_a, g.rmsnorm_weight);
+  cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_a, d.d_b, g.cema);
+  silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
+  linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
+  linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
+  timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d.d_a, g.timenorm_weight, g.timenorm_bias);
+  residual_forward(ctx, Tensor(), d_out, d.d_a, d_out);
+}
+
+namespace {
+
+// Each of the functions below names every tensor of its struct once.
+
+template <class Visit>
+void visit_saved(const ModelConfig& c, BlockSaved& s, bool for_backward, Visit&& visit) {
+  visit(s.tn, c.model_dim);
+  visit(s.ce, c.model_dim);
+  visit(s.v, c.value_dim);
+  visit(s.zrh, c.z_dim + c.value_dim + c.model_dim);
+  visit(s.o, c.value_dim);
+  visit(s.y, c.model_dim);
+  visit(s.fc13, fc13_width(c));
+  if (!for_backward) return;
+  visit(s.norm.mean, c.norm_num_groups);
+  visit(s.norm.rstd, c.norm_num_groups);
+  visit(s.head.rstd, c.num_heads);
+  visit(s.attention.lse, c.num_heads);
+}
+
+template <class Visit>
+void visit_scratch(const ModelConfig& c, BlockScratch& t, Visit&& visit) {
+  visit(t.mx, c.model_dim);
+  visit(t.q, c.z_dim);
+  visit(t.k, c.z_dim);
+  visit(t.v, c.value_dim);
+  visit(t.gated, c.value_dim);
+  visit(t.n, c.model_dim);
+  visit(t.hidden, c.ffn_hidden_dim);
+}
+
+Tensor shorter(const Tensor& tensor, std::int64_t length) {
+  return {tensor.raw(), tensor.dtype(), {tensor.shape()[0], length, tensor.shape()[2]}};
+}
+
+}  // namespace
+
+BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length, bool for_backward) {
+  BlockSaved s;
+  visit_saved(c, s, for_backward, [&](Tensor& tensor, std::int64_t width) {
+    tensor = arena.allocate(DType::F32, {batch, length, width});
+  });
+  if (for_backward) {
+    s.norm.count = arena.allocate(DType::I64, {batch});
+    s.cema.h0 = arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2});
+    s.rms.rstd = arena.allocate(DType::F32, {batch, length});
+    s.nffn.mean = arena.allocate(DType::F32, {batch, length});
+    s.nffn.rstd = arena.allocate(DType::F32, {batch, length});
+  }
+  return s;
+}
+
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+  BlockScratch t;
+  visit_scratch(c, t, [&](Tensor& tensor, std::int64_t width) { tensor = arena.allocate(DType::F32, {batch, length, width}); });
+  return t;
+}
+
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+  const auto tensor = [&](std::int64_t width) { return arena.allocate(DType::F32, {batch, length, width}); };
+  BlockGradients d;
+  d.d_fc13 = tensor(fc13_width(c));
+  d.d_hidden = tensor(c.ffn_hidden_dim);
+  d.d_a = tensor(c.model_dim);
+  d.d_b = tensor(c.model_dim);
+  d.d_zrh = tensor(c.z_dim + c.value_dim + c.model_dim);
+  d.d_gated = tensor(c.value_dim);
+  d.d_o = tensor(c.value_dim);
+  d.d_q = tensor(c.z_dim);
+  d.d_k = tensor(c.z_dim);
+  return d;
+}
+
+BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length) {
+  BlockSaved s = saved;
+  const auto shorten = [&](Tensor& tensor, std::int64_t) { tensor = shorter(tensor, length); };
+  // Only windows without a backward are shorter than planned.
+  visit_saved(ModelConfig{}, s, false, shorten);
+  return s;
+}
+
+BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length) {
+  BlockScratch t = scratch;
+  visit_scratch(ModelConfig{}, t, [&](Tensor& tensor, std::int64_t) { tensor = shorter(tensor, length); });
+  return t;
+}
+
+}  // namespace megalodon

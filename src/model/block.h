@@ -1,0 +1,110 @@
+// One block of the model: moving-average gated attention and its feed-forward (paper, section 3), forward and backward, and the
+// memory they work in. Internal to the model layer.
+#pragma once
+
+#include <cstdint>
+
+#include "core/context.h"
+#include "model/parameters.h"
+#include "model/state.h"
+#include "ops/attention.h"
+#include "ops/cema.h"
+#include "ops/dropout.h"
+#include "ops/head_norm.h"
+#include "ops/layer_norm.h"
+#include "ops/linear.h"
+#include "ops/rms_norm.h"
+#include "ops/rotary.h"
+#include "ops/timestep_norm.h"
+
+namespace megalodon {
+
+// The sizes and options of every op of a block.
+struct BlockOps {
+  explicit BlockOps(const ModelConfig& config);
+
+  ModelConfig config;
+  TimestepNorm norm;
+  Cema cema;
+  RmsNorm rms;
+  HeadNorm head;
+  Rotary rotary;
+  Attention attention;
+  LayerNorm nffn;
+  Linear wv, wzrh, wh2, fc13, fc2;
+
+  // What the largest op of a block takes of the workspace, for windows of batch x length.
+  std::size_t workspace_bytes(std::int64_t batch, std::int64_t length, int threads) const;
+};
+
+// The dropout masks of one window in one block; inactive outside training.
+struct Masks {
+  std::uint64_t seed = 0;
+  std::uint64_t window = 0;
+  std::int64_t layer = 0;
+  bool active = false;
+
+  enum class Site : std::uint64_t { Embedding, Average, Attention, Gated, Output, Hidden, FeedForward };
+  std::uint64_t stream(Site site) const noexcept {
+    return window << 24 | static_cast<std::uint64_t>(layer) << 4 | static_cast<std::uint64_t>(site);
+  }
+  // x *= mask / (1 - p): of values going forward and of gradients going back alike.
+  void apply(Context& ctx, Site site, double p, const Tensor& x) const;
+};
+
+// What a block's backward needs of its forward. Everything else it computes again.
+struct BlockSaved {
+  TimestepNormSaved norm;
+  Tensor tn;  // [B, L, D] TimestepNorm's output
+  CemaSaved cema;
+  Tensor ce;  // [B, L, D] CEMA's output
+  RmsNormSaved rms;
+  Tensor v;    // [B, L, V] values before silu
+  Tensor zrh;  // [B, L, Z + V + D] shared representation, gate before silu, mx Wh1 + b
+  HeadNormSaved head;
+  AttentionSaved attention;
+  Tensor o;  // [B, L, V] attention's output
+  Tensor y;  // [B, L, D] the feed-forward's input
+  LayerNormSaved nffn;
+  Tensor fc13;  // [B, L, F or 2F] before silu
+};
+
+// Values that backward computes again: one set serves all blocks.
+struct BlockScratch {
+  Tensor mx;      // [B, L, D] the normed average
+  Tensor q, k;    // [B, L, Z] rotated queries and keys
+  Tensor v;       // [B, L, V] values
+  Tensor gated;   // [B, L, V] o * silu(r)
+  Tensor n;       // [B, L, D] the feed-forward's normed input; also what it adds
+  Tensor hidden;  // [B, L, F]
+};
+
+struct BlockGradients {
+  Tensor d_fc13;        // [B, L, F or 2F]
+  Tensor d_hidden;      // [B, L, F]
+  Tensor d_a, d_b;      // [B, L, D] each
+  Tensor d_zrh;         // [B, L, Z + V + D]
+  Tensor d_gated, d_o;  // [B, L, V] each
+  Tensor d_q, d_k;      // [B, L, Z] each
+};
+
+// `for_backward` leaves out what only backward reads.
+BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length, bool for_backward);
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length);
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length);
+
+// The same tensors with a shorter window: for windows of fewer than the planned tokens.
+BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);
+BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length);
+
+// x and out [B, L, D] must not overlap. `state` is read and updated; its tensors are null to start afresh and keep nothing.
+void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
+                   const Tensor& positions, const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& saved,
+                   const BlockScratch& scratch, const Tensor& out);
+
+// d_out [B, L, D] holds the gradient of out and is overwritten with that of x. Adds to `gradients`.
+void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
+                    const Tensor& positions, const Masks& masks, const Tensor& x, const BlockSaved& saved,
+                    const BlockScratch& scratch, const BlockGradients& d, const Tensor& d_out, const BlockParameters& gradients);
+
+}  // namespace megalodon

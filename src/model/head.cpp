@@ -1,0 +1,66 @@
+#include "model/head.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cross_entropy.h"
+#include "ops/linear.h"
+
+namespace megalodon {
+
+Embedding embedding_of(const ModelConfig& c) {
+  return {c.vocab_size, c.model_dim, c.scale_emb ? std::sqrt(static_cast<float>(c.model_dim)) : 1.0F};
+}
+
+std::int64_t head_slice(const ModelConfig& c, std::int64_t tokens) {
+  return std::clamp<std::int64_t>((std::int64_t{4} << 20) / c.outputs(), 1, tokens);
+}
+
+namespace {
+
+// Calls body(begin, tokens) for each slice of the window.
+template <class Body>
+void for_each_slice(const Tensor& logits, std::int64_t tokens, Body&& body) {
+  for (std::int64_t begin = 0; begin < tokens; begin += logits.rows()) {
+    body(begin, std::min(logits.rows(), tokens - begin));
+  }
+}
+
+// Elements [begin, begin + count) of a vector.
+Tensor part(const Tensor& vector, std::int64_t begin, std::int64_t count) {
+  return vector.view({1, vector.numel()}).column_range(begin, count).view({count});
+}
+
+void slice_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
+                  const Tensor& logits, const Tensor& losses, const CrossEntropySaved& saved) {
+  linear_forward(ctx, {c.model_dim, c.outputs()}, p.output, Tensor(), tn, logits);
+  cross_entropy_forward(ctx, {c.outputs()}, logits, targets, losses, saved);
+}
+
+}  // namespace
+
+void head_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
+                 const Tensor& logits, const Tensor& losses) {
+  for_each_slice(logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
+    slice_losses(ctx, c, p, tn.row_range(begin, count), part(targets, begin, count), logits.row_range(0, count),
+                 part(losses, begin, count), {});
+  });
+}
+
+void head_losses_backward(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
+                          const Tensor& logits, const Tensor& lse, float scale, const Tensor& losses, const Tensor& d_tn,
+                          const Tensor& d_output) {
+  const Linear output{c.model_dim, c.outputs()};
+  for_each_slice(logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
+    const Tensor slice = logits.row_range(0, count);
+    const Tensor wanted = part(targets, begin, count);
+    const Tensor normed = tn.row_range(begin, count);
+    const CrossEntropySaved saved{part(lse, 0, count)};
+    slice_losses(ctx, c, p, normed, wanted, slice, part(losses, begin, count), saved);
+    cross_entropy_backward(ctx, {c.outputs()}, slice, wanted, saved, scale, slice);
+    linear_backward_weight(ctx, output, normed, slice, d_output, Tensor());
+    linear_backward_input(ctx, output, p.output, slice, d_tn.row_range(begin, count));
+  });
+}
+
+}  // namespace megalodon

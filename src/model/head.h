@@ -1,0 +1,37 @@
+// The two ends of the model: the embedding, and the output matrix with the loss, in slices of tokens so that the logits of a
+// window are never whole in memory. Internal to the model layer.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core/context.h"
+#include "model/parameters.h"
+#include "ops/embedding.h"
+
+namespace megalodon {
+
+Embedding embedding_of(const ModelConfig& config);
+
+// Tokens a slice: about 16 MiB of logits.
+std::int64_t head_slice(const ModelConfig& config, std::int64_t tokens);
+
+// losses[t] = -log softmax(W_out tn_t)[target_t], 0 where the target is -1.
+void head_losses(Context& ctx, const ModelConfig& config, const Parameters& p,
+                 const Tensor& tn,       // [T, D]
+                 const Tensor& targets,  // [T] i32
+                 const Tensor& logits,   // [head_slice, K] scratch
+                 const Tensor& losses);  // [T] f32
+
+// The same, and its backward: d_tn = the gradient of scale * sum(losses), and the gradient of W_out is added to `d_output`.
+void head_losses_backward(Context& ctx, const ModelConfig& config, const Parameters& p,
+                          const Tensor& tn,       // [T, D]
+                          const Tensor& targets,  // [T] i32
+                          const Tensor& logits,   // [head_slice, K] scratch
+                          const Tensor& lse,      // [head_slice] f32 scratch
+                          float scale,
+                          const Tensor& losses,     // [T] f32
+                          const Tensor& d_tn,       // [T, D]
+                          const Tensor& d_output);  // [K, D]
+
+}  // namespace megalodon

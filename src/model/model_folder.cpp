@@ -1,0 +1,88 @@
+#include "model/model_folder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "core/suggest.h"
+#include "io/file.h"
+#include "megalodon/error.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr std::size_t kMaxConfigBytes = 1 << 20;
+
+// What the released checkpoints hold besides parameters: all of it follows from the configuration.
+bool is_buffer(const std::string& name) {
+  return name.ends_with(".prior_count") || name.ends_with(".prior_mean") || name.ends_with(".prior_logv") || name == "rope.freqs";
+}
+
+void refuse_prior(const SafetensorsFile& file, const std::string& name) {
+  const Tensor count = file.tensor(name);
+  if (count.dtype() == DType::I64 && count.numel() == 1 && *count.data<std::int64_t>() == 0) return;
+  throw Error(ErrorKind::Unsupported, name + " is not 0: TimestepNorm with a prior is not known here", file.path());
+}
+
+}  // namespace
+
+void read_parameters(const Megalodon& model, const SafetensorsFile& file, const std::string& prefix) {
+  std::set<std::string> wanted;
+  for (const ParameterInfo& entry : model.layout().entries()) {
+    const std::string name = prefix + entry.name;
+    wanted.insert(name);
+    if (!file.contains(name)) {
+      throw Error(ErrorKind::Mismatch, "the tensor " + name + " that the configuration asks for is missing", file.path(),
+                  "Use the config.json that was saved with the file");
+    }
+    const Tensor values = file.tensor(name, DType::F32, entry.shape);
+    std::memcpy(model.flat().data<float>() + entry.offset, values.raw(), values.bytes());
+  }
+  for (const std::string& name : file.names()) {
+    if (!name.starts_with(prefix) || wanted.contains(name)) continue;
+    if (name.ends_with(".prior_count")) refuse_prior(file, name);
+    if (is_buffer(name.substr(prefix.size())) || (model.config().share_emb && name == prefix + "output.output.weight")) continue;
+    const std::string hint = did_you_mean(name, {wanted.begin(), wanted.end()});
+    throw Error(ErrorKind::Mismatch, "the tensor " + name + " has no place in the configured model", file.path(),
+                hint.empty() ? "Use the config.json that was saved with the file" : hint);
+  }
+}
+
+void save_model(const Megalodon& model, const std::string& folder) {
+  create_directories(folder);
+  write_file_atomically(join_path(folder, "config.json"), config_to_json(model.config()));
+  const std::string path = join_path(folder, "model.safetensors");
+  write_model_file(model, path + ".partial");
+  std::error_code failure;
+  std::filesystem::rename(path + ".partial", path, failure);
+  if (failure) throw Error(ErrorKind::Io, "cannot be renamed into place: " + failure.message(), path);
+  fsync_directory(folder);
+}
+
+std::uint64_t write_model_file(const Megalodon& model, const std::string& path) {
+  std::vector<NamedTensor> tensors;
+  for (const ParameterInfo& entry : model.layout().entries()) {
+    tensors.push_back({entry.name, model.layout().view(model.flat(), entry.name)});
+  }
+  return write_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+ModelConfig load_config(const std::string& folder) {
+  if (!is_directory(folder)) {
+    throw Error(ErrorKind::NotFound, "no such model folder", folder, "A model folder holds config.json and model.safetensors");
+  }
+  const std::string path = join_path(folder, "config.json");
+  return config_from_json(read_text_file(path, kMaxConfigBytes), path);
+}
+
+std::unique_ptr<Megalodon> load_model(const std::string& folder) {
+  const ModelConfig config = load_config(folder);
+  const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
+  auto model = std::make_unique<Megalodon>(config);
+  read_parameters(*model, file, "");
+  return model;
+}
+
+}  // namespace megalodon

@@ -1,0 +1,77 @@
+#include "model/state.h"
+
+#include <cstring>
+
+#include "core/check.h"
+
+namespace megalodon {
+
+namespace {
+
+TimestepNormState allocate_norm(Arena& arena, const ModelConfig& c, std::int64_t batch) {
+  return {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F64, {batch, c.norm_num_groups}),
+          arena.allocate(DType::F64, {batch, c.norm_num_groups})};
+}
+
+void lay_out(Arena& arena, const ModelConfig& c, std::int64_t batch, ModelState& state) {
+  state.positions = arena.allocate(DType::I64, {batch});
+  state.blocks.clear();
+  for (std::int64_t i = 0; i < c.num_layers; ++i) {
+    state.blocks.push_back({allocate_norm(arena, c, batch),
+                            {arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2})},
+                            {arena.allocate(DType::F32, {batch, c.chunk_size, c.z_dim}),
+                             arena.allocate(DType::F32, {batch, c.chunk_size, c.value_dim})}});
+  }
+  state.final_norm = allocate_norm(arena, c, batch);
+}
+
+void append(std::vector<std::pair<std::string, Tensor>>& list, const std::string& prefix, const TimestepNormState& norm) {
+  list.emplace_back(prefix + ".count", norm.count);
+  list.emplace_back(prefix + ".mean", norm.mean);
+  list.emplace_back(prefix + ".var", norm.var);
+}
+
+}  // namespace
+
+ModelState::ModelState(const ModelConfig& config, std::int64_t batch) : arena_(Arena::counter()) {
+  require(batch > 0, "model state", "needs at least one sequence");
+  lay_out(arena_, config, batch, *this);
+  arena_ = Arena(arena_.peak(), "decode state");  // zeroed: the state before the first token
+  lay_out(arena_, config, batch, *this);
+}
+
+void ModelState::reset() {
+  for (const auto& [name, tensor] : tensors()) std::memset(tensor.raw(), 0, tensor.bytes());
+}
+
+void ModelState::copy_sequence(std::int64_t to, const ModelState& other, std::int64_t from) {
+  const auto mine = tensors();
+  const auto theirs = other.tensors();
+  require(to >= 0 && to < batch() && from >= 0 && from < other.batch(), "model state", "no such sequence");
+  require(mine.size() == theirs.size(), "model state", "the states are of different models");
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    const Tensor& target = mine[i].second;
+    const Tensor& source = theirs[i].second;
+    const std::size_t bytes = target.bytes() / static_cast<std::size_t>(batch());
+    require(bytes == source.bytes() / static_cast<std::size_t>(other.batch()), "model state",
+            "the states are of different models");
+    std::memcpy(static_cast<std::byte*>(target.raw()) + static_cast<std::size_t>(to) * bytes,
+                static_cast<const std::byte*>(source.raw()) + static_cast<std::size_t>(from) * bytes, bytes);
+  }
+}
+
+std::vector<std::pair<std::string, Tensor>> ModelState::tensors() const {
+  std::vector<std::pair<std::string, Tensor>> list;
+  list.emplace_back("positions", positions);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const std::string layer = "layers." + std::to_string(i);
+    append(list, layer + ".norm", blocks[i].norm);
+    list.emplace_back(layer + ".cema.h", blocks[i].cema.h);
+    list.emplace_back(layer + ".attn.k", blocks[i].attention.k);
+    list.emplace_back(layer + ".attn.v", blocks[i].attention.v);
+  }
+  append(list, "final_norm", final_norm);
+  return list;
+}
+
+}  // namespace megalodon

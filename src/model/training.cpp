@@ -1,0 +1,142 @@
+#include <algorithm>
+
+#include "core/check.h"
+#include "model/block.h"
+#include "model/head.h"
+#include "model/megalodon.h"
+
+namespace megalodon {
+
+namespace {
+
+struct Buffers {
+  std::vector<Tensor> x;  // [B, L, D] each: the embedding, then every block's output
+  std::vector<BlockSaved> saved;
+  BlockScratch scratch;
+  BlockGradients gradients;
+  TimestepNormSaved final_norm;
+  Tensor normed;   // [B, L, D] the head's input, then its gradient
+  Tensor d_x;      // [B, L, D]
+  Tensor logits;   // [head_slice, K]
+  Tensor lse;      // [head_slice]
+  Tensor losses;   // [B, L]
+  Tensor origins;  // [B] i64: where the window begins in each sequence
+};
+
+Buffers allocate(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+  const auto rows = [&] { return arena.allocate(DType::F32, {batch, length, c.model_dim}); };
+  Buffers b;
+  b.x.push_back(rows());
+  for (std::int64_t i = 0; i < c.num_layers; ++i) {
+    b.saved.push_back(allocate_saved(arena, c, batch, length, /*for_backward=*/true));
+    b.x.push_back(rows());
+  }
+  b.scratch = allocate_scratch(arena, c, batch, length);
+  b.gradients = allocate_gradients(arena, c, batch, length);
+  b.final_norm = {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F32, {batch, length, c.norm_num_groups}),
+                  arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
+  b.normed = rows();
+  b.d_x = rows();
+  const std::int64_t slice = head_slice(c, batch * length);
+  b.logits = arena.allocate(DType::F32, {slice, c.outputs()});
+  b.lse = arena.allocate(DType::F32, {slice});
+  b.losses = arena.allocate(DType::F32, {batch, length});
+  b.origins = arena.allocate(DType::I64, {batch});
+  return b;
+}
+
+}  // namespace
+
+struct Training::Impl {
+  Impl(Context& context, const Megalodon& m, std::int64_t batch, std::int64_t length, const MemoryPlan& memory)
+      : ctx(context),
+        model(m),
+        ops(m.config()),
+        arena(memory.activations, "activations"),
+        buffers(allocate(arena, m.config(), batch, length)) {
+    ctx.reserve_workspace(memory.workspace);
+  }
+
+  void remember_origins(const ModelState* state) {
+    auto* origins = buffers.origins.data<std::int64_t>();
+    for (std::int64_t b = 0; b < buffers.origins.numel(); ++b) {
+      origins[b] = state != nullptr ? state->positions.data<std::int64_t>()[b] : 0;
+      require(origins[b] % model.config().chunk_size == 0, "training",
+              "a window must begin at a chunk's first token: its length must be a multiple of chunk_size when state is carried");
+    }
+  }
+
+  double run(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
+             const DropoutKey& key) {
+    const ModelConfig& c = model.config();
+    const Parameters& p = model.parameters();
+    const Parameters g = parameters_in(c, model.layout(), flat_gradients);
+    const Tensor& table = model.rotary_table();
+    const std::size_t layers = p.blocks.size();
+    Buffers& b = buffers;
+    remember_origins(state);
+    const auto masks = [&](std::size_t layer) { return Masks{key.seed, key.window, static_cast<std::int64_t>(layer), true}; };
+
+    // Forward.
+    embedding_forward(ctx, embedding_of(c), p.embed, tokens, b.x[0]);
+    masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.x[0]);
+    for (std::size_t i = 0; i < layers; ++i) {
+      block_forward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], state != nullptr ? state->blocks[i] : BlockState(),
+                    b.saved[i], b.scratch, b.x[i + 1]);
+    }
+    timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, b.x[layers],
+                          state != nullptr ? state->final_norm : TimestepNormState(), b.normed, b.final_norm);
+
+    // The head's forward and backward are one, slice by slice.
+    const std::int64_t count = tokens.numel();
+    head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.logits, b.lse, scale,
+                         b.losses.view({count}), b.gradients.d_b.view({count, c.model_dim}), g.output);
+
+    // Backward.
+    timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
+                           g.final_norm_weight, g.final_norm_bias);
+    for (std::size_t i = layers; i-- > 0;) {
+      block_backward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], b.saved[i], b.scratch, b.gradients, b.d_x,
+                     g.blocks[i]);
+    }
+    masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);
+    embedding_backward(ctx, embedding_of(c), tokens, b.d_x, g.embed);
+
+    if (state != nullptr) {
+      for (std::int64_t i = 0; i < state->batch(); ++i) state->positions.data<std::int64_t>()[i] += tokens.shape()[1];
+    }
+    double sum = 0;
+    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(b.losses.data<float>()[i]);
+    return sum;
+  }
+
+  Context& ctx;
+  const Megalodon& model;
+  BlockOps ops;
+  Arena arena;
+  Buffers buffers;
+};
+
+Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), batch, length, ctx.threads().size()))) {}
+
+Training::~Training() = default;
+
+MemoryPlan Training::plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads) {
+  require(batch > 0 && length > 0, "training", "batch and length must be positive");
+  Arena arena = Arena::counter();
+  allocate(arena, config, batch, length);
+  return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, threads)};
+}
+
+double Training::forward_backward(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& gradients,
+                                  float scale, const DropoutKey& dropout) {
+  const Shape& planned = impl_->buffers.losses.shape();
+  require_contiguous(tokens, DType::I32, planned, "training", "tokens");
+  require_contiguous(targets, DType::I32, planned, "training", "targets");
+  require_contiguous(gradients, DType::F32, {impl_->model.layout().total()}, "training", "gradients");
+  require(state == nullptr || state->batch() == planned[0], "training", "the state must have the window's number of sequences");
+  return impl_->run(tokens, targets, state, gradients, scale, dropout);
+}
+
+}  // namespace megalodon
