@@ -1,0 +1,95 @@
+#include "ops/adamw.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/adamw_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/column_sums-inl.h"
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+void adamw_run(const AdamW& op, std::int64_t step, float gradient_scale, float* parameters, const float* gradients, float* m,
+               float* v, std::int64_t count) {
+  const auto set = [](double value) { return hn::Set(kFloats, static_cast<float>(value)); };
+  const auto t = static_cast<double>(step);
+  const auto scale = hn::Set(kFloats, gradient_scale);
+  const auto keep = set(1 - op.lr * op.weight_decay);
+  const auto m_rate = set(1 - op.beta1);
+  const auto v_keep = set(op.beta2);
+  const auto v_rate = set(1 - op.beta2);
+  const auto step_size = set(op.lr / (1 - std::pow(op.beta1, t)));
+  const auto v_correction = set(std::sqrt(1 - std::pow(op.beta2, t)));
+  const auto eps = set(op.eps);
+  for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec g = hn::Mul(load(gradients + i, n), scale);
+    const FloatVec m_old = load(m + i, n);
+    const FloatVec m_new = hn::MulAdd(m_rate, hn::Sub(g, m_old), m_old);
+    const FloatVec v_new = hn::MulAdd(hn::Mul(v_rate, g), g, hn::Mul(v_keep, load(v + i, n)));
+    const FloatVec size = hn::Add(hn::Div(hn::Sqrt(v_new), v_correction), eps);
+    const FloatVec w = hn::Mul(load(parameters + i, n), keep);
+    store(m_new, m + i, n);
+    store(v_new, v + i, n);
+    store(hn::Sub(w, hn::Div(hn::Mul(step_size, m_new), size)), parameters + i, n);
+  });
+}
+
+double sum_of_squares(const float* x, std::int64_t count) {
+  const auto step = static_cast<std::int64_t>(hn::Lanes(kDoubles));
+  auto even = hn::Zero(kDoubles);
+  auto odd = hn::Zero(kDoubles);
+  std::int64_t i = 0;
+  for (; i + 2 * step <= count; i += 2 * step) {
+    const auto a = hn::PromoteTo(kDoubles, hn::LoadU(kNarrowFloats, x + i));
+    const auto b = hn::PromoteTo(kDoubles, hn::LoadU(kNarrowFloats, x + i + step));
+    even = hn::MulAdd(a, a, even);
+    odd = hn::MulAdd(b, b, odd);
+  }
+  double total = hn::GetLane(hn::SumOfLanes(kDoubles, hn::Add(even, odd)));
+  for (; i < count; ++i) total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return total;
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(adamw_run);
+HWY_EXPORT(sum_of_squares);
+
+void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
+                const Tensor& gradients, const Tensor& m, const Tensor& v) {
+  const auto run = HWY_DYNAMIC_DISPATCH(adamw_run);
+  ctx.threads().parallel_for(parameters.numel(), 1024, [&](std::int64_t begin, std::int64_t end, int) {
+    run(op, step, gradient_scale, parameters.data<float>() + begin, gradients.data<float>() + begin, m.data<float>() + begin,
+        v.data<float>() + begin, end - begin);
+  });
+}
+
+double global_norm(Context& ctx, const Tensor& gradients) {
+  constexpr std::int64_t kBlocks = 256;
+  const std::int64_t count = gradients.numel();
+  const std::int64_t block = (count + kBlocks - 1) / kBlocks;
+  const auto squares = HWY_DYNAMIC_DISPATCH(sum_of_squares);
+  std::array<double, kBlocks> sums{};
+  ctx.threads().parallel_for(kBlocks, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t first = std::min(count, i * block);
+      sums[static_cast<std::size_t>(i)] = squares(gradients.data<float>() + first, std::min(count, first + block) - first);
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return std::sqrt(total);
+}
+
+}  // namespace megalodon::cpu
+#endif

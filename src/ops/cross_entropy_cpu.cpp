@@ -1,0 +1,111 @@
+#include "ops/cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cross_entropy_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+// log sum exp(x) as its two parts: the maximum, and the log of the sum relative to it. NaN where any x is NaN or +infinity
+// (Highway's exp makes 0 of NaN, so it would be lost here).
+void log_sum_exp(const float* x, std::int64_t count, float* max, double* log_sum) {
+  auto most = hn::Set(kFloats, -std::numeric_limits<float>::infinity());
+  auto poison = hn::Zero(kFloats);  // 0, or NaN once there was one
+  for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
+    FloatVec v = load(x + i, n);
+    poison = hn::IfThenElse(hn::IsNaN(v), v, poison);
+    if (n < static_cast<std::int64_t>(hn::Lanes(kFloats))) {
+      v = hn::IfThenElse(hn::FirstN(kFloats, static_cast<std::size_t>(n)), v, most);
+    }
+    most = hn::Max(most, v);
+  });
+  *max = hn::GetLane(hn::MaxOfLanes(kFloats, most));
+  const auto shift = hn::Set(kFloats, *max);
+  constexpr std::int64_t kBlock = 1024;  // so many in float32, blocks in double: a vocabulary has 10^5 terms
+  double total = sum(poison);
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    FloatVec sums = hn::Zero(kFloats);
+    for_each_vector(std::min(kBlock, count - begin), [&](std::int64_t i, std::int64_t n) {
+      const FloatVec e = hn::Exp(kFloats, hn::Sub(load(x + begin + i, n), shift));
+      if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) {
+        sums = hn::Add(sums, e);
+      } else {
+        sums = hn::Add(sums, hn::IfThenElseZero(hn::FirstN(kFloats, static_cast<std::size_t>(n)), e));
+      }
+    });
+    total += sum(sums);
+  }
+  *log_sum = std::log(total);
+}
+
+// y = factor * exp(x - lse). y may be x.
+void scaled_softmax(const float* x, float lse, float factor, float* y, std::int64_t count) {
+  const auto shift = hn::Set(kFloats, lse);
+  const auto scale = hn::Set(kFloats, factor);
+  for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
+    store(hn::Mul(scale, hn::Exp(kFloats, hn::Sub(load(x + i, n), shift))), y + i, n);
+  });
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(log_sum_exp);
+HWY_EXPORT(scaled_softmax);
+
+void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                           const Tensor& losses, const CrossEntropySaved& saved) {
+  const std::int32_t* target = targets.data<std::int32_t>();
+  float* loss = losses.data<float>();
+  float* lse = saved.lse ? saved.lse.data<float>() : nullptr;
+  const auto reduce = HWY_DYNAMIC_DISPATCH(log_sum_exp);
+  ctx.threads().parallel_for(logits.rows(), 4, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      if (target[t] < 0) {
+        loss[t] = 0;
+        if (lse != nullptr) lse[t] = 0;
+        continue;
+      }
+      const float* row = logits.data<float>() + t * logits.pitch();
+      float max = 0;
+      double log_sum = 0;
+      reduce(row, op.vocab, &max, &log_sum);
+      loss[t] = static_cast<float>(static_cast<double>(max) - static_cast<double>(row[target[t]]) + log_sum);
+      if (lse != nullptr) lse[t] = static_cast<float>(static_cast<double>(max) + log_sum);
+    }
+  });
+}
+
+void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                            const CrossEntropySaved& saved, float scale, const Tensor& dlogits) {
+  const std::int32_t* target = targets.data<std::int32_t>();
+  const float* lse = saved.lse.data<float>();
+  const auto softmax = HWY_DYNAMIC_DISPATCH(scaled_softmax);
+  ctx.threads().parallel_for(logits.rows(), 4, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      float* gradient = dlogits.data<float>() + t * dlogits.pitch();
+      if (target[t] < 0) {
+        std::fill_n(gradient, op.vocab, 0.0F);
+      } else if (!std::isfinite(lse[t])) {
+        std::fill_n(gradient, op.vocab, std::numeric_limits<float>::quiet_NaN());
+      } else {
+        softmax(logits.data<float>() + t * logits.pitch(), lse[t], scale, gradient, op.vocab);
+        gradient[target[t]] -= scale;
+      }
+    }
+  });
+}
+
+}  // namespace megalodon::cpu
+#endif

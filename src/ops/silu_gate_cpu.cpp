@@ -1,0 +1,70 @@
+#include "ops/silu_gate.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/silu_gate_cpu.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "cpu/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace megalodon::cpu::HWY_NAMESPACE {
+
+// b may be null. y may be a or b.
+void silu_gate_forward_row(const float* a, const float* b, float* y, std::int64_t dim) {
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec x = load(a + i, n);
+    const FloatVec silu = hn::Mul(x, sigmoid(x));
+    store(b != nullptr ? hn::Mul(silu, load(b + i, n)) : silu, y + i, n);
+  });
+}
+
+// b and db may be null. All is read before it is written: da may be dy or a, db may be b.
+void silu_gate_backward_row(const float* a, const float* b, const float* dy, float* da, float* db, std::int64_t dim) {
+  const auto one = hn::Set(kFloats, 1.0F);
+  for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
+    const FloatVec x = load(a + i, n);
+    const FloatVec d = load(dy + i, n);
+    const FloatVec s = sigmoid(x);
+    const FloatVec slope = hn::Mul(s, hn::MulAdd(x, hn::Sub(one, s), one));
+    FloatVec dx = hn::Mul(d, slope);
+    if (b != nullptr) {
+      dx = hn::Mul(dx, load(b + i, n));
+      store(hn::Mul(d, hn::Mul(x, s)), db + i, n);
+    }
+    store(dx, da + i, n);
+  });
+}
+
+}  // namespace megalodon::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace megalodon::cpu {
+
+HWY_EXPORT(silu_gate_forward_row);
+HWY_EXPORT(silu_gate_backward_row);
+
+namespace {
+// Row t of a matrix, or null of none.
+float* row_of(const Tensor& x, std::int64_t t) { return x ? x.data<float>() + t * x.pitch() : nullptr; }
+}  // namespace
+
+void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y) {
+  const auto row = HWY_DYNAMIC_DISPATCH(silu_gate_forward_row);
+  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) row(row_of(a, t), row_of(b, t), row_of(y, t), a.cols());
+  });
+}
+
+void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db) {
+  const auto row = HWY_DYNAMIC_DISPATCH(silu_gate_backward_row);
+  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      row(row_of(a, t), row_of(b, t), row_of(dy, t), row_of(da, t), row_of(db, t), a.cols());
+    }
+  });
+}
+
+}  // namespace megalodon::cpu
+#endif
