@@ -29,6 +29,8 @@ class Tokenizer {
   virtual std::string piece(std::int32_t id) const = 0;
   // Whether encode() puts a space before the text, which decode() takes away again.
   virtual bool adds_leading_space() const noexcept = 0;
+  // Whether the ids of a text are those of its parts wherever it is cut.
+  virtual bool cuts_anywhere() const noexcept = 0;
   // Writes what load_tokenizer(folder) reads: tokenizer.model, or the file `tokenizer` that says "bytes".
   virtual void save_to(const std::string& folder) const = 0;
 
@@ -61,8 +63,9 @@ class TokenStream {
   bool strip_space_;
 };
 
-// Encodes a text that comes in pieces, in constant memory; the ids are those of encode(whole text) wherever the text has a
-// newline or a space between words every few thousand bytes. The tokenizer must outlive it.
+// Encodes a text that comes in pieces, in constant memory. The ids are those of encode(whole text) if the text has a newline or a
+// space between words at least every `window_bytes` (but a unigram model may choose otherwise between pieces that are equally
+// likely), and always decode to the same text unless the model normalises. The tokenizer must outlive it.
 class TextEncoder {
  public:
   // where         stands in errors: the file's name
@@ -77,10 +80,8 @@ class TextEncoder {
   void finish(std::vector<std::int32_t>& ids);
 
  private:
-  // What the held-back text follows, which decides how the space that a tokenizer adds before it is undone.
-  enum class After { Nothing, Space, Newline, Text };
-
   void check(bool last);
+  std::size_t find_cut() const;
   void encode_held(std::size_t bytes, std::vector<std::int32_t>& ids);
 
   const Tokenizer& tokenizer_;
@@ -90,7 +91,7 @@ class TextEncoder {
   std::string held_;
   std::size_t checked_ = 0;  // bytes of held_ known to be whole characters
   std::int64_t offset_ = 0;  // of held_ in the text
-  After after_ = After::Nothing;
+  bool after_text_ = false;  // whether held_ follows text directly, so that no space belongs before it
 };
 
 }  // namespace megalodon

@@ -1,0 +1,278 @@
+#include "io/tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "core/rng.h"
+#include "io/file.h"
+#include "io/utf8.h"
+#include "support/files.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+using Ids = std::vector<std::int32_t>;
+
+std::string every_byte() {
+  std::string text;
+  for (int i = 0; i < 256; ++i) text += static_cast<char>(i);
+  return text + text;
+}
+
+TEST(Utf8Test, KnowsWholeCutAndWrongCharacters) {
+  const auto expect = [](const std::string& text, Utf8Status status, std::size_t bytes) {
+    const Utf8Char next = next_utf8(text);
+    EXPECT_EQ(next.status, status) << testing::PrintToString(text);
+    EXPECT_EQ(next.bytes, bytes) << testing::PrintToString(text);
+  };
+  for (const char* whole : {"a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xef\xbf\xbf",
+                            "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+    const std::string text = whole;
+    expect(text + "x", Utf8Status::Complete, text.size());
+    for (std::size_t cut = 1; cut < text.size(); ++cut) {
+      expect(text.substr(0, cut), Utf8Status::Incomplete, cut);
+      expect(text.substr(0, cut) + "x", Utf8Status::Invalid, cut);
+    }
+  }
+  for (const char* wrong : {"\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf",
+                            "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff"}) {
+    expect(wrong, Utf8Status::Invalid, 1);
+  }
+  EXPECT_EQ(valid_utf8_prefix(""), 0U);
+  EXPECT_EQ(valid_utf8_prefix("0123456789 and \xc3\xa9 and \xff more"), 22U);
+  for (std::size_t at = 0; at < 40; ++at) {
+    std::string text(40, 'a');
+    text[at] = '\x80';
+    EXPECT_EQ(valid_utf8_prefix(text), at);
+  }
+}
+
+TEST(ByteTokenizerTest, TakesAnyContent) {
+  const auto tokenizer = load_tokenizer("bytes");
+  EXPECT_EQ(tokenizer->vocab_size(), 256);
+  EXPECT_EQ(tokenizer->identity(), "bytes");
+  EXPECT_FALSE(tokenizer->bos() || tokenizer->eos());
+  EXPECT_EQ(tokenizer->encode("a\xff"), (Ids{97, 255}));
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode(every_byte())), every_byte());
+  EXPECT_TRUE(tokenizer->encode("").empty());
+  for (const std::int32_t id : {-1, 256}) {
+    expect_error(ErrorKind::InvalidArgument, {std::to_string(id), "256"}, [&] { tokenizer->decode({id}); });
+  }
+}
+
+TEST(ByteTokenizerTest, IsSavedAsAMarker) {
+  const TemporaryFolder folder;
+  load_tokenizer("bytes")->save_to(folder.path());
+  EXPECT_EQ(load_tokenizer(folder.path())->identity(), "bytes");
+  write_bytes(folder / "tokenizer", "byte-pairs\n");
+  expect_error(ErrorKind::Corrupt, {folder / "tokenizer"}, [&] { load_tokenizer(folder.path()); });
+}
+
+TEST(LoadTokenizerTest, SaysWhatIsNotThereOrDamaged) {
+  const TemporaryFolder folder;
+  expect_error(ErrorKind::NotFound, {folder / "missing.model", "bytes"}, [&] { load_tokenizer(folder / "missing.model"); });
+  expect_error(ErrorKind::NotFound, {folder.path(), "tokenizer.model"}, [&] { load_tokenizer(folder.path()); });
+  write_bytes(folder / "tokenizer.json", "{}");
+  expect_error(ErrorKind::Unsupported, {folder.path(), "tokenizer.json"}, [&] { load_tokenizer(folder.path()); });
+  for (const std::string& content : {std::string(), std::string("hello, world"), every_byte(), std::string(1000, '\0')}) {
+    write_bytes(folder / "a.model", content);
+    expect_error(ErrorKind::Corrupt, {folder / "a.model"}, [&] { load_tokenizer(folder / "a.model"); });
+  }
+}
+
+TEST(TokenStreamTest, NeverEmitsHalfACharacter) {
+  const auto tokenizer = load_tokenizer("bytes");
+  const auto stream_of = [&](const std::string& bytes) {
+    TokenStream stream(*tokenizer);
+    std::string all;
+    for (const std::int32_t id : tokenizer->encode(bytes)) {
+      const std::string piece = stream.push(id);
+      EXPECT_EQ(valid_utf8_prefix(piece), piece.size());
+      all += piece;
+    }
+    return all + stream.finish();
+  };
+  const std::string text = "plain, \xc3\xa9, \xe2\x82\xac, \xf0\x9f\xa6\x88.";
+  EXPECT_EQ(stream_of(text), text);
+  EXPECT_EQ(stream_of("a\xff\xc3z"), "a\xef\xbf\xbd\xef\xbf\xbdz");
+  EXPECT_EQ(stream_of("a\xf0\x9f\xa6"), "a\xef\xbf\xbd");
+  const std::string any = stream_of(every_byte());
+  EXPECT_EQ(valid_utf8_prefix(any), any.size());
+}
+
+TEST(TokenStreamTest, EmitsACharacterWithItsLastByte) {
+  const auto tokenizer = load_tokenizer("bytes");
+  TokenStream stream(*tokenizer);
+  EXPECT_EQ(stream.push(0xF0), "");
+  EXPECT_EQ(stream.push(0x9F), "");
+  EXPECT_EQ(stream.push(0xA6), "");
+  EXPECT_EQ(stream.push(0x88), "\xf0\x9f\xa6\x88");
+  EXPECT_EQ(stream.finish(), "");
+}
+
+Ids encode_in_pieces(const Tokenizer& tokenizer, const std::string& text, std::size_t piece, std::size_t window) {
+  TextEncoder encoder(tokenizer, "text", true, window);
+  Ids ids;
+  for (std::size_t at = 0; at < text.size(); at += piece) encoder.push(std::string_view(text).substr(at, piece), ids);
+  encoder.finish(ids);
+  return ids;
+}
+
+TEST(TextEncoderTest, NamesTheByteThatIsNotUtf8) {
+  const auto tokenizer = load_tokenizer("bytes");
+  for (const std::size_t piece : {1UL, 3UL, 7UL, 1000UL}) {
+    for (const std::size_t before : {0UL, 1UL, 15UL, 16UL, 17UL, 100UL}) {
+      const std::string good(before, 'x');
+      expect_error(ErrorKind::Corrupt, {"text: byte " + std::to_string(before) + " is not UTF-8"},
+                   [&] { encode_in_pieces(*tokenizer, good + "\xe9 more", piece, 16); });
+      expect_error(ErrorKind::Corrupt, {"text: byte " + std::to_string(before) + " is not UTF-8"},
+                   [&] { encode_in_pieces(*tokenizer, good + "\xe2\x82", piece, 16); });  // cut off at the end
+      EXPECT_EQ(encode_in_pieces(*tokenizer, good + "\xe2\x82\xac", piece, 16).size(), before + 3);
+    }
+  }
+  TextEncoder any(*tokenizer, "text", false);
+  Ids ids;
+  any.push(every_byte(), ids);
+  any.finish(ids);
+  EXPECT_EQ(ids, tokenizer->encode(every_byte()));
+}
+
+class SentencePieceTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    path_ = shared_path(std::string("data/tokenizers/") + GetParam());
+    if (!exists(path_)) GTEST_SKIP() << path_ << " is not there";
+  }
+
+  std::string path_;
+};
+
+// Text with newlines, runs of spaces, tabs, several scripts and characters that no piece holds.
+std::string varied_text(std::int64_t words) {
+  const std::vector<std::string> parts{"the",  "Megalodon", "swims",  "naïve", "  two", "щука", "鯊魚", "\n",    "\n\n",     "\t",
+                                       "3.14", "🦈",      "don't,", "I",     "    ",  "(x)",  "…",    "\n  a", "é\xcc\x81"};
+  Rng rng(11);
+  std::string text;
+  for (std::int64_t i = 0; i < words; ++i) text += parts[rng.below(parts.size())] + (rng.below(8) == 0 ? "" : " ");
+  return text;
+}
+
+TEST_P(SentencePieceTest, IsSavedAndLoadedAsItIs) {
+  const auto tokenizer = load_tokenizer(path_);
+  const TemporaryFolder folder;
+  tokenizer->save_to(folder.path());
+  EXPECT_EQ(read_bytes(folder / "tokenizer.model"), read_bytes(path_));
+  const auto again = load_tokenizer(folder.path());
+  EXPECT_EQ(again->identity(), tokenizer->identity());
+  EXPECT_EQ(again->encode("Hello world"), tokenizer->encode("Hello world"));
+  EXPECT_TRUE(tokenizer->identity().starts_with("sentencepiece:"));
+  EXPECT_TRUE(tokenizer->encode("").empty());
+  const auto last = static_cast<std::int32_t>(tokenizer->vocab_size());
+  expect_error(ErrorKind::InvalidArgument, {std::to_string(last)}, [&] { tokenizer->decode({last}); });
+  expect_error(ErrorKind::InvalidArgument, {"-1"}, [&] { tokenizer->piece(-1); });
+  expect_error(ErrorKind::InvalidArgument, {"byte 2"}, [&] { tokenizer->encode("ab\xff"); });
+}
+
+TEST_P(SentencePieceTest, StreamIsDecodedWhole) {
+  const auto tokenizer = load_tokenizer(path_);
+  const Ids ids = tokenizer->encode(varied_text(200));
+  TokenStream stream(*tokenizer, false);
+  std::string all;
+  for (const std::int32_t id : ids) {
+    const std::string piece = stream.push(id);
+    EXPECT_EQ(valid_utf8_prefix(piece), piece.size());
+    all += piece;
+  }
+  EXPECT_EQ(all + stream.finish(), tokenizer->decode(ids));
+}
+
+TEST_P(SentencePieceTest, PiecesOfATextGiveTheIdsOfTheWhole) {
+  const auto tokenizer = load_tokenizer(path_);
+  const std::string text = varied_text(3000);
+  const Ids whole = tokenizer->encode(text);
+  for (const std::size_t window : {200UL, 1000UL, 1UL << 16}) {
+    const Ids ids = encode_in_pieces(*tokenizer, text, 333, window);
+    EXPECT_EQ(tokenizer->decode(ids), tokenizer->decode(whole)) << window;
+    // A unigram model may choose otherwise between pieces that are equally likely.
+    if (GetParam() != std::string("sentencepiece.test_model.model")) EXPECT_EQ(ids, whole) << window;
+  }
+}
+
+TEST_P(SentencePieceTest, DamagedModelsDoNoHarm) {
+  const std::string whole = read_bytes(path_);
+  const TemporaryFolder folder;
+  for (const std::size_t part : {1UL, 2UL, 3UL, 5UL, 9UL}) {
+    write_bytes(folder / "a.model", whole.substr(0, whole.size() * part / 10 + 1));
+    expect_error(ErrorKind::Corrupt, {folder / "a.model"}, [&] { load_tokenizer(folder / "a.model"); });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, SentencePieceTest,
+                         testing::Values("llama2.tokenizer.model", "mistral.tokenizer.model.v1",
+                                         "sentencepiece.test_model.model"),
+                         [](const auto& model) { return "model" + std::to_string(model.index); });
+
+class Llama2TokenizerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = shared_path("data/tokenizers/llama2.tokenizer.model");
+    if (!exists(path_)) GTEST_SKIP() << path_ << " is not there";
+    tokenizer_ = load_tokenizer(path_);
+  }
+
+  std::string path_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+};
+
+TEST_F(Llama2TokenizerTest, RoundTripIsExact) {
+  EXPECT_EQ(tokenizer_->vocab_size(), 32000);
+  EXPECT_EQ(tokenizer_->bos(), 1);
+  EXPECT_EQ(tokenizer_->eos(), 2);
+  std::string control(128, '\0');
+  for (int i = 0; i < 128; ++i) control[static_cast<std::size_t>(i)] = static_cast<char>(i);
+  for (const std::string& text : {varied_text(1000), std::string(" leading"), std::string("  two"), std::string("trailing  "),
+                                  std::string("\n"), control}) {
+    EXPECT_EQ(tokenizer_->decode(tokenizer_->encode(text)), text);
+  }
+}
+
+TEST_F(Llama2TokenizerTest, ContinuedOutputKeepsItsSpace) {
+  const Ids ids = tokenizer_->encode("Hello");
+  ASSERT_EQ(ids, Ids{15043});
+  EXPECT_EQ(TokenStream(*tokenizer_, true).push(15043), " Hello");
+  EXPECT_EQ(TokenStream(*tokenizer_, false).push(15043), "Hello");
+}
+
+// No place to cut: the text stays the same, though not every id.
+TEST_F(Llama2TokenizerTest, TextWithoutSpacesStaysTheSame) {
+  std::string text;
+  for (int i = 0; i < 1000; ++i) text += i % 3 == 0 ? "鯊" : "ab";
+  EXPECT_EQ(tokenizer_->decode(encode_in_pieces(*tokenizer_, text, 50, 64)), text);
+  text = std::string(1000, ' ') + "x";
+  EXPECT_EQ(tokenizer_->decode(encode_in_pieces(*tokenizer_, text, 50, 64)), text);
+}
+
+// Input texts and ids as llama.cpp publishes them for its own tokenizer test.
+TEST_F(Llama2TokenizerTest, AgreesWithThePublishedIds) {
+  const std::string inputs = read_bytes(shared_path("data/tokenizers/llama.cpp.llama-spm.inp"));
+  std::istringstream outputs(read_bytes(shared_path("data/tokenizers/llama.cpp.llama-spm.out")));
+  const std::string separator = "\n__ggml_vocab_test__\n";
+  std::string line;
+  int cases = 0;
+  for (std::size_t begin = 0; begin <= inputs.size() && std::getline(outputs, line); ++cases) {
+    const std::size_t end = std::min(inputs.find(separator, begin), inputs.size());
+    const std::string text = inputs.substr(begin, end - begin);
+    begin = end == inputs.size() ? end + 1 : end + separator.size();
+    std::istringstream numbers(line);
+    const Ids expected{std::istream_iterator<std::int32_t>(numbers), {}};
+    EXPECT_EQ(tokenizer_->encode(text), expected) << testing::PrintToString(text);
+    EXPECT_EQ(tokenizer_->decode(expected), text);
+  }
+  EXPECT_GT(cases, 40);
+}
+
+}  // namespace
+}  // namespace megalodon
