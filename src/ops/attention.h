@@ -69,7 +69,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
-std::size_t attention_workspace_bytes(const Attention& op, std::int64_t length, int threads);
+std::size_t attention_workspace_bytes(const Attention& op, int threads);
 }  // namespace cpu
 
 }  // namespace megalodon

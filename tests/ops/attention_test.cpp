@@ -1,0 +1,304 @@
+#include "ops/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "megalodon/error.h"
+#include "reference/attention.h"
+#include "support/compare.h"
+#include "tolerances.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+// A matrix of floats in rows of `cols + pad`, the padding NaN.
+struct Matrix {
+  std::int64_t batch, length, cols, pad;
+  std::vector<float> memory;
+
+  Matrix(std::int64_t b, std::int64_t l, std::int64_t c, std::int64_t p) : batch(b), length(l), cols(c), pad(p) {
+    memory = unwritten(b * l * (c + p));
+  }
+  Matrix(std::int64_t b, std::int64_t l, std::int64_t c, std::int64_t p, const std::vector<float>& values) : Matrix(b, l, c, p) {
+    for (std::int64_t r = 0; r < b * l; ++r) std::copy_n(&values[r * c], c, &memory[r * (c + p)]);
+  }
+  Tensor tensor() { return {memory.data(), DType::F32, {batch, length, cols}, cols + pad, Device::Cpu}; }
+  std::vector<float> values() const {
+    std::vector<float> out;
+    for (auto row = memory.begin(); row != memory.end(); row += cols + pad) {
+      out.insert(out.end(), row, row + cols);
+      EXPECT_TRUE(std::all_of(row + cols, row + cols + pad, [](float v) { return std::isnan(v); })) << "wrote into the padding";
+    }
+    return out;
+  }
+};
+
+reference::AttentionSizes sizes_of(const Attention& op, std::int64_t batch, std::int64_t length) {
+  return {batch, length, op.heads, op.z_head_dim, op.v_head_dim, op.chunk};
+}
+
+std::vector<float> queries(const Attention& op, std::int64_t rows) {
+  return normal(rows * op.heads * op.z_head_dim, 1, 1.5 / std::sqrt(static_cast<double>(op.z_head_dim)));
+}
+std::vector<float> keys(const Attention& op, std::int64_t rows) { return normal(rows * op.heads * op.z_head_dim, 2); }
+std::vector<float> values(const Attention& op, std::int64_t rows) { return normal(rows * op.heads * op.v_head_dim, 3); }
+
+// What the op's masks are, found out by attending with equal logits to values that tell the keys apart.
+reference::AttentionMasks probe(Context& ctx, const Attention& op, std::int64_t batch, std::int64_t length) {
+  const auto weights = [&](double dropout, double dropkey) {
+    Attention probing = op;
+    probing.dropout = dropout;
+    probing.dropkey = dropkey;
+    probing.v_head_dim = op.chunk;
+    std::vector<float> zero(static_cast<std::size_t>(batch * length * op.heads * op.z_head_dim));
+    std::vector<float> v(static_cast<std::size_t>(batch * length * op.heads * op.chunk));
+    for (std::int64_t i = 0; i < batch * length * op.heads; ++i) v[i * op.chunk + i / op.heads % length % op.chunk] = 1;
+    auto o = unwritten(static_cast<std::int64_t>(v.size()));
+    const Tensor q(zero.data(), {batch, length, op.heads * op.z_head_dim});
+    const Shape shape{batch, length, op.heads * op.chunk};
+    attention_forward(ctx, probing, {}, q, q, Tensor(v.data(), shape), {}, Tensor(o.data(), shape), {});
+    std::vector<double> by_head(o.size());  // from [B, L, H, C] to [B, H, L, C]
+    for (std::int64_t b = 0; b < batch; ++b) {
+      for (std::int64_t t = 0; t < length; ++t) {
+        for (std::int64_t h = 0; h < op.heads; ++h) {
+          for (std::int64_t j = 0; j < op.chunk; ++j) {
+            const auto weight = static_cast<double>(o[((b * length + t) * op.heads + h) * op.chunk + j]);
+            by_head[((b * op.heads + h) * length + t) * op.chunk + j] = weight > 0 ? 1 : 0;
+          }
+        }
+      }
+    }
+    return by_head;
+  };
+  reference::AttentionMasks masks;
+  if (op.dropkey > 0) masks.visible = weights(0, op.dropkey);
+  if (op.dropout > 0) masks.keep = weights(op.dropout, 0);
+  for (double& value : masks.keep) value /= 1 - op.dropout;
+  return masks;
+}
+
+struct Case {
+  std::int64_t batch, length;
+  Attention op;
+  std::int64_t pad = 0;
+  int threads = 2;
+};
+
+class AttentionTest : public testing::TestWithParam<Case> {};
+
+TEST_P(AttentionTest, ForwardAndBackwardAgreeWithTheReference) {
+  const auto& [batch, length, op, pad, threads] = GetParam();
+  Attention widest = op;
+  widest.v_head_dim = std::max(op.v_head_dim, op.chunk);
+  Context ctx(threads, attention_workspace_bytes(widest, length, threads));
+  const std::int64_t rows = batch * length;
+  const std::int64_t z = op.heads * op.z_head_dim;
+  const std::int64_t w = op.heads * op.v_head_dim;
+  const auto q = queries(op, rows);
+  const auto k = keys(op, rows);
+  const auto v = values(op, rows);
+  const auto gradient = normal(rows * w, 4);
+  Matrix q_in(batch, length, z, pad, q);
+  Matrix k_in(batch, length, z, 2 * pad, k);
+  Matrix v_in(batch, length, w, 3 * pad, v);
+  Matrix do_in(batch, length, w, pad, gradient);
+  Matrix o(batch, length, w, 2 * pad);
+  Matrix dq(batch, length, z, pad);
+  Matrix dk(batch, length, z, 2 * pad);
+  Matrix dv(batch, length, w, pad);
+  auto lse = unwritten(rows * op.heads);
+  const AttentionSaved saved{Tensor(lse.data(), {batch, length, op.heads})};
+  attention_forward(ctx, op, {}, q_in.tensor(), k_in.tensor(), v_in.tensor(), {}, o.tensor(), saved);
+  attention_backward(ctx, op, {}, q_in.tensor(), k_in.tensor(), v_in.tensor(), o.tensor(), saved, do_in.tensor(), dq.tensor(),
+                     dk.tensor(), dv.tensor());
+
+  const auto masks = probe(ctx, op, batch, length);
+  const auto sizes = sizes_of(op, batch, length);
+  const auto forward = reference::attention_forward(sizes, masks, widen(q), widen(k), widen(v));
+  const auto truth = reference::attention_backward(sizes, masks, widen(q), widen(k), widen(v), widen(gradient));
+  expect_close(o.values(), forward.o, tolerance::kForward, "o");
+  expect_close(lse, forward.lse, tolerance::kForward, "lse");
+  expect_close(dv.values(), truth.dv, tolerance::kGradient, "dv");
+  if (std::min(length, op.chunk) == 1) {  // the one key has weight 1 whatever the logit
+    for (const auto& zero : {dq.values(), dk.values()}) {
+      EXPECT_TRUE(std::all_of(zero.begin(), zero.end(), [](float d) { return std::abs(d) < 1e-5F; }));
+    }
+    return;
+  }
+  expect_close(dq.values(), truth.dq, tolerance::kGradient, "dq");
+  expect_close(dk.values(), truth.dk, tolerance::kGradient, "dk");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
+                         testing::Values(Case{2, 1, {1, 8, 16, 16}}, Case{2, 15, {2, 6, 10, 16}}, Case{2, 16, {2, 6, 10, 16}},
+                                         Case{2, 17, {2, 6, 10, 16}}, Case{2, 53, {3, 5, 7, 16}, 3},
+                                         Case{1, 129, {2, 16, 24, 128}, 5}, Case{1, 100, {2, 16, 24, 200}},
+                                         Case{3, 67, {1, 4, 33, 1}}, Case{2, 131, {2, 8, 12, 65}, 1, 5},
+                                         Case{1, 512, {1, 96, 768, 512}}, Case{1, 700, {2, 32, 40, 300}},
+                                         Case{2, 90, {2, 8, 12, 40, 0.3, 0, 7, 3}}, Case{2, 90, {2, 8, 12, 40, 0, 0.4, 7, 3}},
+                                         Case{1, 201, {2, 8, 12, 140, 0.2, 0.3, 7, 3}, 2}));
+
+// Every sequence of the batch gets `first[b]` tokens on its own, then all of them one window of `length`, then single tokens.
+// All must equal the reference on the whole, and the state the keys and values of the chunk that comes to stand in it.
+void check_split(Context& ctx, const Attention& op, const std::vector<std::int64_t>& first, std::int64_t length,
+                 std::int64_t singles, double& worst) {
+  const auto batch = static_cast<std::int64_t>(first.size());
+  const std::int64_t whole = *std::max_element(first.begin(), first.end()) + length + singles;
+  const std::int64_t z = op.heads * op.z_head_dim;
+  const std::int64_t w = op.heads * op.v_head_dim;
+  const auto q = queries(op, batch * whole);
+  const auto k = keys(op, batch * whole);
+  const auto v = values(op, batch * whole);
+  const auto truth = reference::attention_forward(sizes_of(op, batch, whole), {}, widen(q), widen(k), widen(v)).o;
+  auto state_k = unwritten(batch * op.chunk * z);  // what is unspecified must not be read
+  auto state_v = unwritten(batch * op.chunk * w);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(batch));
+
+  const auto feed = [&](std::int64_t from, std::int64_t count, std::int64_t tokens) {
+    const auto gather = [&](const std::vector<float>& all, std::int64_t cols) {
+      std::vector<float> out;
+      for (std::int64_t b = from; b < from + count; ++b) {
+        const auto begin = all.begin() + (b * whole + positions[b]) * cols;
+        out.insert(out.end(), begin, begin + tokens * cols);
+      }
+      return out;
+    };
+    auto q_in = gather(q, z);
+    auto k_in = gather(k, z);
+    auto v_in = gather(v, w);
+    auto o = unwritten(count * tokens * w);
+    const AttentionState state{Tensor(&state_k[from * op.chunk * z], {count, op.chunk, z}),
+                               Tensor(&state_v[from * op.chunk * w], {count, op.chunk, w})};
+    attention_forward(ctx, op, Tensor(&positions[from], {count}), Tensor(q_in.data(), {count, tokens, z}),
+                      Tensor(k_in.data(), {count, tokens, z}), Tensor(v_in.data(), {count, tokens, w}), state,
+                      Tensor(o.data(), {count, tokens, w}), {});
+    for (std::int64_t b = from; b < from + count; ++b) {
+      const auto begin = truth.begin() + (b * whole + positions[b]) * w;
+      const std::vector<float> actual(o.begin() + (b - from) * tokens * w, o.begin() + (b - from + 1) * tokens * w);
+      worst = std::max(worst, relative_error(actual, std::vector<double>(begin, begin + tokens * w)));
+      positions[b] += tokens;
+      const std::int64_t held = positions[b] % op.chunk;
+      const std::int64_t chunk_begin = positions[b] - held;
+      EXPECT_TRUE(std::equal(&state_k[b * op.chunk * z], &state_k[(b * op.chunk + held) * z], &k[(b * whole + chunk_begin) * z]));
+      EXPECT_TRUE(std::equal(&state_v[b * op.chunk * w], &state_v[(b * op.chunk + held) * w], &v[(b * whole + chunk_begin) * w]));
+    }
+  };
+  for (std::int64_t b = 0; b < batch; ++b) {
+    if (first[b] > 0) feed(b, 1, first[b]);
+  }
+  if (length > 0) feed(0, batch, length);
+  for (std::int64_t i = 0; i < singles; ++i) feed(0, batch, 1);
+}
+
+TEST(AttentionStateTest, AnySplitAtAnyPositionEqualsTheWhole) {
+  const Attention op{2, 6, 10, 11};
+  Context ctx(2, attention_workspace_bytes(op, 64, 2));
+  double worst = 0;
+  for (std::int64_t cut = 0; cut < 23; ++cut) {
+    for (const std::int64_t length : {1, 2, 5, 6, 11, 25}) check_split(ctx, op, {cut, cut + 4, cut + 9}, length, 2, worst);
+  }
+  EXPECT_LE(worst, tolerance::kSplit);
+}
+
+TEST(AttentionStateTest, SplitsOfLongChunksEqualTheWhole) {
+  const Attention op{2, 16, 24, 150};
+  Context ctx(2, attention_workspace_bytes(op, 400, 2));
+  double worst = 0;
+  for (const std::int64_t cut : {1, 63, 64, 100, 149, 150, 151}) check_split(ctx, op, {cut, cut / 2}, 200, 1, worst);
+  EXPECT_LE(worst, tolerance::kSplit);
+}
+
+TEST(AttentionStateTest, SingleTokensAtRealWidthsCutIntoSlices) {
+  const Attention op{1, 96, 768, 40};
+  double worst = 0;
+  for (const int threads : {1, 2, 7}) {
+    Context ctx(threads, attention_workspace_bytes(op, 1, threads));
+    check_split(ctx, op, {0}, 0, 90, worst);
+    check_split(ctx, op, {30, 7}, 1, 20, worst);
+  }
+  EXPECT_LE(worst, tolerance::kSplit);
+}
+
+TEST(AttentionDropoutTest, MasksHaveTheGivenProbabilityAndSpareTheOwnKey) {
+  Attention op{2, 4, 4, 128, 0.25, 0.4, 11, 5};
+  Attention widest = op;
+  widest.v_head_dim = op.chunk;
+  Context ctx(2, attention_workspace_bytes(widest, 256, 2));
+  const std::int64_t length = 256;
+  const auto masks = probe(ctx, op, 1, length);
+  double seen = 0;
+  double visible = 0;
+  double kept = 0;
+  for (std::int64_t row = 0; row < op.heads * length; ++row) {
+    const std::int64_t own = row % length % op.chunk;
+    EXPECT_EQ(masks.visible[row * op.chunk + own], 1);
+    for (std::int64_t j = 0; j < own; ++j) {
+      seen += 1;
+      visible += masks.visible[row * op.chunk + j];
+      kept += masks.keep[row * op.chunk + j] > 0 ? 1 : 0;
+    }
+  }
+  EXPECT_NEAR(visible / seen, 0.6, 0.012);  // 32,512 draws: four standard deviations
+  EXPECT_NEAR(kept / seen, 0.75, 0.012);
+  op.stream = 6;
+  EXPECT_NE(probe(ctx, op, 1, length).visible, masks.visible);
+  op.stream = 5;
+  op.seed = 12;
+  EXPECT_NE(probe(ctx, op, 1, length).keep, masks.keep);
+}
+
+TEST(AttentionReferenceTest, GradientsAgreeWithFiniteDifferences) {
+  const Attention op{2, 3, 4, 5, 0.3, 0.3, 1, 1};
+  Attention widest = op;
+  widest.v_head_dim = op.chunk;
+  Context ctx(1, attention_workspace_bytes(widest, 12, 1));
+  const std::int64_t batch = 2;
+  const std::int64_t length = 12;
+  const auto sizes = sizes_of(op, batch, length);
+  const auto masks = probe(ctx, op, batch, length);
+  const auto q = widen(queries(op, batch * length));
+  const auto k = widen(keys(op, batch * length));
+  const auto v = widen(values(op, batch * length));
+  const auto gradient = widen(normal(static_cast<std::int64_t>(v.size()), 4));
+  const auto loss = [&](const auto& q_at, const auto& k_at, const auto& v_at) {
+    const auto o = reference::attention_forward(sizes, masks, q_at, k_at, v_at).o;
+    return std::inner_product(o.begin(), o.end(), gradient.begin(), 0.0);
+  };
+  const auto truth = reference::attention_backward(sizes, masks, q, k, v, gradient);
+  const double bound = tolerance::kFiniteDifference;
+  expect_finite_difference([&](const auto& at) { return loss(at, k, v); }, q, truth.dq, bound, "dq");
+  expect_finite_difference([&](const auto& at) { return loss(q, at, v); }, k, truth.dk, bound, "dk");
+  expect_finite_difference([&](const auto& at) { return loss(q, k, at); }, v, truth.dv, bound, "dv");
+}
+
+TEST(AttentionErrorTest, NamesWhatDoesNotFit) {
+  const Attention op{1, 2, 3, 4};
+  Context ctx(1, attention_workspace_bytes(op, 2, 1));
+  std::vector<float> data(64);
+  const Tensor z(data.data(), {1, 2, 2});
+  const Tensor v(data.data(), {1, 2, 3});
+  const auto message = [&](const Attention& with, const Tensor& positions, const Tensor& o) -> std::string {
+    try {
+      attention_forward(ctx, with, positions, z, z, v, {}, o, {});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(message(op, {}, z), "attention: o must be F32 [1, 2, 3], not F32 [1, 2, 2]");
+  std::int64_t position = 6;
+  EXPECT_EQ(message(op, Tensor(&position, {1}), v),
+            "attention: position 6 is inside a chunk of 4. Give the state, or begin at a multiple of the chunk");
+  position = -4;
+  EXPECT_EQ(message(op, Tensor(&position, {1}), v), "attention: position -4 is negative");
+  EXPECT_EQ(message({1, 2, 3, 4, 1.0}, {}, v), "attention: dropout and dropkey must be in [0, 1)");
+}
+
+}  // namespace
+}  // namespace megalodon
