@@ -63,8 +63,18 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
                             const Tensor& dbias);
-// Takes the scratch of the two from an arena.
-void timestep_norm_scratch(const TimestepNorm& op, int threads, Arena& arena);
+
+// Each thread's working arrays, padded so that whole vectors may run over their ends.
+struct TimestepNormScratch {
+  Tensor rows;     // [threads, kRows, D padded] f32: one value a feature
+  Tensor groups;   // [threads, kGroups, G padded] f32: one value a group
+  Tensor moments;  // [threads, 2, G padded] f64
+
+  static constexpr std::int64_t kRows = 7;
+  static constexpr std::int64_t kGroups = 8;
+
+  TimestepNormScratch(Arena& arena, const TimestepNorm& op, int threads);
+};
 }  // namespace cpu
 
 }  // namespace megalodon
