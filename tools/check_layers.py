@@ -36,7 +36,7 @@ THIRD_PARTY = {
     "dnnl.h": ["cpu"],
     "dnnl_version.h": ["cpu", "apps"],
     "omp.h": ["cpu"],
-    "hwy": ["cpu", "ops", "train", "apps"],
+    "hwy": ["cpu", "ops", "train", "apps", "tests", "bench"],
     "nlohmann": ["io", "model", "train", "infer", "apps", "tests", "bench"],
     "sentencepiece_processor.h": ["io"],
     "xxhash.h": ["io", "train"],
