@@ -1,0 +1,219 @@
+#include "model/megalodon.h"
+
+#include <gtest/gtest.h>
+
+#include "megalodon/error.h"
+#include "support/compare.h"
+#include "tolerances.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+// Every size odd in its own way; two configurations with opposite options.
+ModelConfig small(bool rich) {
+  ModelConfig c;
+  c.num_layers = 2;
+  c.model_dim = 30;
+  c.z_dim = 20;
+  c.value_dim = 42;
+  c.num_heads = rich ? 2 : 1;
+  c.ffn_hidden_dim = 37;
+  c.cema_ndim = 3;
+  c.chunk_size = 8;
+  c.vocab_size = 29;
+  c.norm_num_groups = 5;
+  c.swiglu = c.rescale_nffn = rich;
+  c.scale_emb = c.share_emb = !rich;
+  c.norm_affine = rich;
+  return c;
+}
+
+std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, std::uint64_t seed) {
+  Rng rng(seed);
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(vocab))));
+  }
+  return tokens;
+}
+
+class MegalodonTest : public testing::TestWithParam<bool> {
+ protected:
+  // Moves every parameter off the values that initialisation gives all alike: the zeros of biases and norms.
+  void SetUp() override {
+    model.initialize(7);
+    const auto noise = normal(model.layout().total(), 8, 0.1);
+    for (std::size_t i = 0; i < noise.size(); ++i) model.flat().data<float>()[i] += noise[i];
+  }
+
+  Context ctx{2};
+  Megalodon model{small(GetParam())};
+};
+
+TEST_P(MegalodonTest, ASequenceInTwoPiecesEqualsTheWhole) {
+  const std::int64_t batch = 2;
+  const std::int64_t length = 21;
+  const std::int64_t k = model.config().outputs();
+  auto tokens = random_tokens(batch * length, model.config().vocab_size, 1);
+  Inference inference(ctx, model, batch, length);
+  auto whole = unwritten(batch * length * k);
+  ModelState state(model.config(), batch);
+  inference.logits(Tensor(tokens.data(), {batch, length}), state, Tensor(whole.data(), {batch, length, k}));
+  for (std::int64_t cut = 1; cut < length; ++cut) {
+    state.reset();
+    std::vector<double> truth;
+    std::vector<float> pieces;
+    for (const auto& [begin, count] : {std::pair{std::int64_t{0}, cut}, std::pair{cut, length - cut}}) {
+      std::vector<std::int32_t> piece;
+      for (std::int64_t b = 0; b < batch; ++b) {
+        piece.insert(piece.end(), tokens.begin() + b * length + begin, tokens.begin() + b * length + begin + count);
+        truth.insert(truth.end(), whole.begin() + (b * length + begin) * k, whole.begin() + (b * length + begin + count) * k);
+      }
+      auto logits = unwritten(batch * count * k);
+      inference.logits(Tensor(piece.data(), {batch, count}), state, Tensor(logits.data(), {batch, count, k}));
+      pieces.insert(pieces.end(), logits.begin(), logits.end());
+    }
+    expect_close(pieces, truth, tolerance::kSplit, "cut at " + std::to_string(cut));
+    EXPECT_EQ(state.positions.data<std::int64_t>()[1], length);
+  }
+}
+
+TEST_P(MegalodonTest, LossesAreThoseOfTheLogits) {
+  const std::int64_t length = 13;
+  const std::int64_t k = model.config().outputs();
+  auto tokens = random_tokens(length, model.config().vocab_size, 1);
+  auto targets = random_tokens(length, k, 2);
+  targets[3] = -1;
+  Inference inference(ctx, model, 1, length);
+  ModelState state(model.config(), 1);
+  std::vector<float> logits(static_cast<std::size_t>(length * k));
+  inference.logits(Tensor(tokens.data(), {1, length}), state, Tensor(logits.data(), {1, length, k}));
+  std::vector<double> truth(static_cast<std::size_t>(length));
+  for (std::int64_t t = 0; t < length; ++t) {
+    const float* row = logits.data() + t * k;
+    double sum = 0;
+    for (std::int64_t j = 0; j < k; ++j) sum += std::exp(static_cast<double>(row[j]));
+    const std::int32_t target = targets[static_cast<std::size_t>(t)];
+    truth[static_cast<std::size_t>(t)] = target < 0 ? 0 : std::log(sum) - static_cast<double>(row[target]);
+  }
+  state.reset();
+  auto losses = unwritten(length);
+  inference.losses(Tensor(tokens.data(), {1, length}), Tensor(targets.data(), {1, length}), state,
+                   Tensor(losses.data(), {1, length}));
+  expect_close(losses, truth, tolerance::kForward, "losses");
+  state.reset();
+  auto last = unwritten(k);
+  inference.last_logits(Tensor(tokens.data(), {1, length}), state, Tensor(last.data(), {1, k}));
+  expect_close(last, {logits.end() - k, logits.end()}, tolerance::kForward, "last logits");
+}
+
+// The gradient against the difference of losses along it: with dropout, whose masks are fixed by the key.
+TEST_P(MegalodonTest, GradientWithDropoutAgreesWithDifferencesOfTheLoss) {
+  ModelConfig config = model.config();
+  config.dropout = config.hidden_dropout = config.attention_dropout = config.dropkey = 0.2;
+  Megalodon dropped(config);
+  std::copy_n(model.flat().data<float>(), model.flat().numel(), dropped.flat().data<float>());
+  const Shape window{2, 19};
+  auto tokens = random_tokens(window.numel(), config.vocab_size, 1);
+  auto targets = random_tokens(window.numel(), config.outputs(), 2);
+  Training training(ctx, dropped, window[0], window[1]);
+  const auto run = [&](const Tensor& gradients) {
+    return training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), nullptr, gradients, 1.0F,
+                                     {3, 4});
+  };
+  std::vector<float> gradients(static_cast<std::size_t>(dropped.flat().numel()));
+  std::vector<float> ignored(gradients.size());
+  const Shape flat{dropped.flat().numel()};
+  run(Tensor(gradients.data(), flat));
+  double norm = 0;
+  for (const float g : gradients) norm += static_cast<double>(g) * static_cast<double>(g);
+  norm = std::sqrt(norm);
+  const std::vector<float> start(dropped.flat().data<float>(), dropped.flat().data<float>() + dropped.flat().numel());
+  const auto loss_at = [&](double step) {
+    for (std::size_t i = 0; i < start.size(); ++i) {
+      dropped.flat().data<float>()[i] =
+          static_cast<float>(static_cast<double>(start[i]) + step * static_cast<double>(gradients[i]) / norm);
+    }
+    return run(Tensor(ignored.data(), flat));
+  };
+  const double h = 2e-3;
+  const double slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h);
+  EXPECT_NEAR(slope / norm, 1.0, 2e-3);
+}
+
+TEST_P(MegalodonTest, CarriedWindowsContinueTheSequence) {
+  const std::int64_t length = 16;
+  auto tokens = random_tokens(2 * length, model.config().vocab_size, 1);
+  auto targets = random_tokens(2 * length, model.config().outputs(), 2);
+  const Shape flat{model.flat().numel()};
+  std::vector<float> gradients(static_cast<std::size_t>(flat.numel()));
+  Training whole(ctx, model, 1, 2 * length);
+  const double expected = whole.forward_backward(Tensor(tokens.data(), {1, 2 * length}), Tensor(targets.data(), {1, 2 * length}),
+                                                 nullptr, Tensor(gradients.data(), flat), 1.0F);
+  Training window(ctx, model, 1, length);
+  ModelState state(model.config(), 1);
+  double sum = 0;
+  for (std::int64_t i = 0; i < 2; ++i) {
+    sum +=
+        window.forward_backward(Tensor(tokens.data() + i * length, {1, length}), Tensor(targets.data() + i * length, {1, length}),
+                                &state, Tensor(gradients.data(), flat), 1.0F);
+  }
+  EXPECT_NEAR(sum, expected, tolerance::kSplit * expected);
+}
+
+TEST_P(MegalodonTest, TheSameWindowGivesTheSameBits) {
+  const Shape window{3, 11};
+  auto tokens = random_tokens(window.numel(), model.config().vocab_size, 1);
+  const Shape flat{model.flat().numel()};
+  std::vector<float> first(static_cast<std::size_t>(flat.numel()));
+  std::vector<float> second(first.size());
+  Training training(ctx, model, window[0], window[1]);
+  for (auto* gradients : {&first, &second}) {
+    training.forward_backward(Tensor(tokens.data(), window), Tensor(tokens.data(), window), nullptr,
+                              Tensor(gradients->data(), flat), 0.5F);
+  }
+  EXPECT_EQ(first, second);
+}
+
+TEST_P(MegalodonTest, ATokenOutsideTheVocabularyLeavesTheStateAlone) {
+  std::vector<std::int32_t> tokens = {1, 2, static_cast<std::int32_t>(model.config().vocab_size)};
+  Inference inference(ctx, model, 1, 3);
+  ModelState state(model.config(), 1);
+  EXPECT_THROW(inference.advance(Tensor(tokens.data(), {1, 3}), state), Error);
+  EXPECT_EQ(state.positions.data<std::int64_t>()[0], 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Configurations, MegalodonTest, testing::Bool());
+
+TEST(ModelStateTest, SequencesCanBeCopiedBetweenStates) {
+  const Megalodon model(small(true));
+  ModelState from(model.config(), 3);
+  ModelState to(model.config(), 2);
+  for (const auto& [name, tensor] : from.tensors()) {
+    auto* bytes = static_cast<unsigned char*>(tensor.raw());
+    for (std::size_t i = 0; i < tensor.bytes(); ++i) bytes[i] = static_cast<unsigned char>(1 + i * 3 / tensor.bytes());
+  }
+  to.copy_sequence(1, from, 2);
+  for (const auto& [name, tensor] : to.tensors()) {
+    const auto* bytes = static_cast<const unsigned char*>(tensor.raw());
+    for (std::size_t i = 0; i < tensor.bytes(); ++i) ASSERT_EQ(bytes[i], i < tensor.bytes() / 2 ? 0 : 3) << name;
+  }
+}
+
+TEST(TrainingTest, RefusesACarriedWindowThatBeginsInsideAChunk) {
+  Context ctx(1);
+  const Megalodon model(small(true));
+  ModelState state(model.config(), 1);
+  state.positions.data<std::int64_t>()[0] = 3;
+  std::vector<std::int32_t> tokens(8, 1);
+  std::vector<float> gradients(static_cast<std::size_t>(model.flat().numel()));
+  Training training(ctx, model, 1, 8);
+  EXPECT_THROW(training.forward_backward(Tensor(tokens.data(), {1, 8}), Tensor(tokens.data(), {1, 8}), &state,
+                                         Tensor(gradients.data(), {model.flat().numel()}), 1.0F),
+               Error);
+}
+
+}  // namespace
+}  // namespace megalodon
