@@ -1,0 +1,295 @@
+// megalodon train: trains a model as a run file says, from the start or from the last checkpoint.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/commands.h"
+#include "apps/format.h"
+#include "infer/generator.h"
+#include "io/file.h"
+#include "megalodon/error.h"
+#include "train/metrics.h"
+#include "train/trainer.h"
+
+namespace megalodon::apps {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string file;
+  bool resume = false;
+  RunOverrides overrides;
+};
+
+// A signal handler reaches nothing but what has a fixed address.
+std::atomic<bool> stop_wanted{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void want_stop(int) {
+  stop_wanted = true;
+  std::signal(SIGINT, SIG_DFL);  // a second signal ends the program at once
+  std::signal(SIGTERM, SIG_DFL);
+}
+
+void catch_signals() {
+  stop_wanted = false;
+  struct sigaction action = {};
+  action.sa_handler = want_stop;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+// Resident memory of this process in bytes; 0 where the system does not tell.
+double resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  double total = 0;
+  double resident = 0;
+  statm >> total >> resident;
+  return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
+// One process at a time in a run folder; the system lets go of the lock however the process ends.
+class RunLock {
+ public:
+  explicit RunLock(const std::string& run) {
+    const std::string path = join_path(run, ".lock");
+    fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd_ < 0) throw Error(ErrorKind::Io, "cannot create the lock file", path);
+    if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+    close(fd_);
+    throw Error(ErrorKind::Io, "another process trains in this run folder", run,
+                "Wait for it, or give another folder with --out");
+  }
+  ~RunLock() { close(fd_); }
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+ private:
+  int fd_;
+};
+
+// The text data of a run, opened.
+struct Data {
+  explicit Data(const std::string& path) : tokenizer(load_tokenizer(path)), train(join_path(path, "train")) {
+    if (is_directory(join_path(path, "valid"))) valid.emplace(join_path(path, "valid"));
+    for (const TokenDataset* part : {&train, valid ? &*valid : &train}) {
+      if (part->tokenizer() == tokenizer->identity()) continue;
+      throw Error(ErrorKind::Mismatch, "made by the tokenizer " + part->tokenizer() + ", beside it lies " + tokenizer->identity(),
+                  part->folder(), "Prepare the data again");
+    }
+  }
+
+  std::unique_ptr<Tokenizer> tokenizer;
+  TokenDataset train;
+  std::optional<TokenDataset> valid;
+};
+
+void print_header(const RunConfig& config, const Data& data, int threads) {
+  const ModelConfig& m = config.model;
+  const ParameterLayout layout(m);
+  const TrainingMemory memory = plan_training(config, threads);
+  const auto mebi = [](std::size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
+  std::cout << "model       " << m.num_layers << " layers, D " << m.model_dim << ", Z " << m.z_dim << ", V " << m.value_dim
+            << ", F " << m.ffn_hidden_dim << (m.swiglu ? " (SwiGLU)" : "") << ", H " << m.num_heads << ", N " << m.cema_ndim
+            << ", chunk " << m.chunk_size << ", vocabulary " << with_commas(m.vocab_size) << "\n"
+            << "parameters  " << with_commas(layout.total()) << "\n"
+            << "data        " << config.data.path << ": " << with_commas(data.train.tokens()) << " tokens to train on, "
+            << (data.valid ? with_commas(data.valid->tokens()) : "none") << " to validate on (" << data.tokenizer->identity()
+            << ")\n"
+            << "batches     " << config.data.batch << " x " << config.data.length << " tokens, " << to_string(config.data.mode)
+            << (config.train.accumulate > 1 ? ", " + std::to_string(config.train.accumulate) + " to a step" : "") << "\n"
+            << "optimizer   AdamW, learning rate " << format("%g", config.optim.lr) << " " << to_string(config.optim.scheduler)
+            << ", warmup " << config.optim.warmup << ", decay " << format("%g", config.optim.weight_decay) << ", clip "
+            << format("%g", config.optim.clip) << "\n"
+            << "memory      " << mebi(memory.total()) << ": parameters " << mebi(memory.parameters) << ", gradients "
+            << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer) << ", activations " << mebi(memory.activations)
+            << ", workspace " << mebi(memory.workspace) << ", state " << mebi(memory.state) << ", validation "
+            << mebi(memory.validation) << "\n"
+            << "threads     " << threads << "\n"
+            << "run         " << config.out << ", " << with_commas(config.train.steps) << " steps\n"
+            << std::flush;
+}
+
+// What the user sees of a run, and its metrics file.
+class Printer : public TrainerObserver {
+ public:
+  Printer(Context& ctx, const RunConfig& config, const Tokenizer& tokenizer, std::int64_t first_step)
+      : ctx_(ctx),
+        config_(config),
+        tokenizer_(tokenizer),
+        metrics_(join_path(config.out, "metrics.jsonl"), first_step),
+        first_step_(first_step) {}
+
+  void on_step(const StepReport& r) override {
+    metrics_.append(r);
+    tokens_ += r.tokens;
+    seconds_ += r.seconds;
+    if (r.skipped) {
+      std::cout << "step " << r.step << " skipped: loss " << r.loss << ", gradient norm " << r.grad_norm << " ("
+                << r.skipped_total << " skipped so far)\n"
+                << std::flush;
+    }
+    if (r.step % config_.train.log_every == 0 || r.step == r.steps || r.step == first_step_ + 1) print_line(r);
+    if (r.valid_loss)
+      std::cout << format("  validation    loss %.4f (perplexity %.2f)\n", *r.valid_loss, std::exp(*r.valid_loss)) << std::flush;
+  }
+
+  void on_sample(std::int64_t step, const Megalodon& model) override {
+    std::string text;
+    try {
+      Generator generator(ctx_, model, tokenizer_.vocab_size());
+      PromptReader prompt(generator, tokenizer_, "train.sample_prompt");
+      prompt.push(config_.train.sample_prompt);
+      prompt.finish();
+      GenerateOptions options;
+      options.max_tokens = config_.train.sample_tokens;
+      options.sampler.temperature = 0.8;
+      options.sampler.seed = static_cast<std::uint64_t>(step);
+      generate(generator, tokenizer_, options, [&](std::int32_t, std::string_view piece) {
+        text += piece;
+        return true;
+      });
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::NotFinite) throw;
+      text = std::string("(") + error.what() + ")";
+    }
+    std::string lines = config_.train.sample_prompt + text;
+    for (std::size_t at = 0; (at = lines.find('\n', at)) != std::string::npos; at += 7) lines.replace(at, 1, "\n      ");
+    std::cout << "  sample\n      " << lines << "\n" << std::flush;
+  }
+
+  void on_checkpoint(std::int64_t, const std::string& folder) override {
+    std::cout << "  checkpoint    " << folder << "\n" << std::flush;
+  }
+
+ private:
+  void print_line(const StepReport& r) {
+    const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
+    const double left = elapsed / static_cast<double>(r.step - first_step_) * static_cast<double>(r.steps - r.step);
+    const auto speed = std::llround(static_cast<double>(tokens_) / std::max(seconds_, 1e-9));
+    const int width = static_cast<int>(std::to_string(r.steps).size());
+    std::cout << format("step %*lld/%lld  loss %7.4f  lr %.2e  norm %8.3f  %s tok/s  %s  %s left\n", width,
+                        static_cast<long long>(r.step), static_cast<long long>(r.steps), r.loss, r.lr, r.grad_norm,
+                        with_commas(speed).c_str(), format_bytes(resident_bytes()).c_str(), format_duration(left).c_str())
+              << std::flush;
+    tokens_ = 0;
+    seconds_ = 0;
+  }
+
+  Context& ctx_;
+  const RunConfig& config_;
+  const Tokenizer& tokenizer_;
+  MetricsLog metrics_;
+  std::int64_t first_step_;
+  Clock::time_point begin_ = Clock::now();
+  std::int64_t tokens_ = 0;  // since the last line
+  double seconds_ = 0;
+};
+
+RunConfig configure(Options& options) {
+  if (options.file.empty() && options.resume) {  // `megalodon train --out RUN --resume` goes on with the run's own file
+    for (const auto& [key, value] : options.overrides) {
+      if (key == "out" && is_file(join_path(value, "run.toml"))) options.file = join_path(value, "run.toml");
+    }
+  }
+  RunConfig config = load_run_config(options.file, options.overrides);
+  const auto need = [&](const std::string& value, const char* key, const char* hint) {
+    if (value.empty()) throw Error(ErrorKind::InvalidArgument, std::string(key) + " is missing", options.file, hint);
+  };
+  need(config.data.path, "data.path", "Set it in the run file or with --data.path to a folder that `megalodon prepare` wrote");
+  need(config.out, "out", "Set it in the run file or with --out to the folder of the run");
+  return config;
+}
+
+void refuse_used_folder(const std::string& run) {
+  for (const char* name : {"checkpoints", "metrics.jsonl", "run.toml"}) {
+    if (!exists(join_path(run, name))) continue;
+    throw Error(ErrorKind::InvalidArgument, "a run is in this folder already", run,
+                "Add --resume to go on with it, or give another folder with --out");
+  }
+}
+
+void resume(Trainer& trainer, const std::string& run) {
+  clean_checkpoints(run);
+  const FoundCheckpoint found = find_checkpoint(run);
+  for (const std::string& line : found.damaged) std::cout << "damaged     " << line << "; going back to the one before\n";
+  if (found.folder.empty()) {
+    std::cout << "resume      no checkpoint in " << run << " yet: starting at step 0\n" << std::flush;
+    return;
+  }
+  const std::vector<std::string> notes = trainer.resume(found.folder);
+  std::cout << "resume      " << found.folder << " (step " << trainer.progress().step << ")\n";
+  for (const std::string& note : notes) std::cout << "            " << note << "\n";
+  std::cout << std::flush;
+}
+
+void print_end(const RunConfig& config, const Data& data, const Trainer& trainer, bool done) {
+  if (!done) {
+    std::cout << "stopped at step " << trainer.progress().step << " of " << config.train.steps << "\n"
+              << "go on with:\n  megalodon train " << join_path(config.out, "run.toml") << " --resume\n"
+              << std::flush;
+    return;
+  }
+  std::cout << "all " << config.train.steps << " steps done";
+  if (trainer.progress().skipped > 0) std::cout << ", " << trainer.progress().skipped << " of them skipped";
+  std::cout << "\nnext:\n";
+  if (data.valid) std::cout << "  megalodon eval " << config.out << " --data " << data.valid->folder() << "\n";
+  std::cout << "  megalodon generate " << config.out << " --prompt \"The \" --max-tokens 200\n" << std::flush;
+}
+
+void run(Options& options) {
+  const RunConfig config = configure(options);
+  if (!options.resume) refuse_used_folder(config.out);
+  const Data data(config.data.path);
+  Context ctx(static_cast<int>(config.train.threads));
+  print_header(config, data, ctx.threads().size());
+  Trainer trainer(ctx, config, data.train, data.valid ? &*data.valid : nullptr, *data.tokenizer);
+
+  create_directories(config.out);
+  const RunLock lock(config.out);
+  if (options.resume) resume(trainer, config.out);
+  write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));
+  Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
+  catch_signals();
+  const bool done = trainer.run(printer, [] { return stop_wanted.load(); });
+  print_end(config, data, trainer, done);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("train", "Train a model as a run file says; every key of the file is also a flag");
+  command->add_option("run_file", options->file, "TOML file, see docs and examples/demo.toml; flags override it")
+      ->type_name("FILE");
+  command->add_flag("--resume", options->resume, "Go on from the newest whole checkpoint of the run folder");
+  for (const RunKey& key : run_keys()) {
+    const std::string names = "--" + key.name + (key.short_name.empty() ? "" : ",--" + key.short_name);
+    command
+        ->add_option_function<std::string>(
+            names, [options, name = key.name](const std::string& value) { options->overrides.emplace_back(name, value); },
+            key.help)
+        ->type_name(key.type.starts_with("a") ? (key.type == "an integer" ? "INT"
+                                                 : key.type == "a number" ? "NUMBER"
+                                                                          : "TEXT")
+                                              : "VALUE")
+        ->group("Keys of the run file");
+  }
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace megalodon::apps

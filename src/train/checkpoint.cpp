@@ -1,0 +1,263 @@
+#include "train/checkpoint.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "io/checksum.h"
+#include "io/file.h"
+#include "io/safetensors.h"
+#include "megalodon/error.h"
+#include "model/model_folder.h"
+
+namespace megalodon {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "megalodon-checkpoint-1";
+constexpr const char* kSaving = ".saving-";
+constexpr const char* kRemoving = ".removing-";
+constexpr std::size_t kMaxJson = std::size_t{16} << 20;
+
+std::string checkpoints_of(const std::string& run) { return join_path(run, "checkpoints"); }
+
+std::string name_of(std::int64_t step) {
+  char name[32];
+  std::snprintf(name, sizeof name, "step-%08lld", static_cast<long long>(step));
+  return name;
+}
+
+// The step of a checkpoint's folder name, or -1.
+std::int64_t step_of(const std::string& name) {
+  if (!name.starts_with("step-") || name.size() > 20) return -1;
+  std::int64_t step = 0;
+  for (std::size_t i = 5; i < name.size(); ++i) {
+    if (name[i] < '0' || name[i] > '9') return -1;
+    step = step * 10 + (name[i] - '0');
+  }
+  return name == name_of(step) ? step : -1;
+}
+
+// Reads a JSON object of ours. Throws Error(Corrupt).
+template <class Read>
+auto read_json(const std::string& path, const Read& read) {
+  const std::string text = read_text_file(path, kMaxJson);
+  try {
+    return read(Json::parse(text));
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(ErrorKind::Corrupt, std::string("not what a checkpoint holds: ") + error.what(), path);
+  }
+}
+
+std::vector<NamedTensor> optimizer_tensors(const CheckpointView& view) {
+  std::vector<NamedTensor> tensors;
+  for (const auto& [prefix, flat] : {std::pair("m.", view.m), std::pair("v.", view.v)}) {
+    for (const ParameterInfo& entry : view.model.layout().entries()) {
+      tensors.push_back({prefix + entry.name, Tensor(flat.data<float>() + entry.offset, entry.shape)});
+    }
+  }
+  return tensors;
+}
+
+std::vector<NamedTensor> state_tensors(const CheckpointView& view) {
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, tensor] : view.state->tensors()) tensors.push_back({name, tensor});
+  return tensors;
+}
+
+void read_tensors(const std::string& path, const std::vector<NamedTensor>& targets) {
+  const SafetensorsFile file(path);
+  for (const NamedTensor& target : targets) {
+    const Tensor source = file.tensor(target.name, target.tensor.dtype(), target.tensor.shape());
+    std::memcpy(target.tensor.raw(), source.raw(), source.bytes());
+  }
+}
+
+Json trainer_json(const CheckpointView& view) {
+  const Progress& progress = view.progress;
+  Json run = Json::object();
+  for (const auto& [key, value] : run_config_values(view.config)) run[key] = value;
+  return {{"format", kFormat},
+          {"step", progress.step},
+          {"updates", progress.updates},
+          {"skipped", progress.skipped},
+          {"bad_in_a_row", progress.bad_in_a_row},
+          {"batches", progress.batches},
+          {"data", {{"tokens", view.dataset.tokens()}, {"tokenizer", view.dataset.tokenizer()}}},
+          {"threads", view.threads},
+          {"run", run}};
+}
+
+void write_files(const std::string& folder, const CheckpointView& view, const Tokenizer& tokenizer) {
+  save_model(view.model, folder);
+  tokenizer.save_to(folder);
+  write_safetensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view));
+  if (view.state) write_safetensors(join_path(folder, "state.safetensors"), state_tensors(view));
+  write_file_atomically(join_path(folder, "trainer.json"), trainer_json(view).dump(2) + "\n");
+  Json files = Json::object();
+  for (const std::string& name : list_directory(folder)) {
+    const std::string path = join_path(folder, name);
+    fsync_file(path);
+    files[name] = checksum_to_string(checksum_file(path));
+  }
+  write_file_atomically(join_path(folder, "checksums.json"), Json{{"algorithm", "xxh3-64"}, {"files", files}}.dump(2) + "\n");
+}
+
+// Out of the way first, so that no folder with a checkpoint's name is ever half removed.
+void remove_checkpoint(const std::string& run, std::int64_t step) {
+  const std::string doomed = join_path(checkpoints_of(run), kRemoving + name_of(step));
+  remove_all(doomed);
+  replace_directory(checkpoint_folder(run, step), doomed);
+  remove_all(doomed);
+}
+
+// Whether a run may go on with another value of this key.
+bool is_fixed(const std::string& key) {
+  return key.starts_with("model.") || key == "data.length" || key == "data.batch" || key == "data.mode" || key == "data.seed" ||
+         key == "train.accumulate" || key == "train.seed";
+}
+
+// Whether another value changes what is computed from here on.
+bool is_worth_a_note(const std::string& key) { return key.starts_with("optim.") || key == "train.steps" || key == "data.path"; }
+
+std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where) {
+  const char* hint = "Give the settings that this run began with, or another folder with --out";
+  std::vector<std::string> notes;
+  const Json& run = trainer.at("run");
+  for (const auto& [key, value] : run_config_values(view.config)) {
+    if (!run.contains(key) || run.at(key) == value) continue;
+    const auto shown = [](const std::string& text) { return text.empty() ? std::string("absent") : text; };
+    const std::string there = shown(run.at(key).get<std::string>());
+    if (is_fixed(key)) {
+      throw Error(ErrorKind::Mismatch, "the checkpoint has " + key + " = " + there + ", this run " + shown(value), where, hint);
+    }
+    if (is_worth_a_note(key)) notes.push_back(key + " was " + there + " and is " + value + " from here on");
+  }
+  const Json& data = trainer.at("data");
+  if (data.at("tokens") != view.dataset.tokens() || data.at("tokenizer") != view.dataset.tokenizer()) {
+    throw Error(ErrorKind::Mismatch,
+                "the checkpoint is of a data set of " + data.at("tokens").dump() + " tokens by " + data.at("tokenizer").dump() +
+                    "; data.path " + view.config.data.path + " has " + std::to_string(view.dataset.tokens()) + " by \"" +
+                    view.dataset.tokenizer() + "\"",
+                where, hint);
+  }
+  if (trainer.at("threads") != view.threads) {
+    notes.push_back("train.threads was " + trainer.at("threads").dump() + " and is " + std::to_string(view.threads) +
+                    " from here on: sums round otherwise, the last bits will differ");
+  }
+  return notes;
+}
+
+}  // namespace
+
+std::string checkpoint_folder(const std::string& run, std::int64_t step) { return join_path(checkpoints_of(run), name_of(step)); }
+
+std::vector<std::int64_t> list_checkpoints(const std::string& run) {
+  std::vector<std::int64_t> steps;
+  if (!is_directory(checkpoints_of(run))) return steps;
+  for (const std::string& name : list_directory(checkpoints_of(run))) {
+    if (step_of(name) >= 0 && is_directory(join_path(checkpoints_of(run), name))) steps.push_back(step_of(name));
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+void clean_checkpoints(const std::string& run) {
+  if (!is_directory(checkpoints_of(run))) return;
+  for (const std::string& name : list_directory(checkpoints_of(run))) {
+    const bool replaced = name.ends_with(".old") && step_of(name.substr(0, name.size() - 4)) >= 0;  // by replace_directory
+    if (name.starts_with(kSaving) || name.starts_with(kRemoving) || replaced) remove_all(join_path(checkpoints_of(run), name));
+  }
+}
+
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep) {
+  std::vector<std::int64_t> steps = list_checkpoints(run);
+  std::erase_if(steps, [&](std::int64_t other) { return other > step; });
+  const auto count = static_cast<std::int64_t>(steps.size());
+  for (std::int64_t i = 0; keep > 0 && i < count - keep; ++i) remove_checkpoint(run, steps[static_cast<std::size_t>(i)]);
+}
+
+std::string save_checkpoint(const std::string& run, const CheckpointView& view, const Tokenizer& tokenizer) {
+  const std::int64_t step = view.progress.step;
+  const std::string target = checkpoint_folder(run, step);
+  const std::string saving = join_path(checkpoints_of(run), kSaving + name_of(step));
+  try {
+    create_directories(checkpoints_of(run));
+    remove_all(saving);
+    create_directories(saving);
+    write_files(saving, view, tokenizer);
+    replace_directory(saving, target);
+  } catch (const Error& error) {
+    try {
+      remove_all(saving);
+    } catch (const Error&) {  // the first error is the one to tell; what remains goes at the next start
+    }
+    const std::vector<std::int64_t> others = list_checkpoints(run);
+    throw Error(error.kind(), std::string("cannot save the checkpoint: ") + error.what(), {},
+                others.empty() ? "" : "The last whole checkpoint is " + checkpoint_folder(run, others.back()));
+  }
+  return target;
+}
+
+void verify_checkpoint(const std::string& folder) {
+  if (!is_directory(folder)) throw Error(ErrorKind::NotFound, "no such checkpoint", folder);
+  const std::string path = join_path(folder, "checksums.json");
+  if (!is_file(path)) throw Error(ErrorKind::Corrupt, "checksums.json is missing", folder);
+  const auto files = read_json(path, [](const Json& json) { return json.at("files").get<std::map<std::string, std::string>>(); });
+  for (const char* name : {"config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}) {
+    if (!files.contains(name)) throw Error(ErrorKind::Corrupt, std::string("no checksum of ") + name, path);
+  }
+  for (const auto& [name, checksum] : files) {
+    const std::string file = join_path(folder, name);
+    if (!is_file(file)) throw Error(ErrorKind::Corrupt, name + " is missing", folder);
+    if (checksum_to_string(checksum_file(file)) != checksum) {
+      throw Error(ErrorKind::Corrupt, name + " is damaged: its checksum differs", folder);
+    }
+  }
+}
+
+FoundCheckpoint find_checkpoint(const std::string& run) {
+  FoundCheckpoint found;
+  std::vector<std::int64_t> steps = list_checkpoints(run);
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const std::string folder = checkpoint_folder(run, *step);
+    try {
+      verify_checkpoint(folder);
+      found.folder = folder;
+      return found;
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::Io) throw;  // what cannot be read now may be whole
+      found.damaged.emplace_back(error.what());
+    }
+  }
+  if (!found.damaged.empty()) {
+    throw Error(ErrorKind::Corrupt, "every checkpoint is damaged; the newest: " + found.damaged.front(), run,
+                "Start again in another folder with --out");
+  }
+  return found;
+}
+
+std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view) {
+  Progress progress;
+  const std::string path = join_path(folder, "trainer.json");
+  const std::vector<std::string> notes = read_json(path, [&](const Json& json) {
+    if (json.at("format") != kFormat) {
+      throw Error(ErrorKind::Unsupported, "a checkpoint of the unknown format " + json.at("format").dump(), path);
+    }
+    progress = {json.at("step"), json.at("updates"), json.at("skipped"), json.at("bad_in_a_row"), json.at("batches")};
+    return compare_runs(json, view, folder);
+  });
+  for (const std::int64_t count : {progress.step, progress.updates, progress.skipped, progress.bad_in_a_row, progress.batches}) {
+    if (count < 0) throw Error(ErrorKind::Corrupt, "a negative counter", path);
+  }
+  read_parameters(view.model, SafetensorsFile(join_path(folder, "model.safetensors")), "");
+  read_tensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view));
+  if (view.state) read_tensors(join_path(folder, "state.safetensors"), state_tensors(view));
+  view.progress = progress;
+  return notes;
+}
+
+}  // namespace megalodon

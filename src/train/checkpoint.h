@@ -1,0 +1,74 @@
+// Checkpoints: RUN/checkpoints/step-00000100 holds all that a run needs to go on as if it had never stopped, and is a model
+// folder at the same time.
+//   config.json, model.safetensors, the tokenizer's file    the model (model/model_folder.h, io/tokenizer.h)
+//   optimizer.safetensors                                   both moments of AdamW: m.NAME and v.NAME, f32, for each parameter
+//   state.safetensors                                       what the streams have read (data.mode "carry" alone)
+//   trainer.json                                            counters, position in the data, the run's configuration
+//   checksums.json                                          XXH3 of each file above, written last
+// A checkpoint is written beside its place, fsynced and renamed: at any moment, also after a power cut, a folder of that name is
+// whole. What a killed save left behind goes at the next start (clean_checkpoints).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/shards.h"
+#include "io/tokenizer.h"
+#include "model/megalodon.h"
+#include "model/state.h"
+#include "train/run_config.h"
+
+namespace megalodon {
+
+// How far a run is. With the seeds of the configuration it is also the whole state of every random choice.
+struct Progress {
+  std::int64_t step = 0;          // steps done, skipped ones too; what the schedule counts
+  std::int64_t updates = 0;       // steps that changed the parameters; what AdamW counts
+  std::int64_t skipped = 0;       // steps that did not, for a loss or gradient that was not finite
+  std::int64_t bad_in_a_row = 0;  // skipped steps since the last update
+  std::int64_t batches = 0;       // position of the loader; tells dropout masks apart
+};
+
+// What is saved and restored, where it lies in the trainer.
+struct CheckpointView {
+  const RunConfig& config;
+  const Megalodon& model;
+  Tensor m;           // [P] f32
+  Tensor v;           // [P] f32
+  ModelState* state;  // null in fresh mode
+  Progress& progress;
+  const TokenDataset& dataset;
+  int threads;
+};
+
+// RUN/checkpoints/step-00000100
+std::string checkpoint_folder(const std::string& run, std::int64_t step);
+// The steps of the checkpoints there are, ascending, looked at by name alone.
+std::vector<std::int64_t> list_checkpoints(const std::string& run);
+// Removes what saves and removals that were cut off left behind.
+void clean_checkpoints(const std::string& run);
+// Removes all but the newest `keep` of the checkpoints up to `step`; 0 keeps all.
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep);
+
+// Returns the folder. Throws Error(Io), for a full disk too; then nothing is left of the new checkpoint and the others are whole.
+std::string save_checkpoint(const std::string& run, const CheckpointView& view, const Tokenizer& tokenizer);
+
+// Reads every file and compares checksums. Throws Error(NotFound), Error(Corrupt) naming the first file that is missing or
+// damaged.
+void verify_checkpoint(const std::string& folder);
+
+struct FoundCheckpoint {
+  std::string folder;                // empty where there is none yet
+  std::vector<std::string> damaged;  // a line for each newer one that is passed over: its name and what is wrong with it
+};
+
+// The newest whole checkpoint. Throws Error(Corrupt) when there are some and all of them are damaged.
+FoundCheckpoint find_checkpoint(const std::string& run);
+
+// Fills everything that the view refers to from a verified folder. Returns a line for each setting that differs and may.
+// Throws Error(Mismatch) naming the first key that differs and may not (the model, the data and their order, accumulation,
+// seeds), Error(Corrupt). On a throw for the configuration nothing has been changed.
+std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view);
+
+}  // namespace megalodon

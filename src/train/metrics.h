@@ -1,0 +1,28 @@
+// RUN/metrics.jsonl: a JSON object a step, one to a line, on disk before the step's checkpoint is.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "train/trainer.h"
+
+namespace megalodon {
+
+class MetricsLog {
+ public:
+  // Goes on with the file at `path` behind the line of step `after`: what follows it, and a line that was cut off, is dropped, so
+  // that no step is there twice. Throws Error(Io).
+  MetricsLog(const std::string& path, std::int64_t after);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+
+  // Throws Error(Io), for a full disk too. A number that is not finite becomes null.
+  void append(const StepReport& report);
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
+
+}  // namespace megalodon

@@ -1,0 +1,419 @@
+#include "train/run_config.h"
+
+#include <toml++/toml.h>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+#include <sstream>
+#include <string_view>
+#include <variant>
+
+#include "core/suggest.h"
+#include "io/file.h"
+#include "megalodon/error.h"
+
+namespace megalodon {
+
+const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ? "fresh" : "carry"; }
+
+namespace {
+
+using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*>;
+
+struct Key {
+  const char* name;
+  Target target;
+  const char* help;
+};
+
+constexpr const char* kPreset = "model.preset";
+
+// The one list of keys: reading, writing, flags and help all go by it.
+std::vector<Key> keys_of(RunConfig& c) {
+  ModelConfig& m = c.model;
+  return {
+      {"out", &c.out, "Run folder: checkpoints, metrics.jsonl, run.toml"},
+      {"model.num_layers", &m.num_layers, "Number of blocks"},
+      {"model.model_dim", &m.model_dim, "D, features of the residual stream"},
+      {"model.z_dim", &m.z_dim, "Z, features of queries and keys, all heads together"},
+      {"model.value_dim", &m.value_dim, "V, features of values, all heads together"},
+      {"model.num_heads", &m.num_heads, "H, attention heads"},
+      {"model.ffn_hidden_dim", &m.ffn_hidden_dim, "F, hidden features of the feed-forward"},
+      {"model.cema_ndim", &m.cema_ndim, "N, order of the complex moving average"},
+      {"model.chunk_size", &m.chunk_size, "C, tokens that attend to one another"},
+      {"model.vocab_size", &m.vocab_size, "K, tokens of the vocabulary"},
+      {"model.output_size", &m.output_size, "Rows of the output matrix; -1: vocab_size"},
+      {"model.norm_num_groups", &m.norm_num_groups, "G, groups of TimestepNorm"},
+      {"model.norm_affine", &m.norm_affine, "Whether RMSNorm and LayerNorm have parameters"},
+      {"model.norm_eps", &m.norm_eps, "Epsilon of the norms"},
+      {"model.rope_base", &m.rope_base, "Base of the rotary frequencies; absent: 10000"},
+      {"model.swiglu", &m.swiglu, "Gated feed-forward"},
+      {"model.rescale_nffn", &m.rescale_nffn, "Learned scale of the feed-forward's output"},
+      {"model.scale_emb", &m.scale_emb, "Multiply embeddings by sqrt(D)"},
+      {"model.share_emb", &m.share_emb, "One matrix for embedding and output"},
+      {"model.dropout", &m.dropout, "Dropout of embeddings and of what sub-layers add"},
+      {"model.hidden_dropout", &m.hidden_dropout, "Dropout inside the sub-layers"},
+      {"model.attention_dropout", &m.attention_dropout, "Dropout of attention weights, after the softmax"},
+      {"model.dropkey", &m.dropkey, "Dropout of attention keys, before the softmax"},
+      {"data.path", &c.data.path, "Data set that `megalodon prepare` wrote"},
+      {"data.length", &c.data.length, "Tokens of a window"},
+      {"data.batch", &c.data.batch, "Windows of a batch"},
+      {"data.mode", &c.data.mode, "fresh: windows in random order; carry: running text, state carried along"},
+      {"data.seed", &c.data.seed, "Seed of the order of the windows"},
+      {"optim.lr", &c.optim.lr, "Peak learning rate"},
+      {"optim.warmup", &c.optim.warmup, "Steps up to the peak"},
+      {"optim.weight_decay", &c.optim.weight_decay, "AdamW's decay"},
+      {"optim.eps", &c.optim.eps, "AdamW's epsilon"},
+      {"optim.beta1", &c.optim.beta1, "AdamW's decay of the first moment"},
+      {"optim.beta2", &c.optim.beta2, "AdamW's decay of the second moment"},
+      {"optim.clip", &c.optim.clip, "Largest norm of the gradient; 0: no limit"},
+      {"optim.scheduler", &c.optim.scheduler, "linear, cosine or constant"},
+      {"optim.lr_init_ratio", &c.optim.lr_init_ratio, "Learning rate of step 0, as a part of the peak"},
+      {"optim.lr_end_ratio", &c.optim.lr_end_ratio, "Learning rate at the end, as a part of the peak"},
+      {"optim.cycles", &c.optim.cycles, "Half waves of the cosine"},
+      {"train.steps", &c.train.steps, "Steps of the whole run"},
+      {"train.accumulate", &c.train.accumulate, "Batches that make one step"},
+      {"train.seed", &c.train.seed, "Seed of the initial parameters and of dropout"},
+      {"train.threads", &c.train.threads, "Threads; 0: all processors"},
+      {"train.log_every", &c.train.log_every, "Steps between printed lines"},
+      {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
+      {"train.validate_tokens", &c.train.validate_tokens, "About how many tokens to validate on; 0: all"},
+      {"train.sample_every", &c.train.sample_every, "Steps between sample texts; 0: never"},
+      {"train.sample_prompt", &c.train.sample_prompt, "Text that the samples go on from"},
+      {"train.sample_tokens", &c.train.sample_tokens, "Tokens of a sample"},
+      {"train.checkpoint_every", &c.train.checkpoint_every, "Steps between checkpoints; 0: at the end only"},
+      {"train.keep", &c.train.keep, "Checkpoints that stay; 0: all"},
+      {"train.max_bad_steps", &c.train.max_bad_steps, "Skipped steps in a row that end the run"},
+  };
+}
+
+std::string last_part(const std::string& name) {
+  const std::size_t dot = name.rfind('.');
+  return dot == std::string::npos ? name : name.substr(dot + 1);
+}
+
+std::string type_of(const Target& target) {
+  struct Visitor {
+    std::string operator()(const std::int64_t*) const { return "an integer"; }
+    std::string operator()(const double*) const { return "a number"; }
+    std::string operator()(const std::optional<double>*) const { return "a number"; }
+    std::string operator()(const bool*) const { return "true or false"; }
+    std::string operator()(const std::string*) const { return "a string"; }
+    std::string operator()(const DataMode*) const { return "\"fresh\" or \"carry\""; }
+    std::string operator()(const Scheduler*) const { return "\"linear\", \"cosine\" or \"constant\""; }
+  };
+  return std::visit(Visitor{}, target);
+}
+
+// A double as TOML has it: the shortest text that reads back to the same bits, with a point or an exponent.
+std::string number_text(double value) {
+  char text[32];
+  std::string result(text, std::to_chars(text, text + sizeof text, value).ptr);
+  if (result.find_first_of(".en") == std::string::npos) result += ".0";
+  return result;
+}
+
+std::string string_text(const std::string& value) {
+  std::ostringstream text;
+  text << toml::value<std::string>(value);
+  return text.str();
+}
+
+std::string value_text(const Target& target) {
+  struct Visitor {
+    std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
+    std::string operator()(const double* value) const { return number_text(*value); }
+    std::string operator()(const std::optional<double>* value) const { return *value ? number_text(**value) : std::string(); }
+    std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
+    std::string operator()(const std::string* value) const { return string_text(*value); }
+    std::string operator()(const DataMode* value) const { return string_text(to_string(*value)); }
+    std::string operator()(const Scheduler* value) const { return string_text(to_string(*value)); }
+  };
+  return std::visit(Visitor{}, target);
+}
+
+// A value before it is known what it is for.
+struct Given {
+  std::variant<std::monostate, std::int64_t, double, bool, std::string> value;
+  std::string text;  // as errors show it
+};
+
+// Writes a given value to where it belongs; false when it is of another type.
+struct Assign {
+  const Given& given;
+
+  template <class T>
+  bool operator()(T* target) const {
+    const T* value = std::get_if<T>(&given.value);
+    if (value) *target = *value;
+    return value != nullptr;
+  }
+  bool operator()(double* target) const {
+    if (const auto* integer = std::get_if<std::int64_t>(&given.value)) {
+      *target = static_cast<double>(*integer);
+      return true;
+    }
+    return operator()<double>(target);
+  }
+  bool operator()(std::optional<double>* target) const {
+    double value = 0;
+    if (!(*this)(&value)) return false;
+    *target = value;
+    return true;
+  }
+  bool operator()(DataMode* target) const { return choose(target, {DataMode::Fresh, DataMode::Carry}); }
+  bool operator()(Scheduler* target) const { return choose(target, {Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant}); }
+
+  template <class E>
+  bool choose(E* target, std::initializer_list<E> choices) const {
+    const auto* text = std::get_if<std::string>(&given.value);
+    for (const E choice : choices) {
+      if (!text || *text != to_string(choice)) continue;
+      *target = choice;
+      return true;
+    }
+    return false;
+  }
+};
+
+void assign(const Key& key, const Given& given, const std::string& where) {
+  if (std::visit(Assign{given}, key.target)) return;
+  throw Error(ErrorKind::InvalidArgument, std::string(key.name) + " must be " + type_of(key.target) + ", not " + given.text,
+              where);
+}
+
+Given given_in(const toml::node& node) {
+  std::ostringstream text;
+  text << toml::node_view<const toml::node>(node);
+  Given given{{}, text.str()};
+  if (const auto* integer = node.as_integer()) given.value = integer->get();
+  if (const auto* number = node.as_floating_point()) given.value = number->get();
+  if (const auto* truth = node.as_boolean()) given.value = truth->get();
+  if (const auto* string = node.as_string()) given.value = string->get();
+  if (node.is_table()) given.text = "a table";
+  if (node.is_array()) given.text = "an array";
+  return given;
+}
+
+template <class T>
+std::optional<T> whole(const std::string& text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// A flag has no quotes to tell a string by, so the key decides.
+Given given_on_command_line(const Target& target, const std::string& text) {
+  Given given{{}, "'" + text + "'"};
+  const bool is_text = std::holds_alternative<std::string*>(target) || std::holds_alternative<DataMode*>(target) ||
+                       std::holds_alternative<Scheduler*>(target);
+  if (is_text) {
+    given.value = text;
+  } else if (const auto integer = whole<std::int64_t>(text)) {
+    given.value = *integer;
+  } else if (const auto number = whole<double>(text)) {
+    given.value = *number;
+  } else if (text == "true" || text == "false") {
+    given.value = text == "true";
+  }
+  return given;
+}
+
+std::vector<std::string> valid_names() {
+  std::vector<std::string> names;
+  for (const RunKey& key : run_keys()) names.push_back(key.name);
+  return names;
+}
+
+[[noreturn]] void unknown_key(const std::string& name, const std::string& where) {
+  std::string hint;
+  for (const RunKey& key : run_keys()) {
+    if (!key.short_name.empty() && key.short_name == last_part(name)) hint = "Did you mean " + key.name + "?";
+  }
+  if (hint.empty()) hint = did_you_mean(name, valid_names());
+  throw Error(ErrorKind::InvalidArgument, "unknown key " + name, where, hint);
+}
+
+const Key* find(const std::vector<Key>& keys, const std::string& name) {
+  const auto key = std::find_if(keys.begin(), keys.end(), [&](const Key& k) { return name == k.name; });
+  return key == keys.end() ? nullptr : &*key;
+}
+
+// A value of the run file with its dotted name and its place.
+struct Entry {
+  std::string name;
+  const toml::node* node;
+  std::string where;
+};
+
+std::vector<Entry> entries_of(const toml::table& file, const std::string& path) {
+  const auto where = [&](const toml::node& node) { return path + ":" + std::to_string(node.source().begin.line); };
+  std::vector<Entry> entries;
+  for (const auto& [name, node] : file) {
+    const std::string section(name.str());
+    const toml::table* table = node.as_table();
+    const bool is_section = section == "model" || section == "data" || section == "optim" || section == "train";
+    if (is_section && !table) {
+      throw Error(ErrorKind::InvalidArgument, section + " must be a section, [" + section + "]", where(node));
+    }
+    if (!is_section) {
+      if (table) {
+        throw Error(ErrorKind::InvalidArgument, "unknown section [" + section + "]", where(node),
+                    did_you_mean(section, {"model", "data", "optim", "train"}));
+      }
+      entries.push_back({section, &node, where(node)});
+      continue;
+    }
+    for (const auto& [key, value] : *table) entries.push_back({section + "." + std::string(key.str()), &value, where(value)});
+  }
+  return entries;
+}
+
+void check(bool ok, const char* key, const std::string& value, const char* rule) {
+  if (!ok) throw Error(ErrorKind::InvalidArgument, std::string(key) + " = " + value + " must be " + rule);
+}
+
+void check_count(std::int64_t value, std::int64_t least, const char* key, const char* rule) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 48;  // sums and products of two stay inside 64 bits where they are formed
+  check(value >= least && value <= kMost, key, std::to_string(value), rule);
+}
+
+void check_range(double value, double least, double bound, const char* key, const char* rule) {
+  check(value >= least && value < bound, key, number_text(value), rule);
+}
+
+}  // namespace
+
+Schedule RunConfig::schedule() const {
+  return {optim.scheduler, optim.lr, optim.warmup, train.steps, optim.lr_init_ratio, optim.lr_end_ratio, optim.cycles};
+}
+
+void RunConfig::validate() const {
+  constexpr double kInfinity = HUGE_VAL;
+  model.validate();
+  check_count(data.length, 1, "data.length", "at least 1");
+  check_count(data.batch, 1, "data.batch", "at least 1");
+  check(data.length <= (std::int64_t{1} << 31) / data.batch, "data.length", std::to_string(data.length),
+        "such that data.batch x data.length is at most 2^31");
+  if (data.mode == DataMode::Carry && data.length % model.chunk_size != 0) {
+    throw Error(ErrorKind::InvalidArgument,
+                "data.length = " + std::to_string(data.length) + " must be a multiple of model.chunk_size = " +
+                    std::to_string(model.chunk_size) + " where data.mode is \"carry\"",
+                "data.length", "Use " + std::to_string((data.length / model.chunk_size + 1) * model.chunk_size));
+  }
+  check_range(optim.lr, 0, kInfinity, "optim.lr", "at least 0");
+  check_count(optim.warmup, 0, "optim.warmup", "at least 0");
+  check_range(optim.weight_decay, 0, kInfinity, "optim.weight_decay", "at least 0");
+  check(optim.eps > 0 && optim.eps < kInfinity, "optim.eps", number_text(optim.eps), "greater than 0");
+  check_range(optim.beta1, 0, 1, "optim.beta1", "in [0, 1)");
+  check_range(optim.beta2, 0, 1, "optim.beta2", "in [0, 1)");
+  check_range(optim.clip, 0, kInfinity, "optim.clip", "at least 0");
+  check_range(optim.lr_init_ratio, 0, kInfinity, "optim.lr_init_ratio", "at least 0");
+  check_range(optim.lr_end_ratio, 0, kInfinity, "optim.lr_end_ratio", "at least 0");
+  check_range(optim.cycles, 0, kInfinity, "optim.cycles", "at least 0");
+  check_count(train.steps, 1, "train.steps", "at least 1");
+  check(train.accumulate >= 1 && train.accumulate <= (1 << 20), "train.accumulate", std::to_string(train.accumulate),
+        "from 1 to 2^20");
+  check(train.threads >= 0 && train.threads <= 4096, "train.threads", std::to_string(train.threads), "from 0 to 4096");
+  check_count(train.log_every, 1, "train.log_every", "at least 1");
+  check_count(train.validate_every, 0, "train.validate_every", "at least 0");
+  check_count(train.validate_tokens, 0, "train.validate_tokens", "at least 0");
+  check_count(train.sample_every, 0, "train.sample_every", "at least 0");
+  check_count(train.sample_tokens, 1, "train.sample_tokens", "at least 1");
+  check_count(train.checkpoint_every, 0, "train.checkpoint_every", "at least 0");
+  check_count(train.keep, 0, "train.keep", "at least 0");
+  check_count(train.max_bad_steps, 1, "train.max_bad_steps", "at least 1");
+}
+
+std::vector<RunKey> run_keys() {
+  RunConfig config;
+  std::vector<RunKey> keys;
+  for (const Key& key : keys_of(config)) keys.push_back({key.name, type_of(key.target), key.help, last_part(key.name)});
+  keys.insert(keys.begin() + 1, {kPreset, "a string", "Start from this preset; other keys of [model] change it", "preset"});
+  for (RunKey& key : keys) {
+    const auto same = [&](const RunKey& other) { return last_part(other.name) == last_part(key.name); };
+    if (std::count_if(keys.begin(), keys.end(), same) > 1 || key.name == key.short_name) key.short_name.clear();
+  }
+  return keys;
+}
+
+RunConfig load_run_config(const std::string& path, const RunOverrides& overrides) {
+  toml::table file;
+  if (!path.empty()) {
+    const std::string text = read_text_file(path, std::size_t{1} << 20);
+    try {
+      file = toml::parse(std::string_view(text), std::string_view(path));
+    } catch (const toml::parse_error& error) {
+      throw Error(ErrorKind::InvalidArgument, "not valid TOML: " + std::string(error.description()),
+                  path + ":" + std::to_string(error.source().begin.line));
+    }
+  }
+  const std::vector<Entry> entries = entries_of(file, path);
+
+  RunConfig config;
+  const std::vector<Key> keys = keys_of(config);
+  std::string preset_name;
+  Key preset_key{kPreset, &preset_name, ""};
+  std::string preset_where;
+  for (const Entry& entry : entries) {
+    if (entry.name != kPreset) continue;
+    assign(preset_key, given_in(*entry.node), entry.where);
+    preset_where = entry.where;
+  }
+  for (const auto& [name, text] : overrides) {
+    if (name != kPreset) continue;
+    preset_name = text;
+    preset_where = "--" + name;
+  }
+  if (!preset_where.empty()) {
+    try {
+      config.model = preset(preset_name);
+    } catch (const Error& error) {
+      throw Error(error.kind(), error.what(), preset_where);
+    }
+  }
+  for (const Entry& entry : entries) {
+    if (entry.name == kPreset) continue;
+    const Key* key = find(keys, entry.name);
+    if (!key) unknown_key(entry.name, entry.where);
+    assign(*key, given_in(*entry.node), entry.where);
+  }
+  for (const auto& [name, text] : overrides) {
+    if (name == kPreset) continue;
+    const Key* key = find(keys, name);
+    if (!key) unknown_key(name, "--" + name);
+    assign(*key, given_on_command_line(key->target, text), "--" + name);
+  }
+  try {
+    config.validate();
+  } catch (const Error& error) {
+    throw Error(error.kind(), error.what(), path);
+  }
+  return config;
+}
+
+std::vector<std::pair<std::string, std::string>> run_config_values(const RunConfig& config) {
+  RunConfig copy = config;
+  std::vector<std::pair<std::string, std::string>> values;
+  for (const Key& key : keys_of(copy)) values.emplace_back(key.name, value_text(key.target));
+  return values;
+}
+
+std::string run_config_to_toml(const RunConfig& config) {
+  std::string text;
+  std::string section;
+  for (const auto& [name, value] : run_config_values(config)) {
+    if (value.empty()) continue;
+    const std::size_t dot = name.find('.');
+    if (dot != std::string::npos && name.substr(0, dot) != section) {
+      section = name.substr(0, dot);
+      text += "\n[" + section + "]\n";
+    }
+    text += last_part(name) + " = " + value + "\n";
+  }
+  return text;
+}
+
+}  // namespace megalodon

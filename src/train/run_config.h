@@ -1,0 +1,99 @@
+// The run file of `megalodon train`: TOML, sections [model], [data], [optim], [train] and the key `out`. Every key is also a
+// flag: `--optim.lr 3e-4`, or its last part alone, `--lr 3e-4`, where no other section has a key of that name.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "megalodon/config.h"
+#include "train/schedule.h"
+
+namespace megalodon {
+
+// How training walks through the text.
+enum class DataMode {
+  Fresh,  // windows in random order, each read from an empty state
+  Carry,  // B streams of running text, the state carried from each window to the next
+};
+
+const char* to_string(DataMode mode) noexcept;  // "fresh", "carry"
+
+struct DataConfig {
+  std::string path;  // what `megalodon prepare` wrote
+  std::int64_t length = 512;
+  std::int64_t batch = 8;
+  DataMode mode = DataMode::Fresh;
+  std::int64_t seed = 1;  // of the order of the windows
+};
+
+struct OptimConfig {
+  double lr = 1e-3;
+  std::int64_t warmup = 0;
+  double weight_decay = 0.1;
+  double eps = 1e-8;
+  double beta1 = 0.9;
+  double beta2 = 0.98;
+  double clip = 1.0;  // the largest norm of the gradient; 0 does not clip
+  Scheduler scheduler = Scheduler::Linear;
+  double lr_init_ratio = 0.0;
+  double lr_end_ratio = 0.01;
+  double cycles = 1.0;
+};
+
+// Intervals are in steps; 0 means never.
+struct TrainConfig {
+  std::int64_t steps = 1000;
+  std::int64_t accumulate = 1;  // batches that make one step
+  std::int64_t seed = 1;        // of the initial parameters and of dropout
+  std::int64_t threads = 0;     // 0 means all processors
+  std::int64_t log_every = 1;
+  std::int64_t validate_every = 0;
+  std::int64_t validate_tokens = 0;  // at most about so many; 0 means the whole valid split
+  std::int64_t sample_every = 0;
+  std::string sample_prompt = "The ";
+  std::int64_t sample_tokens = 64;
+  std::int64_t checkpoint_every = 0;  // besides the one at the end
+  std::int64_t keep = 2;              // checkpoints that stay; 0 keeps all
+  std::int64_t max_bad_steps = 10;    // skipped steps in a row that end the run
+};
+
+struct RunConfig {
+  ModelConfig model;
+  DataConfig data;
+  OptimConfig optim;
+  TrainConfig train;
+  std::string out;  // the run folder
+
+  // Throws Error(InvalidArgument) naming the key, its value and what it must be.
+  void validate() const;
+  Schedule schedule() const;
+};
+
+struct RunKey {
+  std::string name;        // "optim.lr"
+  std::string type;        // "an integer", "a number", "true or false", "a string", ...
+  std::string help;        // one line
+  std::string short_name;  // "lr" where it is not ambiguous, else empty
+};
+
+// Every key, "model.preset" too, in the order of the file.
+std::vector<RunKey> run_keys();
+
+// A key, as in run_keys(), and the text given for it.
+using RunOverrides = std::vector<std::pair<std::string, std::string>>;
+
+// Reads the run file, then lays the overrides over it; an empty path means no file. A preset fills [model] before the other keys
+// of that section, whichever of the two it comes from. Relative paths in it are relative to the current folder. Throws
+// Error(NotFound), Error(Io) for the file, Error(InvalidArgument) naming file and line (or the flag) for malformed TOML, an
+// unknown key with the nearest valid one, a value of the wrong type, and what validate() refuses.
+RunConfig load_run_config(const std::string& path, const RunOverrides& overrides = {});
+
+// Every key but model.preset, as a run file that load_run_config reads back to the same configuration.
+std::string run_config_to_toml(const RunConfig& config);
+
+// Every key but model.preset with its value as it stands in a run file; an absent optional is "".
+std::vector<std::pair<std::string, std::string>> run_config_values(const RunConfig& config);
+
+}  // namespace megalodon

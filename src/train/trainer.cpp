@@ -1,0 +1,177 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "megalodon/error.h"
+#include "ops/adamw.h"
+
+namespace megalodon {
+
+namespace {
+
+const RunConfig& checked(const RunConfig& config, const TokenDataset& dataset) {
+  config.validate();
+  if (dataset.vocab_size() > config.model.vocab_size) {
+    throw Error(ErrorKind::Mismatch,
+                "the data's vocabulary has " + std::to_string(dataset.vocab_size()) + " tokens, model.vocab_size is " +
+                    std::to_string(config.model.vocab_size),
+                dataset.folder(), "Set model.vocab_size = " + std::to_string(dataset.vocab_size()));
+  }
+  return config;
+}
+
+std::size_t bytes_of_flat(std::int64_t parameters) {
+  Arena arena = Arena::counter();
+  arena.allocate(DType::F32, {parameters});
+  return arena.peak();
+}
+
+bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
+
+std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_t>(config.train.seed); }
+
+}  // namespace
+
+std::size_t TrainingMemory::total() const noexcept {
+  return parameters + gradients + optimizer + activations + workspace + validation + state;
+}
+
+TrainingMemory plan_training(const RunConfig& config, int threads) {
+  const std::size_t flat = bytes_of_flat(ParameterLayout(config.model).total());
+  const MemoryPlan training = Training::plan(config.model, config.data.batch, config.data.length, threads);
+  TrainingMemory memory;
+  memory.parameters = flat;
+  memory.gradients = flat;
+  memory.optimizer = 2 * flat;
+  memory.activations = training.activations;
+  memory.workspace = training.workspace;
+  const std::size_t state = ModelState(config.model, 1).bytes() * static_cast<std::size_t>(config.data.batch);
+  if (config.data.mode == DataMode::Carry) memory.state = state;
+  if (config.train.validate_every > 0) {
+    const MemoryPlan inference = Inference::plan(config.model, config.data.batch, config.data.length, threads);
+    memory.validation = inference.activations + state;
+    memory.workspace = std::max(memory.workspace, inference.workspace);
+  }
+  return memory;
+}
+
+Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& train, const TokenDataset* valid,
+                 const Tokenizer& tokenizer)
+    : ctx_(ctx),
+      config_(checked(config, train)),
+      dataset_(train),
+      tokenizer_(tokenizer),
+      schedule_(config.schedule()),
+      loader_(train, config.data),
+      model_(config.model),
+      arena_(3 * bytes_of_flat(model_.layout().total()), "gradients and optimizer"),
+      gradients_(arena_.allocate(DType::F32, {model_.layout().total()})),
+      m_(arena_.allocate(DType::F32, {model_.layout().total()})),
+      v_(arena_.allocate(DType::F32, {model_.layout().total()})),
+      training_(ctx, model_, config.data.batch, config.data.length) {
+  std::memset(m_.raw(), 0, m_.bytes());
+  std::memset(v_.raw(), 0, v_.bytes());
+  model_.initialize(seed_of(config_));
+  if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch);
+  if (config_.train.validate_every == 0) return;
+  if (!valid) {
+    throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
+                "Prepare the data with --valid-fraction, or set train.validate_every = 0");
+  }
+  checked(config_, *valid);
+  validator_ = std::make_unique<Validator>(ctx, model_, *valid, config_.data, config_.train.validate_tokens);
+}
+
+CheckpointView Trainer::view() {
+  return {config_, model_, m_, v_, state_ ? &*state_ : nullptr, progress_, dataset_, ctx_.threads().size()};
+}
+
+std::vector<std::string> Trainer::resume(const std::string& folder) {
+  std::vector<std::string> notes = load_checkpoint(folder, view());
+  loader_.seek(progress_.batches);
+  last_checkpoint_ = folder;
+  last_saved_step_ = progress_.step;
+  return notes;
+}
+
+std::string Trainer::save() {
+  last_checkpoint_ = save_checkpoint(config_.out, view(), tokenizer_);
+  last_saved_step_ = progress_.step;
+  prune_checkpoints(config_.out, progress_.step, config_.train.keep);
+  return last_checkpoint_;
+}
+
+StepReport Trainer::step() {
+  const auto begin = std::chrono::steady_clock::now();
+  StepReport report;
+  report.steps = config_.train.steps;
+  report.lr = schedule_.at(progress_.step);
+  report.tokens = config_.train.accumulate * config_.data.batch * config_.data.length;
+
+  std::memset(gradients_.raw(), 0, gradients_.bytes());
+  const float scale = 1.0F / static_cast<float>(report.tokens);
+  double sum = 0;
+  for (std::int64_t i = 0; i < config_.train.accumulate; ++i) {
+    const DropoutKey dropout{seed_of(config_), static_cast<std::uint64_t>(loader_.position())};
+    const Batch batch = loader_.next();
+    if (state_ && batch.reset) state_->reset();
+    sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout);
+  }
+  report.loss = sum / static_cast<double>(report.tokens);
+  report.grad_norm = global_norm(ctx_, gradients_);
+  report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
+
+  progress_.batches = loader_.position();
+  ++progress_.step;
+  if (report.skipped) {
+    ++progress_.skipped;
+    ++progress_.bad_in_a_row;
+    if (state_) state_->reset();  // it may hold what was not finite, and would pass it on to every step that follows
+  } else {
+    ++progress_.updates;
+    progress_.bad_in_a_row = 0;
+    const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
+    const double clip = config_.optim.clip > 0 ? clip_scale(report.grad_norm, config_.optim.clip) : 1.0;
+    adamw_step(ctx_, adamw, progress_.updates, static_cast<float>(clip), model_.flat(), gradients_, m_, v_);
+  }
+  report.step = progress_.step;
+  report.skipped_total = progress_.skipped;
+  report.epoch = loader_.epoch();
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return report;
+}
+
+double Trainer::validate() {
+  if (!validator_) throw Error(ErrorKind::InvalidArgument, "train.validate_every is 0: nothing was planned for validation");
+  return validator_->mean_loss();
+}
+
+void Trainer::check_bad_steps() const {
+  if (progress_.bad_in_a_row < config_.train.max_bad_steps) return;
+  throw Error(
+      ErrorKind::NotFinite,
+      "the loss or the gradient was not finite in " + std::to_string(progress_.bad_in_a_row) + " steps in a row",
+      "step " + std::to_string(progress_.step),
+      (last_checkpoint_.empty() ? std::string("There is no checkpoint yet") : "The last checkpoint is " + last_checkpoint_) +
+          ". Try a smaller optim.lr or a longer optim.warmup");
+}
+
+bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop) {
+  const TrainConfig& train = config_.train;
+  while (progress_.step < train.steps && !stop()) {
+    StepReport report = step();
+    const bool last = report.step == train.steps;
+    if (validator_ && (last || due(report.step, train.validate_every))) report.valid_loss = validate();
+    observer.on_step(report);
+    check_bad_steps();
+    if (train.sample_every > 0 && (last || due(report.step, train.sample_every))) observer.on_sample(report.step, model_);
+    if (last || due(report.step, train.checkpoint_every)) observer.on_checkpoint(report.step, save());
+  }
+  if (progress_.step > 0 && last_saved_step_ != progress_.step) observer.on_checkpoint(progress_.step, save());
+  return progress_.step >= train.steps;
+}
+
+}  // namespace megalodon

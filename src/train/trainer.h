@@ -1,0 +1,113 @@
+// Trains a model: one step is `accumulate` batches forward and backward, the norm of the gradient, AdamW.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+#include "io/shards.h"
+#include "io/tokenizer.h"
+#include "model/megalodon.h"
+#include "train/checkpoint.h"
+#include "train/loader.h"
+#include "train/run_config.h"
+#include "train/validate.h"
+
+namespace megalodon {
+
+// Bytes that training takes, planned before any is.
+struct TrainingMemory {
+  std::size_t parameters = 0;
+  std::size_t gradients = 0;
+  std::size_t optimizer = 0;  // both moments
+  std::size_t activations = 0;
+  std::size_t workspace = 0;
+  std::size_t validation = 0;
+  std::size_t state = 0;  // carried by the streams
+
+  std::size_t total() const noexcept;
+};
+
+// threads > 0.
+TrainingMemory plan_training(const RunConfig& config, int threads);
+
+struct StepReport {
+  std::int64_t step = 0;   // steps done, this one too
+  std::int64_t steps = 0;  // of the whole run
+  double loss = 0;         // mean over the step's targets, nats per token
+  double lr = 0;
+  double grad_norm = 0;  // before clipping
+  std::int64_t tokens = 0;
+  double seconds = 0;
+  double epoch = 0;      // passes over the data
+  bool skipped = false;  // the loss or the norm was not finite: parameters and moments are as they were
+  std::int64_t skipped_total = 0;
+  std::optional<double> valid_loss;  // where this step was followed by a validation
+};
+
+// What a run tells while it goes on. Each is called between steps; an exception ends the run.
+class TrainerObserver {
+ public:
+  virtual ~TrainerObserver() = default;
+  virtual void on_step(const StepReport& report) = 0;
+  virtual void on_sample(std::int64_t step, const Megalodon& model) = 0;  // every train.sample_every steps
+  virtual void on_checkpoint(std::int64_t step, const std::string& folder) = 0;
+};
+
+class Trainer {
+ public:
+  // Initializes the parameters from train.seed. valid may be null when train.validate_every is 0. ctx, the data sets and the
+  // tokenizer must outlive this. Throws Error(InvalidArgument) for the configuration or too little text, Error(Mismatch) for data
+  // whose vocabulary the model does not hold, Error(OutOfMemory).
+  Trainer(Context& ctx, const RunConfig& config, const TokenDataset& train, const TokenDataset* valid,
+          const Tokenizer& tokenizer);
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  // Goes on from a checkpoint; throws and returns as load_checkpoint does.
+  std::vector<std::string> resume(const std::string& folder);
+  // Saves to config.out and prunes. Returns the folder. Throws Error(Io).
+  std::string save();
+
+  // One step. A loss or gradient that is not finite leaves parameters and moments as they were, and empties the carried state.
+  StepReport step();
+  // Mean nats per token of the valid split. Throws Error(InvalidArgument) where there is none.
+  double validate();
+  // Steps, validations, samples and checkpoints up to train.steps or until stop() is true, which is asked between steps; ends
+  // with a checkpoint. Returns whether all steps are done. Throws what the above throw, and Error(NotFinite) naming the last
+  // checkpoint after train.max_bad_steps skipped steps in a row.
+  bool run(TrainerObserver& observer, const std::function<bool()>& stop);
+
+  const Progress& progress() const noexcept { return progress_; }
+  const Megalodon& model() const noexcept { return model_; }
+  const Tensor& first_moment() const noexcept { return m_; }                        // [P] f32
+  const Tensor& second_moment() const noexcept { return v_; }                       // [P] f32
+  const std::string& last_checkpoint() const noexcept { return last_checkpoint_; }  // saved or resumed from; may be empty
+
+ private:
+  CheckpointView view();
+  void check_bad_steps() const;
+
+  Context& ctx_;
+  RunConfig config_;
+  const TokenDataset& dataset_;
+  const Tokenizer& tokenizer_;
+  Schedule schedule_;
+  Loader loader_;
+  Megalodon model_;
+  Arena arena_;
+  Tensor gradients_, m_, v_;  // [P] f32
+  Training training_;
+  std::optional<ModelState> state_;
+  std::unique_ptr<Validator> validator_;
+  Progress progress_;
+  std::string last_checkpoint_;
+  std::int64_t last_saved_step_ = -1;
+};
+
+}  // namespace megalodon

@@ -1,0 +1,258 @@
+#include "train/checkpoint.h"
+
+#include <gmock/gmock.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <fstream>
+
+#include "megalodon/error.h"
+#include "model/model_folder.h"
+#include "train/tiny_run.h"
+
+namespace megalodon {
+namespace {
+
+using test::error_of;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class CheckpointTest : public test::TinyRun {
+ protected:
+  // Steps and saves; returns the folder.
+  static std::string advance(Trainer& t, int steps) {
+    for (int i = 0; i < steps; ++i) t.step();
+    return t.save();
+  }
+
+  static void flip_byte(const std::string& path, std::int64_t from_end) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(-from_end, std::ios::end);
+    const char byte = static_cast<char>(file.get() ^ 0x10);
+    file.seekp(-from_end, std::ios::end);
+    file.put(byte);
+    ASSERT_TRUE(file.good()) << path;
+  }
+
+  std::string resume_error(const RunConfig& c, ErrorKind kind, const std::string& folder) {
+    const auto t = trainer(c);
+    const auto before = values(t->model().flat());
+    const std::string message = error_of(kind, [&] { t->resume(folder); });
+    EXPECT_EQ(values(t->model().flat()), before);
+    return message;
+  }
+};
+
+TEST_F(CheckpointTest, GoesOnWithTheSameBits) {
+  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    for (const int at : {1, 4, 5}) {
+      RunConfig c = config(mode, std::string("run_") + to_string(mode) + std::to_string(at));
+      c.train.accumulate = 2;
+      std::vector<double> straight;
+      const auto whole = trainer(c);
+      for (int i = 0; i < 9; ++i) straight.push_back(whole->step().loss);
+
+      std::vector<double> pieces;
+      std::string folder;
+      {
+        const auto first = trainer(c);
+        for (int i = 0; i < at; ++i) pieces.push_back(first->step().loss);
+        folder = first->save();
+      }
+      EXPECT_EQ(folder, checkpoint_folder(c.out, at));
+      const auto second = trainer(c);
+      second->step();  // what it has done before is forgotten
+      EXPECT_THAT(second->resume(folder), IsEmpty());
+      for (int i = at; i < 9; ++i) pieces.push_back(second->step().loss);
+
+      EXPECT_EQ(pieces, straight) << to_string(mode) << " at " << at;
+      EXPECT_EQ(values(second->model().flat()), values(whole->model().flat()));
+      EXPECT_EQ(values(second->first_moment()), values(whole->first_moment()));
+      EXPECT_EQ(values(second->second_moment()), values(whole->second_moment()));
+    }
+  }
+}
+
+TEST_F(CheckpointTest, IsAModelFolder) {
+  const auto t = trainer(config(DataMode::Carry));
+  const std::string folder = advance(*t, 2);
+  EXPECT_THAT(list_directory(folder), ElementsAre("checksums.json", "config.json", "model.safetensors", "optimizer.safetensors",
+                                                  "state.safetensors", "tokenizer", "trainer.json"));
+  const auto model = load_model(folder);
+  EXPECT_EQ(values(model->flat()), values(t->model().flat()));
+  EXPECT_EQ(load_tokenizer(folder)->identity(), "bytes");
+}
+
+TEST_F(CheckpointTest, NamesTheFileThatIsDamagedOrMissing) {
+  const RunConfig c = config(DataMode::Carry);
+  const auto t = trainer(c);
+  for (const char* name :
+       {"config.json", "model.safetensors", "optimizer.safetensors", "state.safetensors", "tokenizer", "trainer.json"}) {
+    const std::string folder = advance(*t, 1);
+    verify_checkpoint(folder);
+    flip_byte(join_path(folder, name), 3);
+    EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { verify_checkpoint(folder); }),
+                AllOf(HasSubstr(folder), HasSubstr(std::string(name) + " is damaged")));
+    remove_all(join_path(folder, name));
+    EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { verify_checkpoint(folder); }), HasSubstr(std::string(name) + " is missing"));
+  }
+  const std::string folder = advance(*t, 1);
+  flip_byte(join_path(folder, "checksums.json"), 2);
+  EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { verify_checkpoint(folder); }), HasSubstr("checksums.json"));
+  remove_all(join_path(folder, "checksums.json"));
+  EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { verify_checkpoint(folder); }), HasSubstr("checksums.json is missing"));
+  EXPECT_THAT(error_of(ErrorKind::NotFound, [&] { verify_checkpoint(join_path(c.out, "none")); }),
+              HasSubstr("no such checkpoint"));
+}
+
+TEST_F(CheckpointTest, FallsBackToTheNewestWholeOne) {
+  const RunConfig c = config();
+  EXPECT_EQ(find_checkpoint(c.out).folder, "");
+  const auto t = trainer(c);
+  const std::string first = advance(*t, 1);
+  const std::string second = advance(*t, 1);
+  EXPECT_EQ(find_checkpoint(c.out).folder, second);
+  std::ofstream(join_path(second, "model.safetensors"), std::ios::app) << "more";
+  const FoundCheckpoint found = find_checkpoint(c.out);
+  EXPECT_EQ(found.folder, first);
+  EXPECT_THAT(found.damaged, ElementsAre(AllOf(HasSubstr(second), HasSubstr("model.safetensors is damaged"))));
+
+  // The run goes on from the first, and its next save takes the damaged one's place.
+  const auto again = trainer(c);
+  again->resume(first);
+  EXPECT_EQ(advance(*again, 1), second);
+  verify_checkpoint(second);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{1, 2}));
+
+  flip_byte(join_path(first, "trainer.json"), 9);
+  flip_byte(join_path(second, "trainer.json"), 9);
+  EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { find_checkpoint(c.out); }),
+              AllOf(HasSubstr("every checkpoint is damaged"), HasSubstr(second)));
+}
+
+TEST_F(CheckpointTest, RefusesAnotherConfigurationNamingTheKey) {
+  const RunConfig c = config();
+  const std::string folder = advance(*trainer(c), 1);
+  RunConfig other = c;
+  other.model.ffn_hidden_dim = 64;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder),
+              AllOf(HasSubstr(folder), HasSubstr("model.ffn_hidden_dim = 48, this run 64"), HasSubstr("--out")));
+  other = c;
+  other.model.rope_base = 5000;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("model.rope_base = absent, this run 5000"));
+  other = c;
+  other.model.dropout = 0;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("model.dropout = 0.1, this run 0"));
+  other = c;
+  other.data.mode = DataMode::Carry;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("data.mode = \"fresh\", this run \"carry\""));
+  other = c;
+  other.train.accumulate = 2;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("train.accumulate"));
+  other = c;
+  other.data.seed = 9;
+  EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("data.seed"));
+
+  const TokenDataset shorter(write_data("shorter", 2000));
+  Trainer t(ctx_, c, shorter, nullptr, *tokenizer_);
+  EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { t.resume(folder); }), AllOf(HasSubstr("3000 tokens"), HasSubstr("has 2000")));
+}
+
+TEST_F(CheckpointTest, SaysWhichSettingsChange) {
+  const RunConfig c = config();
+  const std::string folder = advance(*trainer(c), 1);
+  RunConfig other = c;
+  other.optim.lr = 1e-3;
+  other.train.steps = 20;
+  other.train.log_every = 7;  // changes nothing that is computed
+  EXPECT_THAT(trainer(other)->resume(folder),
+              ElementsAre("optim.lr was 0.003 and is 0.001 from here on", "train.steps was 12 and is 20 from here on"));
+  Context one(1);
+  Trainer t(one, c, *train_, nullptr, *tokenizer_);
+  EXPECT_THAT(t.resume(folder), ElementsAre(HasSubstr("train.threads was 2 and is 1")));
+}
+
+TEST_F(CheckpointTest, KeepsTheNewestAndClearsWhatWasCutOff) {
+  RunConfig c = config();
+  c.train.keep = 2;
+  const auto t = trainer(c);
+  for (int i = 0; i < 4; ++i) advance(*t, 1);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{3, 4}));
+  const std::string checkpoints = join_path(c.out, "checkpoints");
+  EXPECT_THAT(list_directory(checkpoints), ElementsAre("step-00000003", "step-00000004"));
+  create_directories(join_path(checkpoints, ".saving-step-00000005"));
+  create_directories(join_path(checkpoints, ".removing-step-00000002"));
+  create_directories(join_path(checkpoints, "step-00000001.old"));
+  create_directories(join_path(checkpoints, "mine"));
+  std::ofstream(join_path(checkpoints, ".saving-step-00000005/model.safetensors")) << "half";
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{3, 4}));
+  clean_checkpoints(c.out);
+  EXPECT_THAT(list_directory(checkpoints), ElementsAre("mine", "step-00000003", "step-00000004"));
+
+  c.train.keep = 0;
+  const auto all = trainer(c);
+  all->resume(checkpoint_folder(c.out, 4));
+  for (int i = 0; i < 3; ++i) advance(*all, 1);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{3, 4, 5, 6, 7}));
+}
+
+TEST_F(CheckpointTest, PruningSparesTheCheckpointJustSaved) {
+  RunConfig c = config();
+  c.train.keep = 1;
+  const auto t = trainer(c);
+  advance(*t, 1);
+  create_directories(checkpoint_folder(c.out, 9));  // a damaged one of a later step must not push out a whole one
+  advance(*t, 1);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{2, 9}));
+  EXPECT_EQ(find_checkpoint(c.out).folder, checkpoint_folder(c.out, 2));
+}
+
+// Lets no file grow past `bytes` while it lives: what a write meets on a full disk, but with EFBIG for ENOSPC.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    handler_ = std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{bytes, before_.rlim_max};
+    set_ = setrlimit(RLIMIT_FSIZE, &limit) == 0;
+  }
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+  bool set() const { return set_; }
+
+ private:
+  rlimit before_{};
+  void (*handler_)(int);
+  bool set_;
+};
+
+TEST_F(CheckpointTest, FullDiskLeavesTheCheckpointsBeforeIntact) {
+  const RunConfig c = config();
+  const auto t = trainer(c);
+  const std::string first = advance(*t, 1);
+  t->step();
+  const auto parameters = t->model().flat().bytes();
+  for (const rlim_t bytes :
+       {rlim_t{0}, rlim_t{100}, static_cast<rlim_t>(parameters / 2), static_cast<rlim_t>(parameters + 20000)}) {
+    std::string message;
+    {
+      const FileSizeLimit limit(bytes);
+      if (!limit.set()) GTEST_SKIP() << "this system does not let a process limit its files' sizes";
+      message = error_of(ErrorKind::Io, [&] { t->save(); });
+    }
+    EXPECT_THAT(message, AllOf(HasSubstr("cannot save the checkpoint"), HasSubstr(first))) << bytes;
+    EXPECT_THAT(list_directory(join_path(c.out, "checkpoints")), ElementsAre("step-00000001"));
+    verify_checkpoint(first);
+  }
+  verify_checkpoint(t->save());  // the run itself is unharmed
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{1, 2}));
+}
+
+}  // namespace
+}  // namespace megalodon

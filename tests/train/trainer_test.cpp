@@ -1,0 +1,233 @@
+#include "train/trainer.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <limits>
+
+#include "megalodon/error.h"
+#include "support/values.h"
+#include "train/tiny_run.h"
+
+namespace megalodon {
+namespace {
+
+using test::error_of;
+using test::Recorder;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+using TrainerTest = test::TinyRun;
+
+TEST_F(TrainerTest, Learns) {
+  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    RunConfig c = config(mode);
+    c.train.steps = 60;
+    c.optim.lr = 1e-2;
+    const auto t = trainer(c);
+    const double first = t->step().loss;
+    EXPECT_NEAR(first, std::log(256.0), 1.0);
+    double last = 0;
+    for (int i = 1; i < 60; ++i) last = t->step().loss;
+    EXPECT_LT(last, 3.0) << to_string(mode);  // 11 letters: log(11) = 2.4
+  }
+}
+
+TEST_F(TrainerTest, ReportsTheScheduleAndCountsTokens) {
+  RunConfig c = config();
+  c.train.accumulate = 3;
+  const auto t = trainer(c);
+  const Schedule schedule = c.schedule();
+  for (std::int64_t i = 0; i < 4; ++i) {
+    const StepReport r = t->step();
+    EXPECT_EQ(r.step, i + 1);
+    EXPECT_EQ(r.lr, schedule.at(i));
+    EXPECT_EQ(r.tokens, 3 * 2 * 32);
+    EXPECT_GT(r.grad_norm, 0);
+  }
+  EXPECT_EQ(t->progress().batches, 12);
+}
+
+TEST_F(TrainerTest, AccumulatedBatchesAreOneLargeBatch) {
+  RunConfig large = config();
+  large.model.dropout = large.model.hidden_dropout = large.model.attention_dropout = large.model.dropkey = 0;
+  large.data.batch = 4;
+  RunConfig small = large;
+  small.data.batch = 2;
+  small.train.accumulate = 2;
+  const auto a = trainer(large);
+  const auto b = trainer(small);
+  for (int i = 0; i < 4; ++i) {
+    const StepReport ra = a->step();
+    const StepReport rb = b->step();
+    EXPECT_NEAR(ra.loss, rb.loss, 1e-5 * ra.loss);
+    EXPECT_NEAR(ra.grad_norm, rb.grad_norm, 1e-4 * ra.grad_norm);
+  }
+  EXPECT_LT(test::relative_error(values(a->model().flat()), test::widen(values(b->model().flat()))), 1e-3);
+}
+
+TEST_F(TrainerTest, SameSeedSameBitsAnotherSeedOthers) {
+  const auto a = trainer(config());
+  const auto b = trainer(config());
+  RunConfig c = config();
+  c.train.seed = 2;
+  const auto other = trainer(c);
+  for (int i = 0; i < 3; ++i) {
+    const double loss = a->step().loss;
+    EXPECT_EQ(loss, b->step().loss);
+    EXPECT_NE(loss, other->step().loss);
+  }
+  EXPECT_EQ(values(a->model().flat()), values(b->model().flat()));
+}
+
+TEST_F(TrainerTest, DropoutChangesFromBatchToBatch) {
+  // One window of text, a learning rate of 0: the loss can change by nothing but the dropout mask.
+  const TokenDataset one(write_data("one", 33));
+  RunConfig c = config();
+  c.optim.lr = 0;
+  Trainer t(ctx_, c, one, nullptr, *tokenizer_);
+  const double first = t.step().loss;
+  EXPECT_NE(first, t.step().loss);
+  c.model.dropout = c.model.hidden_dropout = c.model.attention_dropout = c.model.dropkey = 0;
+  Trainer without(ctx_, c, one, nullptr, *tokenizer_);
+  const double still = without.step().loss;
+  EXPECT_EQ(still, without.step().loss);
+}
+
+TEST_F(TrainerTest, SkipsAStepThatIsNotFiniteAndGoesOn) {
+  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    const auto t = trainer(config(mode));
+    t->step();
+    t->step();
+    float& parameter = t->model().flat().data<float>()[t->model().layout().entries().back().offset];
+    const float good = parameter;
+    const auto m = values(t->first_moment());
+    const auto v = values(t->second_moment());
+    parameter = std::numeric_limits<float>::quiet_NaN();
+    const StepReport bad = t->step();
+    EXPECT_TRUE(bad.skipped);
+    EXPECT_FALSE(std::isfinite(bad.loss));
+    EXPECT_EQ(bad.step, 3);
+    EXPECT_EQ(bad.skipped_total, 1);
+    EXPECT_EQ(values(t->first_moment()), m);
+    EXPECT_EQ(values(t->second_moment()), v);
+    parameter = good;
+    const StepReport after = t->step();
+    EXPECT_FALSE(after.skipped) << to_string(mode);
+    EXPECT_TRUE(std::isfinite(after.loss));
+    EXPECT_EQ(t->progress().step, 4);
+    EXPECT_EQ(t->progress().updates, 3);
+    EXPECT_EQ(t->progress().bad_in_a_row, 0);
+  }
+}
+
+TEST_F(TrainerTest, EndsAfterTooManyBadStepsNamingTheLastCheckpoint) {
+  RunConfig c = config();
+  c.train.max_bad_steps = 3;
+  const auto t = trainer(c);
+  t->step();
+  const std::string saved = t->save();
+  t->model().flat().data<float>()[0] = std::numeric_limits<float>::infinity();
+  t->model().flat().data<float>()[t->model().layout().entries().back().offset] = std::numeric_limits<float>::infinity();
+  Recorder recorder;
+  EXPECT_THAT(error_of(ErrorKind::NotFinite, [&] { t->run(recorder, [] { return false; }); }),
+              AllOf(HasSubstr("not finite in 3 steps in a row"), HasSubstr(saved)));
+  EXPECT_EQ(recorder.reports.size(), 3U);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{1}));
+}
+
+TEST_F(TrainerTest, RunsOnScheduleAndEndsWithACheckpoint) {
+  RunConfig c = config();
+  c.train.steps = 10;
+  c.train.validate_every = 4;
+  c.train.sample_every = 5;
+  c.train.checkpoint_every = 3;
+  c.train.keep = 2;
+  const auto t = trainer(c);
+  Recorder recorder;
+  EXPECT_TRUE(t->run(recorder, [] { return false; }));
+  ASSERT_EQ(recorder.reports.size(), 10U);
+  for (const StepReport& r : recorder.reports) EXPECT_EQ(r.valid_loss.has_value(), r.step % 4 == 0 || r.step == 10) << r.step;
+  EXPECT_EQ(recorder.samples, (std::vector<std::int64_t>{5, 10}));
+  EXPECT_EQ(recorder.checkpoints, (std::vector<std::int64_t>{3, 6, 9, 10}));
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{9, 10}));
+}
+
+TEST_F(TrainerTest, StopsBetweenStepsWithACheckpoint) {
+  RunConfig c = config();
+  const auto t = trainer(c);
+  Recorder recorder;
+  EXPECT_FALSE(t->run(recorder, [&] { return recorder.reports.size() == 4; }));
+  EXPECT_EQ(recorder.checkpoints, (std::vector<std::int64_t>{4}));
+}
+
+TEST_F(TrainerTest, ValidationIsTheMeanLossOfTheSplit) {
+  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    RunConfig c = config(mode);
+    c.train.validate_every = 1;
+    const auto t = trainer(c);
+    t->step();
+    // 299 targets: 9 windows of 32. Fresh reads all of them, carry two streams of four.
+    Inference inference(ctx_, t->model(), 1, 32);
+    ModelState state(c.model, 1);
+    std::vector<std::int32_t> tokens(33);
+    std::vector<float> losses(32);
+    double sum = 0;
+    const int windows = mode == DataMode::Carry ? 8 : 9;
+    for (int window = 0; window < windows; ++window) {
+      valid_->read(window * 32, 33, tokens.data());
+      if (mode == DataMode::Fresh || window % 4 == 0) state.reset();
+      inference.losses(Tensor(tokens.data(), {1, 32}), Tensor(tokens.data() + 1, {1, 32}), state, Tensor(losses.data(), {1, 32}));
+      for (const float loss : losses) sum += static_cast<double>(loss);
+    }
+    EXPECT_NEAR(t->validate(), sum / (windows * 32), 1e-6 * sum / (windows * 32)) << to_string(mode);
+    EXPECT_EQ(t->validate(), t->validate());
+  }
+}
+
+TEST_F(TrainerTest, ValidationTakesAboutTheTokensAskedFor) {
+  RunConfig c = config();
+  c.train.validate_every = 1;
+  const double whole = trainer(c)->validate();
+  c.train.validate_tokens = 64;
+  EXPECT_NE(trainer(c)->validate(), whole);
+  c.train.validate_tokens = 1'000'000;
+  EXPECT_EQ(trainer(c)->validate(), whole);
+}
+
+TEST_F(TrainerTest, RefusesDataThatDoesNotFit) {
+  RunConfig c = config();
+  c.model.vocab_size = 100;
+  EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { trainer(c); }),
+              AllOf(HasSubstr("256 tokens, model.vocab_size is 100"), HasSubstr("Set model.vocab_size = 256")));
+  c = config();
+  c.data.length = 3200;
+  EXPECT_THAT(error_of(ErrorKind::InvalidArgument, [&] { trainer(c); }), HasSubstr("needs 3201 tokens; the data set has 3000"));
+  c = config();
+  c.data.length = 320;
+  c.train.validate_every = 1;
+  EXPECT_THAT(error_of(ErrorKind::InvalidArgument, [&] { trainer(c); }),
+              AllOf(HasSubstr("needs 321 tokens; the data set has 300"), HasSubstr("valid")));
+  EXPECT_THAT(error_of(ErrorKind::InvalidArgument, [&] { Trainer(ctx_, c, *train_, nullptr, *tokenizer_); }),
+              HasSubstr("no valid split"));
+  c = config(DataMode::Carry);
+  c.data.length = 24;
+  EXPECT_THAT(error_of(ErrorKind::InvalidArgument, [&] { trainer(c); }), HasSubstr("multiple of model.chunk_size = 16"));
+}
+
+TEST_F(TrainerTest, MemoryIsPlanned) {
+  RunConfig c = config(DataMode::Carry);
+  const TrainingMemory without = plan_training(c, 2);
+  const auto parameters = static_cast<std::size_t>(ParameterLayout(c.model).total());
+  EXPECT_GE(without.parameters, parameters * 4);
+  EXPECT_LT(without.parameters, parameters * 4 + 64);
+  EXPECT_EQ(without.optimizer, 2 * without.gradients);
+  EXPECT_GT(without.activations, 0U);
+  EXPECT_GE(without.state, ModelState(c.model, 2).bytes());
+  EXPECT_EQ(without.validation, 0U);
+  c.train.validate_every = 1;
+  EXPECT_GT(plan_training(c, 2).validation, 0U);
+}
+
+}  // namespace
+}  // namespace megalodon
