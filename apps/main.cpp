@@ -96,6 +96,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
   megalodon::apps::add_inspect_command(app);  // the command table, in the order of --help
+  megalodon::apps::add_train_command(app);
   megalodon::apps::add_verify_command(app);
   megalodon::apps::add_bench_command(app);
   try {

@@ -115,8 +115,9 @@ std::string number_text(double value) {
 }
 
 std::string string_text(const std::string& value) {
+  const toml::value<std::string> node(value);
   std::ostringstream text;
-  text << toml::value<std::string>(value);
+  text << toml::toml_formatter(node, toml::format_flags::allow_unicode_strings);  // one line, in double quotes
   return text.str();
 }
 

@@ -114,7 +114,9 @@ TEST(Loader, CarryReadsStreamsOfRunningText) {
       const Batch batch = loader.next();
       EXPECT_EQ(batch.reset, i == 0);
       const std::vector<std::int64_t> begin = begins(batch);
-      if (i == 0 && epoch == 0) EXPECT_EQ(begin, (std::vector<std::int64_t>{0, 330, 660}));
+      if (i == 0 && epoch == 0) {
+        EXPECT_EQ(begin, (std::vector<std::int64_t>{0, 330, 660}));
+      }
       for (int row = 0; row < 3 && i > 0; ++row) EXPECT_EQ(begin[row], last[row] + 10);
       last = begin;
     }

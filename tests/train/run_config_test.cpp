@@ -149,8 +149,12 @@ TEST_F(RunConfigTest, NamesAnUnknownPresetWithItsPlace) {
 TEST_F(RunConfigTest, ShortNamesAreThoseThatAreNotAmbiguous) {
   for (const RunKey& key : run_keys()) {
     EXPECT_FALSE(key.help.empty()) << key.name;
-    if (key.name == "optim.lr") EXPECT_EQ(key.short_name, "lr");
-    if (key.name == "data.seed" || key.name == "train.seed" || key.name == "out") EXPECT_EQ(key.short_name, "");
+    if (key.name == "optim.lr") {
+      EXPECT_EQ(key.short_name, "lr");
+    }
+    if (key.name == "data.seed" || key.name == "train.seed" || key.name == "out") {
+      EXPECT_EQ(key.short_name, "");
+    }
   }
 }
 
