@@ -40,6 +40,8 @@ static_assert(std::atomic<bool>::is_always_lock_free);
 
 void want_stop(int) {
   stop_wanted = true;
+  const char message[] = "\nstopping after this step; once more to stop at once, without saving\n";
+  [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, message, sizeof message - 1);
   std::signal(SIGINT, SIG_DFL);  // a second signal ends the program at once
   std::signal(SIGTERM, SIG_DFL);
 }
@@ -172,6 +174,8 @@ class Printer : public TrainerObserver {
     std::cout << "  sample\n      " << lines << "\n" << std::flush;
   }
 
+  void before_checkpoint() override { metrics_.sync(); }
+
   void on_checkpoint(std::int64_t, const std::string& folder) override {
     std::cout << "  checkpoint    " << folder << "\n" << std::flush;
   }
@@ -226,7 +230,9 @@ void refuse_used_folder(const std::string& run) {
 void resume(Trainer& trainer, const std::string& run) {
   clean_checkpoints(run);
   const FoundCheckpoint found = find_checkpoint(run);
-  for (const std::string& line : found.damaged) std::cout << "damaged     " << line << "; going back to the one before\n";
+  for (const DamagedCheckpoint& damaged : found.damaged) {
+    std::cout << "damaged     " << damaged.what << "; going back to the one before\n";
+  }
   if (found.folder.empty()) {
     std::cout << "resume      no checkpoint in " << run << " yet: starting at step 0\n" << std::flush;
     return;
@@ -234,6 +240,9 @@ void resume(Trainer& trainer, const std::string& run) {
   const std::vector<std::string> notes = trainer.resume(found.folder);
   std::cout << "resume      " << found.folder << " (step " << trainer.progress().step << ")\n";
   for (const std::string& note : notes) std::cout << "            " << note << "\n";
+  for (const DamagedCheckpoint& damaged : found.damaged) {
+    std::cout << "            the damaged one is now " << set_aside_checkpoint(run, damaged.step) << "\n";
+  }
   std::cout << std::flush;
 }
 

@@ -197,7 +197,7 @@ std::string save_checkpoint(const std::string& run, const CheckpointView& view, 
     }
     const std::vector<std::int64_t> others = list_checkpoints(run);
     throw Error(error.kind(), std::string("cannot save the checkpoint: ") + error.what(), {},
-                others.empty() ? "" : "The last whole checkpoint is " + checkpoint_folder(run, others.back()));
+                others.empty() ? "" : "The checkpoint before it is " + checkpoint_folder(run, others.back()));
   }
   return target;
 }
@@ -230,14 +230,21 @@ FoundCheckpoint find_checkpoint(const std::string& run) {
       return found;
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::Io) throw;  // what cannot be read now may be whole
-      found.damaged.emplace_back(error.what());
+      found.damaged.push_back({*step, error.what()});
     }
   }
   if (!found.damaged.empty()) {
-    throw Error(ErrorKind::Corrupt, "every checkpoint is damaged; the newest: " + found.damaged.front(), run,
+    throw Error(ErrorKind::Corrupt, "every checkpoint is damaged; the newest: " + found.damaged.front().what, run,
                 "Start again in another folder with --out");
   }
   return found;
+}
+
+std::string set_aside_checkpoint(const std::string& run, std::int64_t step) {
+  const std::string aside = join_path(checkpoints_of(run), "damaged-" + name_of(step));
+  remove_all(aside);
+  replace_directory(checkpoint_folder(run, step), aside);
+  return aside;
 }
 
 std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view) {

@@ -58,13 +58,22 @@ std::string save_checkpoint(const std::string& run, const CheckpointView& view, 
 // damaged.
 void verify_checkpoint(const std::string& folder);
 
+struct DamagedCheckpoint {
+  std::int64_t step = 0;
+  std::string what;  // its folder and what is wrong with it
+};
+
 struct FoundCheckpoint {
-  std::string folder;                // empty where there is none yet
-  std::vector<std::string> damaged;  // a line for each newer one that is passed over: its name and what is wrong with it
+  std::string folder;                      // empty where there is none yet
+  std::vector<DamagedCheckpoint> damaged;  // the newer ones that are passed over
 };
 
 // The newest whole checkpoint. Throws Error(Corrupt) when there are some and all of them are damaged.
 FoundCheckpoint find_checkpoint(const std::string& run);
+
+// Renames a damaged checkpoint to RUN/checkpoints/damaged-step-00000100, which no one takes for a model or a checkpoint, and
+// returns that folder. An older one of that name is removed. Throws Error(Io).
+std::string set_aside_checkpoint(const std::string& run, std::int64_t step);
 
 // Fills everything that the view refers to from a verified folder. Returns a line for each setting that differs and may.
 // Throws Error(Mismatch) naming the first key that differs and may not (the model, the data and their order, accumulation,

@@ -63,4 +63,9 @@ void MetricsLog::append(const StepReport& report) {
   }
 }
 
+void MetricsLog::sync() {
+  // A pipe or a device has nothing to sync and says EINVAL.
+  if (fsync(fd_) != 0 && errno != EINVAL) fail(path_, "cannot write to the disk (fsync)");
+}
+
 }  // namespace megalodon

@@ -1,4 +1,4 @@
-// RUN/metrics.jsonl: a JSON object a step, one to a line, on disk before the step's checkpoint is.
+// RUN/metrics.jsonl: a JSON object a step, one to a line; sync() before a checkpoint keeps the two together.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,8 @@ class MetricsLog {
 
   // Throws Error(Io), for a full disk too. A number that is not finite becomes null.
   void append(const StepReport& report);
+  // Waits until all that was appended is on the disk. Throws Error(Io).
+  void sync();
 
  private:
   std::string path_;

@@ -159,6 +159,11 @@ void Trainer::check_bad_steps() const {
           ". Try a smaller optim.lr or a longer optim.warmup");
 }
 
+void Trainer::save_and_tell(TrainerObserver& observer) {
+  observer.before_checkpoint();
+  observer.on_checkpoint(progress_.step, save());
+}
+
 bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop) {
   const TrainConfig& train = config_.train;
   while (progress_.step < train.steps && !stop()) {
@@ -168,9 +173,9 @@ bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop) 
     observer.on_step(report);
     check_bad_steps();
     if (train.sample_every > 0 && (last || due(report.step, train.sample_every))) observer.on_sample(report.step, model_);
-    if (last || due(report.step, train.checkpoint_every)) observer.on_checkpoint(report.step, save());
+    if (last || due(report.step, train.checkpoint_every)) save_and_tell(observer);
   }
-  if (progress_.step > 0 && last_saved_step_ != progress_.step) observer.on_checkpoint(progress_.step, save());
+  if (progress_.step > 0 && last_saved_step_ != progress_.step) save_and_tell(observer);
   return progress_.step >= train.steps;
 }
 

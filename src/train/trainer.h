@@ -56,6 +56,7 @@ class TrainerObserver {
   virtual ~TrainerObserver() = default;
   virtual void on_step(const StepReport& report) = 0;
   virtual void on_sample(std::int64_t step, const Megalodon& model) = 0;  // every train.sample_every steps
+  virtual void before_checkpoint() = 0;  // what was told so far is to be as lasting as the checkpoint
   virtual void on_checkpoint(std::int64_t step, const std::string& folder) = 0;
 };
 
@@ -91,6 +92,7 @@ class Trainer {
 
  private:
   CheckpointView view();
+  void save_and_tell(TrainerObserver& observer);
   void check_bad_steps() const;
 
   Context& ctx_;

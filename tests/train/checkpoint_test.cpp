@@ -117,7 +117,9 @@ TEST_F(CheckpointTest, FallsBackToTheNewestWholeOne) {
   std::ofstream(join_path(second, "model.safetensors"), std::ios::app) << "more";
   const FoundCheckpoint found = find_checkpoint(c.out);
   EXPECT_EQ(found.folder, first);
-  EXPECT_THAT(found.damaged, ElementsAre(AllOf(HasSubstr(second), HasSubstr("model.safetensors is damaged"))));
+  ASSERT_EQ(found.damaged.size(), 1U);
+  EXPECT_EQ(found.damaged[0].step, 2);
+  EXPECT_THAT(found.damaged[0].what, AllOf(HasSubstr(second), HasSubstr("model.safetensors is damaged")));
 
   // The run goes on from the first, and its next save takes the damaged one's place.
   const auto again = trainer(c);
@@ -130,6 +132,22 @@ TEST_F(CheckpointTest, FallsBackToTheNewestWholeOne) {
   flip_byte(join_path(second, "trainer.json"), 9);
   EXPECT_THAT(error_of(ErrorKind::Corrupt, [&] { find_checkpoint(c.out); }),
               AllOf(HasSubstr("every checkpoint is damaged"), HasSubstr(second)));
+}
+
+TEST_F(CheckpointTest, SetAsideItIsNoCheckpointAnyMore) {
+  const RunConfig c = config();
+  const std::string first = advance(*trainer(c), 1);
+  for (int i = 0; i < 2; ++i) {  // the second one takes the first one's place
+    const auto t = trainer(c);
+    t->resume(first);
+    const std::string second = advance(*t, 1);
+    const std::string aside = set_aside_checkpoint(c.out, 2);
+    EXPECT_FALSE(exists(second));
+    EXPECT_THAT(list_directory(join_path(c.out, "checkpoints")), ElementsAre("damaged-step-00000002", "step-00000001"));
+    EXPECT_TRUE(is_file(join_path(aside, "checksums.json")));
+    EXPECT_EQ(find_checkpoint(c.out).folder, first);
+    EXPECT_THAT(list_checkpoints(c.out), ElementsAre(1));
+  }
 }
 
 TEST_F(CheckpointTest, RefusesAnotherConfigurationNamingTheKey) {

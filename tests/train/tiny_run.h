@@ -82,9 +82,14 @@ class TinyRun : public ::testing::Test {
 struct Recorder : TrainerObserver {
   void on_step(const StepReport& report) override { reports.push_back(report); }
   void on_sample(std::int64_t step, const Megalodon&) override { samples.push_back(step); }
-  void on_checkpoint(std::int64_t step, const std::string&) override { checkpoints.push_back(step); }
+  void before_checkpoint() override { synced = reports.size(); }
+  void on_checkpoint(std::int64_t step, const std::string&) override {
+    checkpoints.push_back(step);
+    EXPECT_EQ(synced, reports.size());
+  }
 
   std::vector<StepReport> reports;
+  std::size_t synced = 0;
   std::vector<std::int64_t> samples;
   std::vector<std::int64_t> checkpoints;
 };
