@@ -53,6 +53,22 @@ inline void write_bytes(const std::string& path, const std::string& bytes) {
   if (!out) throw std::runtime_error("the test cannot write " + path);
 }
 
+// While it lives, root has the rights of nobody; other users keep theirs. What permissions refuse can so be tested by anyone.
+class WithoutPrivileges {
+ public:
+  WithoutPrivileges() : user_(geteuid()) {
+    if (user_ == 0 && seteuid(65534) != 0) throw std::runtime_error("the test cannot give up root's rights");
+  }
+  ~WithoutPrivileges() {
+    if (user_ == 0 && seteuid(0) != 0) std::abort();
+  }
+  WithoutPrivileges(const WithoutPrivileges&) = delete;
+  WithoutPrivileges& operator=(const WithoutPrivileges&) = delete;
+
+ private:
+  uid_t user_;
+};
+
 // Expects that fn throws Error of this kind, with a one-line message that contains each of the parts.
 inline void expect_error(ErrorKind kind, const std::vector<std::string>& parts, const std::function<void()>& fn) {
   try {
