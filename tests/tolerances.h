@@ -2,6 +2,8 @@
 // leave room for sums over rows, not for a wrong formula.
 #pragma once
 
+#include "megalodon/dtype.h"
+
 namespace megalodon::tolerance {
 
 inline constexpr double kForward = 5e-7;           // an op's outputs, float32 against float64
@@ -9,6 +11,10 @@ inline constexpr double kGradient = 2e-6;          // an op's gradients
 inline constexpr double kState = 1e-6;             // what is carried over time
 inline constexpr double kSplit = 1e-6;             // a sequence in pieces against the whole
 inline constexpr double kMoved = 3e-5;             // how far an optimizer moved parameters some hundred times as large
+inline constexpr double kBFloat16 = 0x1p-8;        // one rounding to bfloat16 of what float32 computed
 inline constexpr double kFiniteDifference = 1e-6;  // float64 gradients against central differences in float64
+
+// What an output of this dtype may differ by, when `exact` is what float32 may.
+constexpr double of(DType dtype, double exact) { return dtype == DType::BF16 ? kBFloat16 : exact; }
 
 }  // namespace megalodon::tolerance

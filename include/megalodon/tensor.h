@@ -70,6 +70,11 @@ class Tensor {
     check_dtype(DTypeOf<T>::value);
     return static_cast<T*>(data_);
   }
+  // The first element of row i; null of the null tensor. Throws like data().
+  template <class T>
+  T* row(std::int64_t i) const {
+    return data_ == nullptr ? nullptr : data<T>() + i * pitch_;
+  }
 
   // Views into this one; each throws Error(Internal) when it would reach outside, or when the layout cannot express it.
   Tensor view(const Shape& shape) const;                              // the same elements, another shape

@@ -17,7 +17,8 @@ struct Hash {
     std::size_t h = 0;
     const auto mix = [&h](std::int64_t v) { h = (h ^ static_cast<std::size_t>(v)) * 0x9E3779B97F4A7C15ULL + (h >> 29); };
     for (const std::int64_t v : {op.m, op.n, op.k, op.pitch_a, op.pitch_b, op.pitch_c}) mix(v);
-    mix(op.transpose_a + 2 * op.transpose_b + 4 * op.accumulate + 8 * op.bias);
+    mix(op.transpose_a + 2 * op.transpose_b + 4 * op.accumulate + 8 * op.bias + 16 * (op.in == DType::BF16) +
+        32 * (op.out == DType::BF16));
     return h;
   }
 };
@@ -25,7 +26,7 @@ struct Hash {
 // A thread's oneDNN engine, stream and primitives. One set a thread: no lock is taken in a product.
 class Primitives {
  public:
-  void execute(const Matmul& op, const float* a, const float* b, float* c, const float* bias) {
+  void execute(const Matmul& op, const void* a, const void* b, void* c, const float* bias) {
     auto found = cache_.find(op);
     if (found == cache_.end()) {
       // Shapes of ragged last chunks could go on for ever; oneDNN's own cache makes a second creation cheap.
@@ -33,8 +34,8 @@ class Primitives {
       found = cache_.emplace(op, make(op)).first;
     }
     Entry& entry = found->second;
-    entry.a.set_data_handle(const_cast<float*>(a));  // oneDNN has no read-only memory
-    entry.b.set_data_handle(const_cast<float*>(b));
+    entry.a.set_data_handle(const_cast<void*>(a));  // oneDNN has no read-only memory
+    entry.b.set_data_handle(const_cast<void*>(b));
     entry.c.set_data_handle(c);
     if (op.bias) entry.bias.set_data_handle(const_cast<float*>(bias));
     entry.primitive.execute(stream_, entry.arguments);
@@ -47,16 +48,17 @@ class Primitives {
     std::unordered_map<int, dnnl::memory> arguments;  // the same memory objects: they share their handle
   };
 
-  static dnnl::memory::desc describe(std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t pitch) {
+  static dnnl::memory::desc describe(DType dtype, std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t pitch) {
     using Dims = dnnl::memory::dims;
-    return {{rows, cols}, dnnl::memory::data_type::f32, transposed ? Dims{1, pitch} : Dims{pitch, 1}};
+    using Type = dnnl::memory::data_type;
+    return {{rows, cols}, dtype == DType::BF16 ? Type::bf16 : Type::f32, transposed ? Dims{1, pitch} : Dims{pitch, 1}};
   }
 
   Entry make(const Matmul& op) {
-    const auto a = describe(op.m, op.k, op.transpose_a, op.pitch_a);
-    const auto b = describe(op.k, op.n, op.transpose_b, op.pitch_b);
-    const auto c = describe(op.m, op.n, false, op.pitch_c);
-    const auto bias = describe(1, op.n, false, op.n);
+    const auto a = describe(op.in, op.m, op.k, op.transpose_a, op.pitch_a);
+    const auto b = describe(op.in, op.k, op.n, op.transpose_b, op.pitch_b);
+    const auto c = describe(op.out, op.m, op.n, false, op.pitch_c);
+    const auto bias = describe(DType::F32, 1, op.n, false, op.n);
     dnnl::primitive_attr attributes;
     if (op.accumulate) {
       dnnl::post_ops sum;
@@ -98,7 +100,7 @@ class OneOmpThread {
 
 }  // namespace
 
-void matmul(const Matmul& op, const float* a, const float* b, float* c, const float* bias) {
+void matmul(const Matmul& op, const void* a, const void* b, void* c, const float* bias) {
   if (op.m <= 0 || op.n <= 0) return;
   thread_local Primitives primitives;
   const OneOmpThread guard;
@@ -110,6 +112,11 @@ void matmul(const Matmul& op, const float* a, const float* b, float* c, const fl
                     std::to_string(op.n) + ": " + error.what(),
                 "matmul");
   }
+}
+
+bool has_bfloat16_products() {
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
 }
 
 }  // namespace megalodon::cpu

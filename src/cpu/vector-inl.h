@@ -9,8 +9,12 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "megalodon/dtype.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
@@ -45,6 +49,19 @@ HWY_INLINE FloatVec load(const float* p, std::int64_t n) {
 #endif
 }
 
+// The same of bfloat16 values, widened.
+HWY_INLINE FloatVec load(const BFloat16* p, std::int64_t n) {
+  const hn::Rebind<std::uint16_t, Floats> narrow;
+  const hn::RebindToUnsigned<Floats> wide;
+  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)] = {};
+  const auto* bits = reinterpret_cast<const std::uint16_t*>(p);
+  if (n < static_cast<std::int64_t>(hn::Lanes(kFloats))) {
+    std::memcpy(lanes, p, static_cast<std::size_t>(n) * sizeof *p);
+    bits = lanes;
+  }
+  return hn::BitCast(kFloats, hn::ShiftLeft<16>(hn::PromoteTo(wide, hn::LoadU(narrow, bits))));
+}
+
 // v with zeros past the first n lanes.
 HWY_INLINE FloatVec first_n(FloatVec v, std::int64_t n) {
   if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return v;
@@ -61,6 +78,34 @@ HWY_INLINE void store(FloatVec v, float* p, std::int64_t n) {
 #else
   hn::BlendedStore(v, hn::FirstN(kFloats, static_cast<std::size_t>(n)), kFloats, p);
 #endif
+}
+
+// The same, rounded to the nearest bfloat16, ties to even; a NaN stays one.
+HWY_INLINE void store(FloatVec v, BFloat16* p, std::int64_t n) {
+  const hn::Rebind<std::uint16_t, Floats> narrow;
+  const hn::RebindToUnsigned<Floats> wide;
+  const auto bits = hn::BitCast(wide, v);
+  const auto upper = hn::ShiftRight<16>(bits);
+  const auto odd = hn::And(upper, hn::Set(wide, 1));
+  const auto nearest = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(wide, 0x7FFF))));
+  const auto is_nan = hn::RebindMask(wide, hn::IsNaN(v));
+  const auto rounded = hn::TruncateTo(narrow, hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(wide, 0x40)), nearest));
+  auto* out = reinterpret_cast<std::uint16_t*>(p);
+  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(rounded, narrow, out);
+  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)];
+  hn::Store(rounded, narrow, lanes);
+  std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
+}
+
+// Calls body(an element of the C++ type of `dtype`), which is F32 or BF16: rows of a tensor are handled by a template of their
+// element type, and this chooses the one. The ops have checked the dtype before.
+template <class Body>
+HWY_INLINE void with_elements(DType dtype, Body&& body) {
+  if (dtype == DType::BF16) {
+    body(BFloat16{});
+  } else {
+    body(float{});
+  }
 }
 
 // The sum of all lanes.

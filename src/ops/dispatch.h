@@ -8,11 +8,11 @@
 
 namespace megalodon {
 
-// Runs `cpu` for a CPU context with float32 activations, the one backend there is so far.
+// Runs `cpu` for a CPU context with float32 or bfloat16 activations, the one backend there is so far.
 // Throws Error(Unsupported) naming the op, the device and the dtype otherwise.
 template <class Cpu>
 void dispatch(Context& ctx, DType dtype, const char* op, Cpu&& cpu) {
-  if (ctx.device() == Device::Cpu && dtype == DType::F32) return cpu();
+  if (ctx.device() == Device::Cpu && (dtype == DType::F32 || dtype == DType::BF16)) return cpu();
   throw Error(ErrorKind::Unsupported, std::string(to_string(dtype)) + " on " + to_string(ctx.device()), op);
 }
 

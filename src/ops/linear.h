@@ -1,5 +1,6 @@
 // y = x W^T + b, W as it lies in files: [out, in], one row for each output. Projections that read the same input are one op:
 // their matrices stand rows on end in W, their results side by side in the columns of y.
+// Two dtypes: T, F32 or BF16, of what is multiplied; and, of a result, T or F32. Sums are float32.
 #pragma once
 
 #include "core/context.h"
@@ -13,23 +14,23 @@ struct Linear {
 
 // Overwrites y, or with accumulate adds to it. y must not overlap x.
 void linear_forward(Context& ctx, const Linear& op,
-                    const Tensor& weight,  // [out, in]
-                    const Tensor& bias,    // [out], or null
-                    const Tensor& x,       // [..., in], any pitch
-                    const Tensor& y,       // [..., out], any pitch, as many rows as x
+                    const Tensor& weight,  // [out, in] T
+                    const Tensor& bias,    // [out] f32, or null
+                    const Tensor& x,       // [..., in] T, any pitch
+                    const Tensor& y,       // [..., out] T or f32, any pitch, as many rows as x
                     bool accumulate = false);
 
 // dx = dy W. Overwrites dx, or with accumulate adds to it. dx must not overlap dy.
 void linear_backward_input(Context& ctx, const Linear& op,
-                           const Tensor& weight,  // [out, in]
-                           const Tensor& dy,      // [..., out], any pitch
-                           const Tensor& dx,      // [..., in], any pitch
+                           const Tensor& weight,  // [out, in] T
+                           const Tensor& dy,      // [..., out] T, any pitch
+                           const Tensor& dx,      // [..., in] T or f32, any pitch
                            bool accumulate = false);
 
 // dW += dy^T x,  db += the sum of dy over rows (in double). Adds to dweight and dbias.
 void linear_backward_weight(Context& ctx, const Linear& op,
-                            const Tensor& x,        // [..., in], any pitch
-                            const Tensor& dy,       // [..., out], any pitch
+                            const Tensor& x,        // [..., in] T, any pitch
+                            const Tensor& dy,       // [..., out] T, any pitch
                             const Tensor& dweight,  // [out, in] f32
                             const Tensor& dbias);   // [out] f32, or null
 

@@ -11,9 +11,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-void linear_bias_gradient(const float* dy, std::int64_t pitch, std::int64_t rows, std::int64_t cols, float* dbias) {
-  add_column_sums(rows, cols, dbias,
-                  [&](std::int64_t row, std::int64_t i, std::int64_t n) { return load(dy + row * pitch + i, n); });
+// Columns [begin, end) of dy.
+void linear_bias_gradient(const Tensor& dy, std::int64_t begin, std::int64_t end, float* dbias) {
+  with_elements(dy.dtype(), [&](auto element) {
+    const auto* from = dy.data<decltype(element)>() + begin;
+    add_column_sums(dy.rows(), end - begin, dbias + begin,
+                    [&](std::int64_t row, std::int64_t i, std::int64_t n) { return load(from + row * dy.pitch() + i, n); });
+  });
 }
 
 }  // namespace megalodon::cpu::HWY_NAMESPACE
@@ -26,21 +30,33 @@ HWY_EXPORT(linear_bias_gradient);
 
 namespace {
 
+// `tensor` from its element `offset` on.
+char* at(const Tensor& tensor, std::int64_t offset) {
+  return static_cast<char*>(tensor.raw()) + offset * static_cast<std::int64_t>(size_of(tensor.dtype()));
+}
+
 // Runs `op` on all threads. The longer side of C is cut: oneDNN repacks the operand that every thread reads, and so the
 // smaller one is read by all. No element of C is a sum of two threads.
-void run(Context& ctx, const Matmul& op, const float* a, const float* b, float* c, const float* bias) {
+void run(Context& ctx, Matmul op, const Tensor& a, const Tensor& b, const Tensor& c, const float* bias = nullptr) {
   constexpr std::int64_t kGrain = 32;
+  op.pitch_a = a.pitch();
+  op.pitch_b = b.pitch();
+  op.pitch_c = c.pitch();
+  op.in = a.dtype();
+  op.out = c.dtype();
+  op.bias = bias != nullptr;
   if (op.m >= op.n) {
     ctx.threads().parallel_for(op.m, kGrain, [&](std::int64_t begin, std::int64_t end, int) {
       Matmul part = op;
       part.m = end - begin;
-      matmul(part, a + begin * (op.transpose_a ? 1 : op.pitch_a), b, c + begin * op.pitch_c, bias);
+      matmul(part, at(a, begin * (op.transpose_a ? 1 : op.pitch_a)), b.raw(), at(c, begin * op.pitch_c), bias);
     });
   } else {
     ctx.threads().parallel_for(op.n, kGrain, [&](std::int64_t begin, std::int64_t end, int) {
       Matmul part = op;
       part.n = end - begin;
-      matmul(part, a, b + begin * (op.transpose_b ? op.pitch_b : 1), c + begin, bias != nullptr ? bias + begin : nullptr);
+      matmul(part, a.raw(), at(b, begin * (op.transpose_b ? op.pitch_b : 1)), at(c, begin),
+             bias != nullptr ? bias + begin : nullptr);
     });
   }
 }
@@ -49,47 +65,23 @@ void run(Context& ctx, const Matmul& op, const float* a, const float* b, float* 
 
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate) {
-  const Matmul product{.m = x.rows(),
-                       .n = op.out,
-                       .k = op.in,
-                       .transpose_b = true,
-                       .accumulate = accumulate,
-                       .bias = static_cast<bool>(bias),
-                       .pitch_a = x.pitch(),
-                       .pitch_b = op.in,
-                       .pitch_c = y.pitch()};
-  run(ctx, product, x.data<float>(), weight.data<float>(), y.data<float>(), bias ? bias.data<float>() : nullptr);
+  run(ctx, {.m = x.rows(), .n = op.out, .k = op.in, .transpose_b = true, .accumulate = accumulate}, x, weight, y,
+      bias ? bias.data<float>() : nullptr);
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate) {
-  const Matmul product{.m = dy.rows(),
-                       .n = op.in,
-                       .k = op.out,
-                       .accumulate = accumulate,
-                       .pitch_a = dy.pitch(),
-                       .pitch_b = op.in,
-                       .pitch_c = dx.pitch()};
-  run(ctx, product, dy.data<float>(), weight.data<float>(), dx.data<float>(), nullptr);
+  run(ctx, {.m = dy.rows(), .n = op.in, .k = op.out, .accumulate = accumulate}, dy, weight, dx);
 }
 
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,
                             const Tensor& dbias) {
   if (x.rows() == 0) return;
-  const Matmul product{.m = op.out,
-                       .n = op.in,
-                       .k = x.rows(),
-                       .transpose_a = true,
-                       .accumulate = true,
-                       .pitch_a = dy.pitch(),
-                       .pitch_b = x.pitch(),
-                       .pitch_c = op.in};
-  run(ctx, product, dy.data<float>(), x.data<float>(), dweight.data<float>(), nullptr);
+  run(ctx, {.m = op.out, .n = op.in, .k = x.rows(), .transpose_a = true, .accumulate = true}, dy, x, dweight);
   if (!dbias) return;
   const auto sums = HWY_DYNAMIC_DISPATCH(linear_bias_gradient);
-  ctx.threads().parallel_for(op.out, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    sums(dy.data<float>() + begin, dy.pitch(), dy.rows(), end - begin, dbias.data<float>() + begin);
-  });
+  ctx.threads().parallel_for(op.out, 16,
+                             [&](std::int64_t begin, std::int64_t end, int) { sums(dy, begin, end, dbias.data<float>()); });
 }
 
 }  // namespace megalodon::cpu

@@ -11,7 +11,8 @@ HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
 // b may be null. y may be a or b.
-void silu_gate_forward_row(const float* a, const float* b, float* y, std::int64_t dim) {
+template <class T>
+void silu_gate_forward_row(const T* a, const T* b, T* y, std::int64_t dim) {
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
     const FloatVec x = load(a + i, n);
     const FloatVec silu = hn::Mul(x, sigmoid(x));
@@ -20,7 +21,8 @@ void silu_gate_forward_row(const float* a, const float* b, float* y, std::int64_
 }
 
 // b and db may be null. All is read before it is written: da may be dy or a, db may be b.
-void silu_gate_backward_row(const float* a, const float* b, const float* dy, float* da, float* db, std::int64_t dim) {
+template <class T>
+void silu_gate_backward_row(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t dim) {
   const auto one = hn::Set(kFloats, 1.0F);
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
     const FloatVec x = load(a + i, n);
@@ -36,34 +38,41 @@ void silu_gate_backward_row(const float* a, const float* b, const float* dy, flo
   });
 }
 
+// Rows [begin, end).
+void silu_gate_forward_rows(const Tensor& a, const Tensor& b, const Tensor& y, std::int64_t begin, std::int64_t end) {
+  with_elements(a.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) silu_gate_forward_row(a.row<T>(t), b.row<T>(t), y.row<T>(t), a.cols());
+  });
+}
+
+void silu_gate_backward_rows(const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
+                             std::int64_t begin, std::int64_t end) {
+  with_elements(a.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) {
+      silu_gate_backward_row(a.row<T>(t), b.row<T>(t), dy.row<T>(t), da.row<T>(t), db.row<T>(t), a.cols());
+    }
+  });
+}
+
 }  // namespace megalodon::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(silu_gate_forward_row);
-HWY_EXPORT(silu_gate_backward_row);
-
-namespace {
-// Row t of a matrix, or null of none.
-float* row_of(const Tensor& x, std::int64_t t) { return x ? x.data<float>() + t * x.pitch() : nullptr; }
-}  // namespace
+HWY_EXPORT(silu_gate_forward_rows);
+HWY_EXPORT(silu_gate_backward_rows);
 
 void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y) {
-  const auto row = HWY_DYNAMIC_DISPATCH(silu_gate_forward_row);
-  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) row(row_of(a, t), row_of(b, t), row_of(y, t), a.cols());
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(silu_gate_forward_rows);
+  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) { rows(a, b, y, begin, end); });
 }
 
 void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db) {
-  const auto row = HWY_DYNAMIC_DISPATCH(silu_gate_backward_row);
-  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      row(row_of(a, t), row_of(b, t), row_of(dy, t), row_of(da, t), row_of(db, t), a.cols());
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(silu_gate_backward_rows);
+  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) { rows(a, b, dy, da, db, begin, end); });
 }
 
 }  // namespace megalodon::cpu

@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "cpu/matmul.h"
 #include "megalodon/error.h"
 #include "reference/linear.h"
 #include "support/compare.h"
@@ -19,44 +20,45 @@ struct Case {
   std::int64_t rows, in, out, gap;
   bool bias, accumulate;
   int threads;
+  DType dtype = DType::F32;   // of what is multiplied
+  DType result = DType::F32;  // of y and dx
 };
 
 class LinearTest : public testing::TestWithParam<Case> {};
 
 TEST_P(LinearTest, ForwardAndBackwardAgreeWithTheReference) {
-  const auto [rows, in, out, gap, has_bias, accumulate, threads] = GetParam();
+  const auto [rows, in, out, gap, has_bias, accumulate, threads, dtype, result] = GetParam();
+  if (dtype == DType::BF16 && !cpu::has_bfloat16_products()) GTEST_SKIP() << "this processor has no bfloat16 products";
   const Linear op{in, out};
   Context ctx(threads);
-  auto weight = normal(out * in, 1, 0.3);
+  Pitched weight(out, in, 0, normal(out * in, 1, 0.3), dtype);
   auto bias = normal(has_bias ? out : 0, 2);
-  const auto x_values = normal(rows * in, 3);
-  const auto dy_values = normal(rows * out, 4);
-  const auto before_y = accumulate ? normal(rows * out, 5) : unwritten(rows * out);
-  const auto before_x = accumulate ? normal(rows * in, 6) : unwritten(rows * in);
-  Pitched x(rows, in, gap, x_values);
-  Pitched y(rows, out, 2 * gap, before_y);
-  Pitched dy(rows, out, gap, dy_values);
-  Pitched dx(rows, in, 3 * gap, before_x);
-  std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
+  Pitched x(rows, in, gap, normal(rows * in, 3), dtype);
+  Pitched dy(rows, out, gap, normal(rows * out, 4), dtype);
+  Pitched y(rows, out, 2 * gap, accumulate ? normal(rows * out, 5) : unwritten(rows * out), result);
+  Pitched dx(rows, in, 3 * gap, accumulate ? normal(rows * in, 6) : unwritten(rows * in), result);
+  const auto before_y = y.values();
+  const auto before_x = dx.values();
+  std::vector<float> dweight(static_cast<std::size_t>(out * in), 0.5F);  // gradients add
   std::vector<float> dbias(bias.size(), -0.5F);
 
-  const Tensor w(weight.data(), {out, in});
+  const Tensor w = weight.tensor().view({out, in});
   const Tensor b = has_bias ? Tensor(bias.data(), {out}) : Tensor();
   const Tensor db = has_bias ? Tensor(dbias.data(), {out}) : Tensor();
   linear_forward(ctx, op, w, b, x.tensor(), y.tensor(), accumulate);
   linear_backward_input(ctx, op, w, dy.tensor(), dx.tensor(), accumulate);
   linear_backward_weight(ctx, op, x.tensor(), dy.tensor(), Tensor(dweight.data(), {out, in}), db);
 
-  auto truth_y = reference::linear_forward(in, out, widen(weight), widen(bias), widen(x_values));
-  auto truth = reference::linear_backward(in, out, widen(weight), widen(x_values), widen(dy_values));
+  auto truth_y = reference::linear_forward(in, out, widen(weight.values()), widen(bias), widen(x.values()));
+  auto truth = reference::linear_backward(in, out, widen(weight.values()), widen(x.values()), widen(dy.values()));
   if (accumulate) {
     for (std::size_t i = 0; i < truth_y.size(); ++i) truth_y[i] += before_y[i];
     for (std::size_t i = 0; i < truth.dx.size(); ++i) truth.dx[i] += before_x[i];
   }
   for (double& value : truth.dweight) value += 0.5;
   for (double& value : truth.dbias) value -= 0.5;
-  expect_close(y.values(), truth_y, tolerance::kForward, "y");
-  expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
+  expect_close(y.values(), truth_y, tolerance::of(result, tolerance::kForward), "y");
+  expect_close(dx.values(), truth.dx, tolerance::of(result, tolerance::kGradient), "dx");
   expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
   if (has_bias) expect_close(dbias, truth.dbias, tolerance::kGradient, "dbias");
   y.expect_gaps_untouched("y");
@@ -68,6 +70,15 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                                          Case{1, 384, 300, 0, true, false, 2}, Case{3, 33, 65, 5, true, true, 3},
                                          Case{129, 48, 17, 3, true, false, 2}, Case{131, 48, 17, 3, false, false, 4},
                                          Case{257, 96, 290, 16, true, true, 2}, Case{1000, 64, 96, 0, true, false, 2}));
+
+INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
+                         testing::Values(Case{1, 1, 1, 0, true, false, 2, DType::BF16, DType::BF16},
+                                         Case{1, 7, 5, 0, false, true, 2, DType::BF16, DType::F32},
+                                         Case{1, 384, 300, 0, true, false, 2, DType::BF16, DType::BF16},
+                                         Case{3, 33, 65, 5, true, true, 3, DType::BF16, DType::F32},
+                                         Case{129, 48, 17, 3, true, false, 2, DType::BF16, DType::BF16},
+                                         Case{257, 96, 290, 16, true, true, 2, DType::BF16, DType::F32},
+                                         Case{1000, 64, 96, 0, false, false, 2, DType::BF16, DType::F32}));
 
 TEST(LinearTest, PackedProjectionsAreSlicesOfOneMatrix) {
   const std::int64_t rows = 20;

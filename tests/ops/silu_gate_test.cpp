@@ -25,31 +25,32 @@ class SiluGateTest : public testing::TestWithParam<Case> {};
 TEST_P(SiluGateTest, ForwardAndBackwardAgreeWithTheReference) {
   const auto [rows, dim, gap, gated] = GetParam();
   Context ctx(2);
-  const auto a_values = normal(rows * dim, 1, 3);
-  const auto b_values = normal(gated ? rows * dim : 0, 2);
-  const auto dy_values = normal(rows * dim, 3);
-  Pitched a(rows, dim, gap, a_values);
-  Pitched b = gated ? Pitched(rows, dim, 2 * gap, b_values) : Pitched(0, dim);
-  Pitched dy(rows, dim, gap, dy_values);
-  Pitched y(rows, dim, 3 * gap);
-  Pitched da(rows, dim, gap);
-  Pitched db(rows, dim, gap);
-  silu_gate_forward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), y.tensor());
-  silu_gate_backward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), dy.tensor(), da.tensor(), gated ? db.tensor() : Tensor());
-  const auto truth = reference::silu_gate_backward(widen(a_values), widen(b_values), widen(dy_values));
-  expect_close(y.values(), reference::silu_gate_forward(widen(a_values), widen(b_values)), tolerance::kForward, "y");
-  expect_close(da.values(), truth.da, tolerance::kGradient, "da");
-  if (gated) expect_close(db.values(), truth.db, tolerance::kGradient, "db");
-  for (const Pitched* out : {&y, &da, &db}) out->expect_gaps_untouched("an output");
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    Pitched a(rows, dim, gap, normal(rows * dim, 1, 3), dtype);
+    Pitched b = gated ? Pitched(rows, dim, 2 * gap, normal(rows * dim, 2), dtype) : Pitched(0, dim);
+    Pitched dy(rows, dim, gap, normal(rows * dim, 3), dtype);
+    Pitched y(rows, dim, 3 * gap, dtype);
+    Pitched da(rows, dim, gap, dtype);
+    Pitched db(rows, dim, gap, dtype);
+    const auto b_values = b.values();
+    silu_gate_forward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), y.tensor());
+    silu_gate_backward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), dy.tensor(), da.tensor(), gated ? db.tensor() : Tensor());
+    const auto truth = reference::silu_gate_backward(widen(a.values()), widen(b_values), widen(dy.values()));
+    expect_close(y.values(), reference::silu_gate_forward(widen(a.values()), widen(b_values)),
+                 tolerance::of(dtype, tolerance::kForward), "y");
+    expect_close(da.values(), truth.da, tolerance::of(dtype, tolerance::kGradient), "da");
+    if (gated) expect_close(db.values(), truth.db, tolerance::of(dtype, tolerance::kGradient), "db");
+    for (const Pitched* out : {&y, &da, &db}) out->expect_gaps_untouched("an output");
 
-  // In place: the same bits.
-  silu_gate_backward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), dy.tensor(), dy.tensor(), gated ? b.tensor() : Tensor());
-  EXPECT_EQ(dy.values(), da.values());
-  if (gated) {
-    EXPECT_EQ(b.values(), db.values());
+    // In place: the same bits.
+    silu_gate_backward(ctx, a.tensor(), gated ? b.tensor() : Tensor(), dy.tensor(), dy.tensor(), gated ? b.tensor() : Tensor());
+    EXPECT_EQ(dy.values(), da.values());
+    if (gated) {
+      EXPECT_EQ(b.values(), db.values());
+    }
+    silu_gate_forward(ctx, a.tensor(), gated ? Pitched(rows, dim, 0, b_values, dtype).tensor() : Tensor(), a.tensor());
+    EXPECT_EQ(a.values(), y.values());
   }
-  silu_gate_forward(ctx, a.tensor(), gated ? Pitched(rows, dim, 0, b_values).tensor() : Tensor(), a.tensor());
-  EXPECT_EQ(a.values(), y.values());
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, SiluGateTest,
