@@ -54,22 +54,26 @@ void check_options(const PrepareOptions& options) {
   if (!is_ours(options.out)) refuse("this is not a data set, so it is not replaced", options.out, "Name another folder");
 }
 
-// Copies tokens [begin, end) with their documents, cut at both bounds.
-void copy_part(const TokenDataset& from, std::int64_t begin, std::int64_t end, ShardWriter& to) {
-  if (begin >= end) return;
+// Copies tokens [begin, end) of the data set in the folder `from`, with their documents, cut at both bounds.
+void copy_part(const std::string& from, std::int64_t begin, std::int64_t end, ShardWriter& to) {
+  // Pages that were read count as this process's memory until they are unmapped, so each stretch is mapped anew.
+  constexpr std::int64_t kStretch = std::int64_t{1} << 22;
   std::array<std::int32_t, 4096> ids{};
-  std::int64_t document = from.document_at(begin);
   while (begin < end) {
-    const std::int64_t document_end = std::min(end, from.document_begin(document + 1));
-    while (begin < document_end) {
-      const std::int64_t count = std::min(document_end - begin, static_cast<std::int64_t>(ids.size()));
-      from.read(begin, count, ids.data());
-      to.append({ids.data(), static_cast<std::size_t>(count)});
-      begin += count;
+    const TokenDataset data(from);
+    const std::int64_t stretch_end = std::min(end, begin + kStretch);
+    for (std::int64_t document = data.document_at(begin); begin < stretch_end; ++document) {
+      const std::int64_t document_end = data.document_begin(document + 1);
+      while (begin < std::min(document_end, stretch_end)) {
+        const std::int64_t count = std::min(std::min(document_end, stretch_end) - begin, static_cast<std::int64_t>(ids.size()));
+        data.read(begin, count, ids.data());
+        to.append({ids.data(), static_cast<std::size_t>(count)});
+        begin += count;
+      }
+      if (begin == document_end) to.end_document();
     }
-    to.end_document();
-    ++document;
   }
+  to.end_document();
 }
 
 // Writes the data set of one call of prepare() in the folder `folder`.
@@ -123,12 +127,9 @@ class Preparation {
     ShardWriter writer(spool, tokenizer_.identity(), tokenizer_.vocab_size());
     const TextCounts counts = tokenize_into(writer, input, progress);
     writer.finish();
-    {
-      const TokenDataset data(spool);
-      const auto valid = static_cast<std::int64_t>(std::floor(static_cast<double>(data.tokens()) * options_.valid_fraction));
-      copy_part(data, 0, data.tokens() - valid, *train_);
-      copy_part(data, data.tokens() - valid, data.tokens(), *valid_);
-    }
+    const auto valid = static_cast<std::int64_t>(std::floor(static_cast<double>(counts.tokens) * options_.valid_fraction));
+    copy_part(spool, 0, counts.tokens - valid, *train_);
+    copy_part(spool, counts.tokens - valid, counts.tokens, *valid_);
     remove_all(spool);
     return counts;
   }
