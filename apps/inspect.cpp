@@ -1,12 +1,18 @@
 // megalodon inspect: what a model is, and what the machine offers.
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "apps/commands.h"
 #include "apps/format.h"
+#include "apps/model_argument.h"
 #include "cpu/machine.h"
+#include "infer/window.h"
+#include "megalodon/error.h"
+#include "model/megalodon.h"
 
 namespace megalodon::apps {
 
@@ -52,13 +58,127 @@ void print_machine(const Json& m) {
             << "  program         megalodon " << MEGALODON_VERSION << "\n";
 }
 
+// Which part of the model a parameter belongs to, by its name; in the order of the report.
+struct Part {
+  const char* name;
+  std::vector<const char*> within;  // one of these stands in the parameter's name
+};
+
+const std::vector<Part>& parts() {
+  static const std::vector<Part> kParts = {
+      {"embedding", {"embed."}},
+      {"moving average (CEMA)", {".cema."}},
+      {"attention: queries and keys", {".wz.", ".mega.gamma", ".mega.beta"}},
+      {"attention: values", {".wv."}},
+      {"attention: gate", {".wr."}},
+      {"attention: output", {".wh1.", ".wh2."}},
+      {"feed-forward", {".fc1.", ".fc2.", ".fc3.", ".nffn.alpha"}},
+      {"norms", {"norm."}},
+      {"head", {"output.output."}},
+  };
+  return kParts;
+}
+
+Json parameters_json(const ModelConfig& config) {
+  const ParameterLayout layout(config);
+  std::vector<std::int64_t> counts(parts().size());
+  for (const ParameterInfo& entry : layout.entries()) {
+    std::size_t i = 0;
+    const auto matches = [&](const char* within) { return entry.name.find(within) != std::string::npos; };
+    while (i < parts().size() && std::none_of(parts()[i].within.begin(), parts()[i].within.end(), matches)) ++i;
+    if (i == parts().size()) throw Error(ErrorKind::Internal, "belongs to no part", entry.name);
+    counts[i] += entry.shape.numel();
+  }
+  Json by_part = Json::object();
+  for (std::size_t i = 0; i < counts.size(); ++i) by_part[parts()[i].name] = counts[i];
+  return {{"total", layout.total()}, {"tensors", layout.entries().size()}, {"parts", by_part}};
+}
+
+// Every block's state has the same size, so one block tells; the state of a large model is not allocated to be measured.
+Json memory_json(const ModelConfig& config) {
+  ModelConfig one_block = config;
+  one_block.num_layers = 1;
+  std::int64_t keys_and_values = 0;
+  std::int64_t moving_average = 0;
+  std::int64_t moments = 0;
+  const ModelState state(one_block, 1);
+  for (const auto& [name, tensor] : state.tensors()) {
+    const std::int64_t times = name.starts_with("layers.") ? config.num_layers : 1;
+    std::int64_t& sum = name.find(".attn.") != std::string::npos   ? keys_and_values
+                        : name.find(".cema.") != std::string::npos ? moving_average
+                                                                   : moments;
+    sum += times * static_cast<std::int64_t>(tensor.bytes());
+  }
+  const std::int64_t window = reading_window(config);
+  const MemoryPlan plan = Inference::plan(config, 1, window, cpu::this_machine().processors);
+  return {{"parameters_bytes", ParameterLayout(config).total() * 4},
+          {"state_bytes_per_sequence", keys_and_values + moving_average + moments},
+          {"state_parts",
+           {{"keys and values of the chunk", keys_and_values},
+            {"moving averages", moving_average},
+            {"moments and position", moments}}},
+          {"reading_window_tokens", window},
+          {"activations_bytes", plan.activations},
+          {"workspace_bytes", plan.workspace}};
+}
+
+void print_counts(const Json& parts_of_total, std::int64_t total, bool as_bytes) {
+  for (const auto& [name, value] : parts_of_total.items()) {
+    const auto count = value.get<std::int64_t>();
+    const std::string text = as_bytes ? format_bytes(static_cast<double>(count)) : with_commas(count);
+    std::cout << format("  %-30s %16s  %5.1f %%\n", name.c_str(), text.c_str(),
+                        100 * static_cast<double>(count) / static_cast<double>(total));
+  }
+}
+
+void print_model(const Json& report) {
+  const Json& parameters = report["parameters"];
+  const Json& memory = report["memory"];
+  const auto total = parameters["total"].get<std::int64_t>();
+  const auto bytes = [&](const char* key) { return format_bytes(memory[key].get<double>()); };
+  std::cout << "configuration of " << report["model"].get<std::string>() << "\n";
+  for (const auto& [key, value] : report["config"].items())
+    std::cout << format("  %-30s %16s\n", key.c_str(), value.dump().c_str());
+  std::cout << "\nparameters: " << with_commas(total) << " in " << parameters["tensors"] << " tensors\n";
+  print_counts(parameters["parts"], total, false);
+  std::cout << "\nstate of a sequence of any length: " << bytes("state_bytes_per_sequence") << "\n";
+  print_counts(memory["state_parts"], memory["state_bytes_per_sequence"].get<std::int64_t>(), true);
+  std::cout << "\nmemory to run it: parameters " << bytes("parameters_bytes") << ", state " << bytes("state_bytes_per_sequence")
+            << ", activations " << bytes("activations_bytes") << ", workspace " << bytes("workspace_bytes") << " (windows of "
+            << memory["reading_window_tokens"] << " tokens)\n\n";
+}
+
+Json presets_json() {
+  Json presets = Json::object();
+  for (const std::string& name : preset_names()) presets[name] = ParameterLayout(preset(name)).total();
+  return presets;
+}
+
+void print_presets(const Json& presets) {
+  std::cout << "presets\n";
+  for (const auto& [name, count] : presets.items()) {
+    std::cout << format("  %-10s %16s parameters\n", name.c_str(), with_commas(count.get<std::int64_t>()).c_str());
+  }
+  std::cout << "\n";
+}
+
 void run(const Options& options) {
   Json report;
+  if (options.model.empty()) {
+    report["presets"] = presets_json();
+  } else {
+    const ModelConfig config = config_of(options.model);
+    report["model"] = options.model;
+    report["config"] = Json::parse(config_to_json(config));
+    report["parameters"] = parameters_json(config);
+    report["memory"] = memory_json(config);
+  }
   report["machine"] = machine_json();
   if (options.json) {
     std::cout << report.dump(2) << "\n";
     return;
   }
+  options.model.empty() ? print_presets(report["presets"]) : print_model(report);
   print_machine(report["machine"]);
 }
 
@@ -66,8 +186,11 @@ void run(const Options& options) {
 
 void add_inspect_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("inspect", "Show a model's configuration and size, or the machine");
+  CLI::App* command = app.add_subcommand("inspect", "Show a model's configuration, size and memory, and the machine");
+  command->add_option("model", options->model, "A model folder, a run folder, a config.json or a preset; without: the presets")
+      ->type_name("MODEL|PRESET");
   command->add_flag("--json", options->json, "Print JSON");
+  command->footer("\nExample:\n  megalodon inspect 1.3B --json");
   command->callback([options] { run(*options); });
 }
 

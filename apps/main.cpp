@@ -95,8 +95,12 @@ int run(int argc, char** argv) {
   app.footer(kFooter);
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
-  megalodon::apps::add_inspect_command(app);  // the command table, in the order of --help
+  megalodon::apps::add_prepare_command(app);  // the command table, in the order of --help
+  megalodon::apps::add_init_command(app);
   megalodon::apps::add_train_command(app);
+  megalodon::apps::add_eval_command(app);
+  megalodon::apps::add_generate_command(app);
+  megalodon::apps::add_inspect_command(app);
   megalodon::apps::add_verify_command(app);
   megalodon::apps::add_bench_command(app);
   try {

@@ -120,6 +120,12 @@ void Evaluator::add_dataset(const std::string& folder, const Progress& progress)
                 "was prepared with the tokenizer " + dataset.tokenizer() + ", but the model's is " + tokenizer_.identity(),
                 folder, "Prepare the text again with the model's tokenizer");
   }
+  if (dataset.vocab_size() != tokenizer_.vocab_size()) {
+    throw Error(ErrorKind::Corrupt,
+                "says it has a vocabulary of " + std::to_string(dataset.vocab_size()) + ", but its tokenizer has " +
+                    std::to_string(tokenizer_.vocab_size()) + " tokens",
+                join_path(folder, "index.json"), "Prepare the text again");
+  }
   const std::vector<std::int64_t> bytes = piece_bytes(tokenizer_);
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(window_));
   for (std::int64_t document = 0; document < dataset.documents(); ++document) {

@@ -1,0 +1,37 @@
+// Flags that several commands have, and checks that say more than a conversion that failed.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+namespace megalodon::apps {
+
+// Accepts whole numbers from 0 to `largest`, and nothing that would be wrapped or cut to one.
+inline CLI::Validator whole_number(std::uint64_t largest = std::numeric_limits<std::int64_t>::max()) {
+  const auto check = [largest](const std::string& text) {
+    std::uint64_t value = 0;
+    const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool ok = failure == std::errc() && end == text.data() + text.size() && value <= largest;
+    return ok ? std::string() : "\"" + text + "\" is not a whole number from 0 to " + std::to_string(largest);
+  };
+  return CLI::Validator(check, "");
+}
+
+inline void add_threads_flag(CLI::App* command, int& threads) {
+  command->add_option("--threads", threads, "Threads to compute with; 0: all processors")
+      ->check(whole_number(9999))
+      ->capture_default_str()
+      ->type_name("N");
+}
+
+inline void add_seed_flag(CLI::App* command, std::uint64_t& seed, const char* help) {
+  command->add_option("--seed", seed, help)
+      ->check(whole_number(std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str()
+      ->type_name("N");
+}
+
+}  // namespace megalodon::apps

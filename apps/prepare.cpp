@@ -1,0 +1,69 @@
+// megalodon prepare: text files to token shards.
+#include "io/prepare.h"
+
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "apps/commands.h"
+#include "apps/format.h"
+#include "apps/progress.h"
+
+namespace megalodon::apps {
+
+namespace {
+
+struct Options {
+  PrepareOptions prepare;
+  std::string tokenizer;
+};
+
+void print_part(const char* name, std::int64_t tokens, std::int64_t documents) {
+  std::cout << format("%-6s %14s tokens in %s document%s\n", name, with_commas(tokens).c_str(), with_commas(documents).c_str(),
+                      documents == 1 ? "" : "s");
+}
+
+void run(const Options& options) {
+  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.tokenizer);
+  PrepareResult result;
+  double seconds = 0;
+  {
+    Progress progress("prepare", "B");
+    result = prepare(options.prepare, *tokenizer, [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });
+    seconds = progress.seconds();
+  }
+  print_part("train", result.train_tokens, result.train_documents);
+  if (result.valid_tokens > 0) print_part("valid", result.valid_tokens, result.valid_documents);
+  std::cout << format(
+      "%s of text, %.2f bytes a token, in %s (%.1f MB/s): %s\n", format_bytes(static_cast<double>(result.all.bytes)).c_str(),
+      static_cast<double>(result.all.bytes) / static_cast<double>(result.all.tokens), format_duration(seconds).c_str(),
+      static_cast<double>(result.all.bytes) / 1e6 / std::max(seconds, 1e-9), options.prepare.out.c_str());
+}
+
+}  // namespace
+
+void add_prepare_command(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  PrepareOptions& prepare = options->prepare;
+  CLI::App* command = app.add_subcommand("prepare", "Turn text into token shards that training and evaluation read");
+  command->add_option("--input", prepare.inputs, "Text files (one document each) or .jsonl (one a line, its `text`)")
+      ->required()
+      ->type_name("FILE...");
+  command->add_option("--tokenizer", options->tokenizer, "`bytes`, or a SentencePiece model")
+      ->required()
+      ->type_name("bytes|FILE");
+  command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");
+  command
+      ->add_option("--valid-fraction", prepare.valid_fraction,
+                   "The part of each input, at its end, that is set aside in OUT/valid, from 0 to below 1")
+      ->capture_default_str()
+      ->type_name("F");
+  command->add_flag("--force", prepare.force, "Replace a data set that is at OUT already");
+  command->add_flag("--add-bos", prepare.text.add_bos, "Put the tokenizer's beginning-of-sequence token before each document");
+  command->add_flag("--add-eos", prepare.text.add_eos, "Put its end-of-sequence token after each document");
+  command->add_flag("--binary", prepare.text.allow_binary, "With `bytes`: take files of any content, UTF-8 or not");
+  command->footer("\nExample:\n  megalodon prepare --input book.txt --tokenizer bytes --valid-fraction 0.05 --out data");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace megalodon::apps
