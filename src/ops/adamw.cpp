@@ -10,7 +10,7 @@ constexpr const char* kName = "adamw";
 }  // namespace
 
 void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
-                const Tensor& gradients, const Tensor& m, const Tensor& v) {
+                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy) {
   require(step >= 1, kName, "step counts from 1");
   require(op.beta1 >= 0 && op.beta1 < 1 && op.beta2 >= 0 && op.beta2 < 1, kName, "beta1 and beta2 must be in [0, 1)");
   require(op.lr >= 0 && op.eps >= 0 && op.weight_decay >= 0, kName, "lr, eps and weight_decay must not be negative");
@@ -19,7 +19,8 @@ void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient
   require_contiguous(gradients, DType::F32, shape, kName, "gradients");
   require_contiguous(m, DType::F32, shape, kName, "m");
   require_contiguous(v, DType::F32, shape, kName, "v");
-  dispatch(ctx, DType::F32, kName, [&] { cpu::adamw_step(ctx, op, step, gradient_scale, parameters, gradients, m, v); });
+  if (copy) require_contiguous(copy, DType::BF16, shape, kName, "copy");
+  dispatch(ctx, DType::F32, kName, [&] { cpu::adamw_step(ctx, op, step, gradient_scale, parameters, gradients, m, v, copy); });
 }
 
 double global_norm(Context& ctx, const Tensor& gradients) {

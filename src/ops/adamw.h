@@ -19,14 +19,15 @@ struct AdamW {
   double weight_decay = 0.1;  // 0 for parameters that do not decay
 };
 
-// Overwrites parameters, m and v (both zero before step 1). One pass over the four arrays.
+// Overwrites parameters, m and v (both zero before step 1), and copy. One pass over all arrays.
 void adamw_step(Context& ctx, const AdamW& op,
                 std::int64_t step,         // from 1
                 float gradient_scale,      // what gradients are multiplied by as they are read
                 const Tensor& parameters,  // [P] f32
                 const Tensor& gradients,   // [P] f32
                 const Tensor& m,           // [P] f32
-                const Tensor& v);          // [P] f32
+                const Tensor& v,           // [P] f32
+                const Tensor& copy = {});  // [P] bf16: the parameters rounded, for products; null for none
 
 // sqrt(sum of squares), summed in double over blocks whose bounds depend on P alone: the same bits whatever the threads.
 double global_norm(Context& ctx, const Tensor& gradients);  // [P] f32
@@ -36,7 +37,7 @@ double clip_scale(double norm, double max_norm);
 
 namespace cpu {
 void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
-                const Tensor& gradients, const Tensor& m, const Tensor& v);
+                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy);
 double global_norm(Context& ctx, const Tensor& gradients);
 }  // namespace cpu
 

@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
 void adamw_run(const AdamW& op, std::int64_t step, float gradient_scale, float* parameters, const float* gradients, float* m,
-               float* v, std::int64_t count) {
+               float* v, BFloat16* copy, std::int64_t count) {
   const auto set = [](double value) { return hn::Set(kFloats, static_cast<float>(value)); };
   const auto t = static_cast<double>(step);
   const auto scale = hn::Set(kFloats, gradient_scale);
@@ -36,7 +36,9 @@ void adamw_run(const AdamW& op, std::int64_t step, float gradient_scale, float* 
     const FloatVec w = hn::Mul(load(parameters + i, n), keep);
     store(m_new, m + i, n);
     store(v_new, v + i, n);
-    store(hn::Sub(w, hn::Div(hn::Mul(step_size, m_new), size)), parameters + i, n);
+    const FloatVec w_new = hn::Sub(w, hn::Div(hn::Mul(step_size, m_new), size));
+    store(w_new, parameters + i, n);
+    if (copy != nullptr) store(w_new, copy + i, n);
   });
 }
 
@@ -66,11 +68,11 @@ HWY_EXPORT(adamw_run);
 HWY_EXPORT(sum_of_squares);
 
 void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
-                const Tensor& gradients, const Tensor& m, const Tensor& v) {
+                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy) {
   const auto run = HWY_DYNAMIC_DISPATCH(adamw_run);
   ctx.threads().parallel_for(parameters.numel(), 1024, [&](std::int64_t begin, std::int64_t end, int) {
     run(op, step, gradient_scale, parameters.data<float>() + begin, gradients.data<float>() + begin, m.data<float>() + begin,
-        v.data<float>() + begin, end - begin);
+        v.data<float>() + begin, copy ? copy.data<BFloat16>() + begin : nullptr, end - begin);
   });
 }
 

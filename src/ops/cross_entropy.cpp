@@ -13,7 +13,7 @@ constexpr const char* kName = "cross_entropy";
 
 void check(const CrossEntropy& op, const Tensor& logits, const Tensor& targets, const CrossEntropySaved& saved) {
   require(op.vocab > 0, kName, "vocab must be positive");
-  require_matrix(logits, logits.dtype(), logits.rows(), op.vocab, kName, "logits");
+  require_matrix(logits, DType::F32, logits.rows(), op.vocab, kName, "logits");
   require_contiguous(targets, DType::I32, {logits.rows()}, kName, "targets");
   if (saved.lse) require_contiguous(saved.lse, DType::F32, {logits.rows()}, kName, "saved.lse");
   const std::int32_t* target = targets.data<std::int32_t>();
@@ -39,8 +39,8 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& 
                             const CrossEntropySaved& saved, float scale, const Tensor& dlogits) {
   check(op, logits, targets, saved);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
-  require_matrix(dlogits, logits.dtype(), logits.rows(), op.vocab, kName, "dlogits");
-  dispatch(ctx, logits.dtype(), kName, [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
+  require_matrix(dlogits, dlogits.dtype(), logits.rows(), op.vocab, kName, "dlogits");
+  dispatch(ctx, dlogits.dtype(), kName, [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
 }
 
 }  // namespace megalodon

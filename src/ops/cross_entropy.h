@@ -19,19 +19,20 @@ struct CrossEntropySaved {
 // Overwrites losses and saved.lse. Throws Error(InvalidArgument) naming the first target outside [-1, K) and its position,
 // before anything is written.
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op,
-                           const Tensor& logits,   // [T, K], any pitch
+                           const Tensor& logits,   // [T, K] f32, any pitch
                            const Tensor& targets,  // [T] i32
                            const Tensor& losses,   // [T] f32
                            const CrossEntropySaved& saved);
 
-// dlogits[t, k] = scale * (exp(logits[t, k] - lse_t) - [k = target_t]). Overwrites dlogits, which may be the memory of logits.
+// dlogits[t, k] = scale * (exp(logits[t, k] - lse_t) - [k = target_t]). Overwrites dlogits, which may be the memory of logits
+// where it is f32.
 // Throws like forward.
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op,
-                            const Tensor& logits,   // [T, K], any pitch
+                            const Tensor& logits,   // [T, K] f32, any pitch
                             const Tensor& targets,  // [T] i32
                             const CrossEntropySaved& saved,
                             float scale,             // the gradient of each token's loss
-                            const Tensor& dlogits);  // [T, K], any pitch
+                            const Tensor& dlogits);  // [T, K] f32 or bf16, any pitch
 
 namespace cpu {
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,

@@ -46,12 +46,37 @@ void log_sum_exp(const float* x, std::int64_t count, float* max, double* log_sum
   *log_sum = std::log(total);
 }
 
-// y = factor * exp(x - lse). y may be x.
-void scaled_softmax(const float* x, float lse, float factor, float* y, std::int64_t count) {
+// y = factor * exp(x - lse). y may be x where it is f32.
+template <class T>
+void scaled_softmax(const float* x, float lse, float factor, T* y, std::int64_t count) {
   const auto shift = hn::Set(kFloats, lse);
   const auto scale = hn::Set(kFloats, factor);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
     store(hn::Mul(scale, hn::Exp(kFloats, hn::Sub(load(x + i, n), shift))), y + i, n);
+  });
+}
+
+template <class T>
+void fill(float value, T* y, std::int64_t count) {
+  for_each_vector(count, [&](std::int64_t i, std::int64_t n) { store(hn::Set(kFloats, value), y + i, n); });
+}
+
+// Row t of dlogits.
+void cross_entropy_backward_row(const Tensor& logits, std::int64_t t, std::int32_t target, float lse, float scale,
+                                const Tensor& dlogits) {
+  with_elements(dlogits.dtype(), [&](auto element) {
+    using T = decltype(element);
+    const float* from = logits.row<float>(t);
+    T* to = dlogits.row<T>(t);
+    if (target < 0) {
+      fill(0.0F, to, logits.cols());
+    } else if (!std::isfinite(lse)) {
+      fill(std::numeric_limits<float>::quiet_NaN(), to, logits.cols());
+    } else {
+      const float logit = from[target];  // `to` may be the same memory
+      scaled_softmax(from, lse, scale, to, logits.cols());
+      store(hn::Set(kFloats, scale * (std::exp(logit - lse) - 1)), to + target, 1);
+    }
   });
 }
 
@@ -62,7 +87,7 @@ HWY_AFTER_NAMESPACE();
 namespace megalodon::cpu {
 
 HWY_EXPORT(log_sum_exp);
-HWY_EXPORT(scaled_softmax);
+HWY_EXPORT(cross_entropy_backward_row);
 
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                            const Tensor& losses, const CrossEntropySaved& saved) {
@@ -87,22 +112,14 @@ void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& l
   });
 }
 
-void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+void cross_entropy_backward(Context& ctx, const CrossEntropy&, const Tensor& logits, const Tensor& targets,
                             const CrossEntropySaved& saved, float scale, const Tensor& dlogits) {
   const std::int32_t* target = targets.data<std::int32_t>();
   const float* lse = saved.lse.data<float>();
-  const auto softmax = HWY_DYNAMIC_DISPATCH(scaled_softmax);
+  const auto row = HWY_DYNAMIC_DISPATCH(cross_entropy_backward_row);
   ctx.threads().parallel_for(logits.rows(), 4, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      float* gradient = dlogits.data<float>() + t * dlogits.pitch();
-      if (target[t] < 0) {
-        std::fill_n(gradient, op.vocab, 0.0F);
-      } else if (!std::isfinite(lse[t])) {
-        std::fill_n(gradient, op.vocab, std::numeric_limits<float>::quiet_NaN());
-      } else {
-        softmax(logits.data<float>() + t * logits.pitch(), lse[t], scale, gradient, op.vocab);
-        gradient[target[t]] -= scale;
-      }
+      row(logits, t, target[t], lse[t], scale, dlogits);
     }
   });
 }

@@ -15,7 +15,8 @@ HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
 // Elements flat, flat + 1, ... of the tensor. Drops where a word is below `threshold`.
-void dropout_run(const Dropout& op, std::uint32_t threshold, float scale, std::uint64_t flat, const float* x, float* y,
+template <class T>
+void dropout_run(const Dropout& op, std::uint32_t threshold, float scale, std::uint64_t flat, const T* x, T* y,
                  std::int64_t count) {
   constexpr std::int64_t kBlocks = 256;
   const hn::Rebind<std::uint32_t, Floats> kWords;
@@ -37,32 +38,32 @@ void dropout_run(const Dropout& op, std::uint32_t threshold, float scale, std::u
   }
 }
 
+// Rows [begin, end).
+void dropout_rows(const Dropout& op, std::uint32_t threshold, float scale, const Tensor& x, const Tensor& y, std::int64_t begin,
+                  std::int64_t end) {
+  with_elements(x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) {
+      dropout_run(op, threshold, scale, static_cast<std::uint64_t>(t * x.cols()), x.row<T>(t), y.row<T>(t), x.cols());
+    }
+  });
+}
+
 }  // namespace megalodon::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(dropout_run);
+HWY_EXPORT(dropout_rows);
 
 void dropout(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y) {
   // A word w is kept when w >= p 2^32: when it is not below the next integer. p so near 1 that this is 2^32 keeps one in 2^32.
   const auto threshold = static_cast<std::uint32_t>(std::min(std::ceil(op.p * 0x1p32), 0x1p32 - 1));
   const auto scale = static_cast<float>(1 / (1 - op.p));
-  const auto run = HWY_DYNAMIC_DISPATCH(dropout_run);
-  const float* from = x.data<float>();
-  float* to = y.data<float>();
-  if (x.contiguous() && y.contiguous()) {
-    ctx.threads().parallel_for(x.numel(), 1024, [&](std::int64_t begin, std::int64_t end, int) {
-      run(op, threshold, scale, static_cast<std::uint64_t>(begin), from + begin, to + begin, end - begin);
-    });
-    return;
-  }
-  ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      run(op, threshold, scale, static_cast<std::uint64_t>(t * x.cols()), from + t * x.pitch(), to + t * y.pitch(), x.cols());
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(dropout_rows);
+  ctx.threads().parallel_for(x.rows(), 8,
+                             [&](std::int64_t begin, std::int64_t end, int) { rows(op, threshold, scale, x, y, begin, end); });
 }
 
 }  // namespace megalodon::cpu

@@ -14,9 +14,9 @@ constexpr const char* kName = "embedding";
 void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x, const char* weight_name,
            const char* x_name) {
   require(op.vocab > 0 && op.dim > 0, kName, "vocab and dim must be positive");
-  require_contiguous(weight, DType::F32, {op.vocab, op.dim}, kName, weight_name);
+  require_contiguous(weight, weight.dtype(), {op.vocab, op.dim}, kName, weight_name);
   require_contiguous(tokens, DType::I32, tokens.shape(), kName, "tokens");
-  require_matrix(x, x.dtype(), tokens.numel(), op.dim, kName, x_name);
+  require_matrix(x, DType::F32, tokens.numel(), op.dim, kName, x_name);
   const std::int32_t* token = tokens.data<std::int32_t>();
   for (std::int64_t i = 0; i < tokens.numel(); ++i) {
     if (token[i] >= 0 && token[i] < op.vocab) continue;
@@ -31,11 +31,12 @@ void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, cons
 
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
   check(op, weight, tokens, x, "weight", "x");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
+  dispatch(ctx, weight.dtype(), kName, [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
 }
 
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight) {
   check(op, dweight, tokens, dx, "dweight", "dx");
+  require(dweight.dtype() == DType::F32, kName, "dweight must be f32");
   dispatch(ctx, dx.dtype(), kName, [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); });
 }
 

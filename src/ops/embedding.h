@@ -14,15 +14,15 @@ struct Embedding {
 
 // Overwrites x. Throws Error(InvalidArgument) naming the first token outside [0, K) and its position, before x is written.
 void embedding_forward(Context& ctx, const Embedding& op,
-                       const Tensor& weight,  // [K, D] f32
+                       const Tensor& weight,  // [K, D] f32 or bf16
                        const Tensor& tokens,  // [B, L] i32
-                       const Tensor& x);      // [B, L, D], any pitch
+                       const Tensor& x);      // [B, L, D] f32, any pitch
 
 // dweight[k, :] += scale * sum of dx[b, l, :] over the positions with tokens[b, l] = k, in the order of the positions: the
 // same bits whatever the number of threads. Adds to dweight. Throws like forward.
 void embedding_backward(Context& ctx, const Embedding& op,
                         const Tensor& tokens,    // [B, L] i32
-                        const Tensor& dx,        // [B, L, D], any pitch
+                        const Tensor& dx,        // [B, L, D] f32, any pitch
                         const Tensor& dweight);  // [K, D] f32
 
 namespace cpu {

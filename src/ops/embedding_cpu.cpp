@@ -1,14 +1,21 @@
+#include "core/bfloat16.h"
 #include "ops/embedding.h"
 
 namespace megalodon::cpu {
 
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
   const std::int32_t* token = tokens.data<std::int32_t>();
+  const bool is_float = weight.dtype() == DType::F32;
   ctx.threads().parallel_for(tokens.numel(), 8, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      const float* from = weight.data<float>() + token[t] * op.dim;
-      float* to = x.data<float>() + t * x.pitch();
-      for (std::int64_t i = 0; i < op.dim; ++i) to[i] = from[i] * op.scale;
+      float* to = x.row<float>(t);
+      if (is_float) {
+        const float* from = weight.row<float>(token[t]);
+        for (std::int64_t i = 0; i < op.dim; ++i) to[i] = from[i] * op.scale;
+      } else {
+        const BFloat16* from = weight.row<BFloat16>(token[t]);
+        for (std::int64_t i = 0; i < op.dim; ++i) to[i] = to_float(from[i]) * op.scale;
+      }
     }
   });
 }

@@ -10,24 +10,24 @@ constexpr const char* kName = "residual";
 }  // namespace
 
 void residual_forward(Context& ctx, const Tensor& alpha, const Tensor& x, const Tensor& f, const Tensor& out) {
-  require_matrix(x, x.dtype(), x.rows(), x.cols(), kName, "x");
-  require_matrix(f, x.dtype(), x.rows(), x.cols(), kName, "f");
-  require_matrix(out, x.dtype(), x.rows(), x.cols(), kName, "out");
+  require_matrix(x, DType::F32, x.rows(), x.cols(), kName, "x");
+  require_matrix(f, f.dtype(), x.rows(), x.cols(), kName, "f");
+  require_matrix(out, DType::F32, x.rows(), x.cols(), kName, "out");
   if (alpha) require_contiguous(alpha, DType::F32, {x.cols()}, kName, "alpha");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::residual_forward(ctx, alpha, x, f, out); });
+  dispatch(ctx, f.dtype(), kName, [&] { cpu::residual_forward(ctx, alpha, x, f, out); });
 }
 
 void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const Tensor& dout, const Tensor& df,
                        const Tensor& dalpha) {
-  require_matrix(dout, dout.dtype(), dout.rows(), dout.cols(), kName, "dout");
-  require_matrix(df, dout.dtype(), dout.rows(), dout.cols(), kName, "df");
+  require_matrix(dout, DType::F32, dout.rows(), dout.cols(), kName, "dout");
+  require_matrix(df, df.dtype(), dout.rows(), dout.cols(), kName, "df");
   require(static_cast<bool>(alpha) == static_cast<bool>(dalpha), kName, "dalpha goes with alpha");
   if (alpha) {
     require_contiguous(alpha, DType::F32, {dout.cols()}, kName, "alpha");
     require_contiguous(dalpha, DType::F32, {dout.cols()}, kName, "dalpha");
-    require_matrix(f, dout.dtype(), dout.rows(), dout.cols(), kName, "f");
+    require_matrix(f, df.dtype(), dout.rows(), dout.cols(), kName, "f");
   }
-  dispatch(ctx, dout.dtype(), kName, [&] { cpu::residual_backward(ctx, alpha, f, dout, df, dalpha); });
+  dispatch(ctx, df.dtype(), kName, [&] { cpu::residual_backward(ctx, alpha, f, dout, df, dalpha); });
 }
 
 }  // namespace megalodon

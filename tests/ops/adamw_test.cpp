@@ -4,9 +4,11 @@
 
 #include <limits>
 
+#include "core/bfloat16.h"
 #include "megalodon/error.h"
 #include "reference/adamw.h"
 #include "support/compare.h"
+#include "support/targets.h"
 #include "tolerances.h"
 
 namespace megalodon {
@@ -53,6 +55,23 @@ TEST_P(AdamWTest, EightStepsAgreeWithTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, AdamWTest, testing::Values(1, 17, 1024, 5003));
+
+TEST(AdamWTest, TheCopyHoldsTheParametersRounded) {
+  const std::int64_t count = 1037;
+  on_each_instruction_set([&] {
+    Context ctx(2);
+    auto parameters = normal(count, 1);
+    parameters[5] = kNaN;
+    auto gradients = normal(count, 2);
+    std::vector<float> m(parameters.size());
+    std::vector<float> v(parameters.size());
+    std::vector<BFloat16> copy(parameters.size());
+    const Shape shape{count};
+    adamw_step(ctx, {.lr = 1e-3}, 1, 1, Tensor(parameters.data(), shape), Tensor(gradients.data(), shape),
+               Tensor(m.data(), shape), Tensor(v.data(), shape), Tensor(copy.data(), shape));
+    for (std::size_t i = 0; i < copy.size(); ++i) ASSERT_EQ(copy[i].bits, to_bfloat16(parameters[i]).bits) << i;
+  });
+}
 
 TEST(AdamWTest, DecayAloneShrinksAndNoRateChangesNothing) {
   Context ctx(1);

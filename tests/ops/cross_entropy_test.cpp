@@ -54,6 +54,10 @@ TEST_P(CrossEntropyTest, ForwardAndBackwardAgreeWithTheReference) {
                "dlogits");
   gradient.expect_gaps_untouched("dlogits");
   for (std::int64_t t = 4; t < rows; t += 5) EXPECT_EQ(losses[t], 0.0F) << "an ignored target";
+  Pitched rounded(rows, vocab, gap, DType::BF16);
+  cross_entropy_backward(ctx, op, logits.tensor(), ids, saved, scale, rounded.tensor());
+  expect_close(rounded.values(), widen(gradient.values()), tolerance::kBFloat16, "dlogits, bf16");
+  rounded.expect_gaps_untouched("dlogits, bf16");
 
   auto alone = unwritten(rows);
   cross_entropy_forward(ctx, op, logits.tensor(), ids, Tensor(alone.data(), {rows}), {});

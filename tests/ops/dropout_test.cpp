@@ -25,25 +25,27 @@ class DropoutTest : public testing::TestWithParam<Case> {};
 TEST_P(DropoutTest, TheMaskIsTheReferencesWhateverThePitchAndTheThreads) {
   const auto [rows, dim, gap, p] = GetParam();
   const Dropout op{p, 0x123456789ABCDEFULL, (std::uint64_t{3} << 40) + 5};
-  const auto values = normal(rows * dim, 1);
-  const auto truth = reference::dropout(p, op.seed, op.stream, widen(values));
-  std::vector<std::vector<float>> bits;
-  for (const int threads : {1, 3}) {
-    Context ctx(threads);
-    Pitched x(rows, dim, gap, values);
-    Pitched y(rows, dim, 2 * gap);
-    Pitched dx(rows, dim, gap);
-    dropout_forward(ctx, op, x.tensor(), y.tensor());
-    dropout_backward(ctx, op, x.tensor(), dx.tensor());
-    bits.push_back(y.values());
-    EXPECT_EQ(dx.values(), y.values());
-    y.expect_gaps_untouched("y");
-    dropout_forward(ctx, op, x.tensor(), x.tensor());
-    EXPECT_EQ(x.values(), y.values());
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const auto values = Pitched(rows, dim, 0, normal(rows * dim, 1), dtype).values();
+    const auto truth = reference::dropout(p, op.seed, op.stream, widen(values));
+    std::vector<std::vector<float>> bits;
+    for (const int threads : {1, 3}) {
+      Context ctx(threads);
+      Pitched x(rows, dim, gap, values, dtype);
+      Pitched y(rows, dim, 2 * gap, dtype);
+      Pitched dx(rows, dim, gap, dtype);
+      dropout_forward(ctx, op, x.tensor(), y.tensor());
+      dropout_backward(ctx, op, x.tensor(), dx.tensor());
+      bits.push_back(y.values());
+      EXPECT_EQ(dx.values(), y.values());
+      y.expect_gaps_untouched("y");
+      dropout_forward(ctx, op, x.tensor(), x.tensor());
+      EXPECT_EQ(x.values(), y.values());
+    }
+    EXPECT_EQ(bits[0], bits[1]);
+    expect_close(bits[0], truth, tolerance::of(dtype, tolerance::kForward), "y");
+    for (std::size_t i = 0; i < truth.size(); ++i) ASSERT_EQ(bits[0][i] == 0, truth[i] == 0) << "element " << i;
   }
-  EXPECT_EQ(bits[0], bits[1]);
-  expect_close(bits[0], truth, tolerance::kForward, "y");
-  for (std::size_t i = 0; i < truth.size(); ++i) ASSERT_EQ(bits[0][i] == 0, truth[i] == 0) << "element " << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DropoutTest,

@@ -53,6 +53,12 @@ TEST_P(EmbeddingTest, ForwardAndBackwardAgreeWithTheReference) {
   expect_close(dweight[0], truth, tolerance::kGradient, "dweight");
   EXPECT_EQ(dweight[0], dweight[1]) << "the bits depend on the number of threads";
   x.expect_gaps_untouched("x");
+
+  Pitched table(vocab, dim, 0, weight, DType::BF16);
+  Context ctx(2);
+  embedding_forward(ctx, op, table.tensor().view({vocab, dim}), ids, x.tensor());
+  expect_close(x.values(), reference::embedding_forward(dim, scale, widen(table.values()), tokens), tolerance::kForward,
+               "x, of a bf16 table");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, EmbeddingTest,

@@ -26,42 +26,50 @@ TEST_P(ResidualTest, ForwardAndBackwardAgreeWithTheReference) {
   const auto [rows, dim, gap, scaled] = GetParam();
   auto alpha = normal(scaled ? dim : 0, 1);
   const auto x_values = normal(rows * dim, 2);
-  const auto f_values = normal(rows * dim, 3);
   const auto dout_values = normal(rows * dim, 4);
   const Tensor scale = scaled ? Tensor(alpha.data(), {dim}) : Tensor();
-  auto truth = reference::residual_backward(dim, widen(alpha), widen(f_values), widen(dout_values));
-  for (double& value : truth.dalpha) value += 0.5;
-  std::vector<std::vector<float>> bits;
-  for (const int threads : {1, 3}) {
-    Context ctx(threads);
-    Pitched x(rows, dim, gap, x_values);
-    Pitched f(rows, dim, 2 * gap, f_values);
-    Pitched dout(rows, dim, gap, dout_values);
-    Pitched out(rows, dim, gap);
-    Pitched df(rows, dim, 3 * gap);
-    auto& dalpha = bits.emplace_back(alpha.size(), 0.5F);  // gradients add
-    const Tensor dscale = scaled ? Tensor(dalpha.data(), {dim}) : Tensor();
-    residual_forward(ctx, scale, x.tensor(), f.tensor(), out.tensor());
-    residual_backward(ctx, scale, f.tensor(), dout.tensor(), df.tensor(), dscale);
-    expect_close(out.values(), reference::residual_forward(dim, widen(alpha), widen(x_values), widen(f_values)),
-                 tolerance::kForward, "out");
-    expect_close(df.values(), truth.df, tolerance::kGradient, "df");
-    if (scaled) expect_close(dalpha, truth.dalpha, tolerance::kGradient, "dalpha");
-    out.expect_gaps_untouched("out");
-    df.expect_gaps_untouched("df");
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    Pitched f(rows, dim, 2 * gap, normal(rows * dim, 3), dtype);
+    const auto f_values = f.values();
+    auto truth = reference::residual_backward(dim, widen(alpha), widen(f_values), widen(dout_values));
+    for (double& value : truth.dalpha) value += 0.5;
+    std::vector<std::vector<float>> bits;
+    for (const int threads : {1, 3}) {
+      Context ctx(threads);
+      Pitched x(rows, dim, gap, x_values);
+      Pitched dout(rows, dim, gap, dout_values);
+      Pitched out(rows, dim, gap);
+      Pitched df(rows, dim, 3 * gap, dtype);
+      auto& dalpha = bits.emplace_back(alpha.size(), 0.5F);  // gradients add
+      residual_forward(ctx, scale, x.tensor(), f.tensor(), out.tensor());
+      residual_backward(ctx, scale, f.tensor(), dout.tensor(), df.tensor(), scaled ? Tensor(dalpha.data(), {dim}) : Tensor());
+      expect_close(out.values(), reference::residual_forward(dim, widen(alpha), widen(x_values), widen(f_values)),
+                   tolerance::kForward, "out");
+      expect_close(df.values(), truth.df, tolerance::of(dtype, tolerance::kGradient), "df");
+      if (scaled) expect_close(dalpha, truth.dalpha, tolerance::kGradient, "dalpha");
+      out.expect_gaps_untouched("out");
+      df.expect_gaps_untouched("df");
 
-    // In place: the same bits.
-    auto again = std::vector<float>(alpha.size(), 0.5F);
-    residual_forward(ctx, scale, x.tensor(), f.tensor(), x.tensor());
-    EXPECT_EQ(x.values(), out.values());
-    residual_backward(ctx, scale, f.tensor(), dout.tensor(), dout.tensor(), scaled ? Tensor(again.data(), {dim}) : Tensor());
-    EXPECT_EQ(dout.values(), df.values());
-    EXPECT_EQ(again, dalpha);
-    x = Pitched(rows, dim, gap, x_values);
-    residual_forward(ctx, scale, x.tensor(), f.tensor(), f.tensor());
-    EXPECT_EQ(f.values(), out.values());
+      // In place: the same bits.
+      residual_forward(ctx, scale, x.tensor(), f.tensor(), x.tensor());
+      EXPECT_EQ(x.values(), out.values());
+      auto again = std::vector<float>(alpha.size(), 0.5F);
+      const Tensor twice = scaled ? Tensor(again.data(), {dim}) : Tensor();
+      if (dtype == DType::F32) {
+        residual_backward(ctx, scale, f.tensor(), dout.tensor(), dout.tensor(), twice);
+        EXPECT_EQ(dout.values(), df.values());
+        x = Pitched(rows, dim, gap, x_values);
+        residual_forward(ctx, scale, x.tensor(), f.tensor(), f.tensor());
+        EXPECT_EQ(f.values(), out.values());
+      } else {
+        residual_backward(ctx, scale, f.tensor(), dout.tensor(), f.tensor(), twice);
+        EXPECT_EQ(f.values(), df.values());
+      }
+      EXPECT_EQ(again, scaled ? dalpha : again);
+      f = Pitched(rows, dim, 2 * gap, f_values, dtype);
+    }
+    EXPECT_EQ(bits[0], bits[1]) << "the bits depend on the number of threads";
   }
-  EXPECT_EQ(bits[0], bits[1]) << "the bits depend on the number of threads";
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, ResidualTest,
