@@ -129,6 +129,8 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   // Whoever started us may ignore SIGPIPE. With its default, `megalodon generate ... | head` ends as quietly as any other tool.
   std::signal(SIGPIPE, SIG_DFL);
+  // A file at its size limit is then an error like a full disk, with a line that says so.
+  std::signal(SIGXFSZ, SIG_IGN);
   const int code = run(argc, argv);
   std::cout.flush();
   if (code == 0 && (!std::cout || std::fflush(stdout) != 0)) {

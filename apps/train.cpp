@@ -170,6 +170,9 @@ class Printer : public TrainerObserver {
       text = std::string("(") + error.what() + ")";
     }
     std::string lines = config_.train.sample_prompt + text;
+    for (char& c : lines) {  // what a young model writes must not command the terminal
+      if ((static_cast<unsigned char>(c) < ' ' && c != '\n' && c != '\t') || c == 0x7f) c = '?';
+    }
     for (std::size_t at = 0; (at = lines.find('\n', at)) != std::string::npos; at += 7) lines.replace(at, 1, "\n      ");
     std::cout << "  sample\n      " << lines << "\n" << std::flush;
   }
