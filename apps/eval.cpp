@@ -9,9 +9,9 @@
 #include "apps/commands.h"
 #include "apps/flags.h"
 #include "apps/format.h"
+#include "apps/model_argument.h"
 #include "apps/progress.h"
 #include "infer/evaluator.h"
-#include "infer/loaded_model.h"
 #include "io/file.h"
 
 namespace megalodon::apps {
@@ -62,7 +62,7 @@ void print_text(const Options& options, const LoadedModel& loaded, const Evaluat
 
 void run(const Options& options) {
   Context ctx(options.threads);
-  const LoadedModel loaded = load_model_with_tokenizer(options.model);
+  const LoadedModel loaded = model_of(options.model);
   Evaluator evaluator(ctx, *loaded.model, *loaded.tokenizer, options.evaluate);
   double seconds = 0;
   for (const std::string& path : options.data) {
@@ -78,7 +78,7 @@ void run(const Options& options) {
 void add_eval_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("eval", "Measure nats per token, perplexity and bits per byte on text of any length");
-  command->add_option("model", options->model, "A model folder, a checkpoint, or a run folder (its latest checkpoint)")
+  command->add_option("model", options->model, "A model folder, a checkpoint, or a run folder (its newest whole checkpoint)")
       ->required()
       ->type_name("MODEL");
   command

@@ -13,8 +13,8 @@
 #include "apps/commands.h"
 #include "apps/flags.h"
 #include "apps/format.h"
+#include "apps/model_argument.h"
 #include "infer/generator.h"
-#include "infer/loaded_model.h"
 #include "io/file.h"
 #include "megalodon/error.h"
 
@@ -117,7 +117,7 @@ void print_speed(const char* what, std::int64_t tokens, double seconds) {
 void run(const Options& options) {
   options.generate.sampler.validate();  // before the model is loaded
   Context ctx(options.threads);
-  const LoadedModel loaded = load_model_with_tokenizer(options.model);
+  const LoadedModel loaded = model_of(options.model);
   Generator generator(ctx, *loaded.model, loaded.tokenizer->vocab_size());
   const auto start = Clock::now();
   read_prompt(options, generator, *loaded.tokenizer);
@@ -146,7 +146,7 @@ void add_generate_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   GenerateOptions& generate = options->generate;
   CLI::App* command = app.add_subcommand("generate", "Write text that goes on from a prompt of any length");
-  command->add_option("model", options->model, "A model folder, a checkpoint, or a run folder (its latest checkpoint)")
+  command->add_option("model", options->model, "A model folder, a checkpoint, or a run folder (its newest whole checkpoint)")
       ->required()
       ->type_name("MODEL");
   CLI::Option* prompt =

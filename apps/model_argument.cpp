@@ -1,14 +1,34 @@
 #include "apps/model_argument.h"
 
-#include "infer/loaded_model.h"
+#include <cstdio>
+#include <vector>
+
 #include "io/file.h"
 #include "megalodon/error.h"
 #include "model/model_folder.h"
 
 namespace megalodon::apps {
 
+namespace {
+
+void say_what_is_damaged(const std::vector<std::string>& damaged, const std::string& taken) {
+  for (const std::string& line : damaged) std::fprintf(stderr, "megalodon: %s; %s is taken\n", line.c_str(), taken.c_str());
+}
+
+}  // namespace
+
+LoadedModel model_of(const std::string& argument) {
+  LoadedModel loaded = load_model_with_tokenizer(argument);
+  say_what_is_damaged(loaded.damaged, loaded.folder);
+  return loaded;
+}
+
 ModelConfig config_of(const std::string& argument) {
-  if (is_directory(argument)) return load_config(resolve_model(argument));
+  if (is_directory(argument)) {
+    const ResolvedModel resolved = resolve_model(argument);
+    say_what_is_damaged(resolved.damaged, resolved.folder);
+    return load_config(resolved.folder);
+  }
   if (exists(argument)) return config_from_json(read_text_file(argument), argument);
   if (argument.find('/') != std::string::npos || argument.ends_with(".json")) {
     throw Error(ErrorKind::NotFound, "there is no such file or folder", argument,

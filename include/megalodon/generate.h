@@ -56,7 +56,7 @@ struct Evaluation {
 // A model with its tokenizer, on the CPU. Not for several threads at once.
 class LanguageModel {
  public:
-  // folder  a model folder, a checkpoint, or a run folder, whose latest checkpoint is taken
+  // folder  a model folder, a checkpoint, or a run folder, whose newest whole checkpoint is taken
   // threads 0 means all processors
   // Throws Error(NotFound, Io, Corrupt, Mismatch, OutOfMemory).
   explicit LanguageModel(const std::string& folder, int threads = 0);
@@ -64,12 +64,13 @@ class LanguageModel {
   LanguageModel(LanguageModel&&) noexcept;
   LanguageModel& operator=(LanguageModel&&) noexcept;
 
+  const std::string& folder() const noexcept;  // the one that was taken
   const ModelConfig& config() const noexcept;
 
   // Returns what the model writes after the prompt, which may be of any length. on_text is given each piece as it comes, whole
   // characters only; generation ends when it returns false. An empty prompt stands for the tokenizer's beginning-of-sequence
   // token, or for a newline where it has none.
-  // Throws Error(InvalidArgument) for the options or a prompt the tokenizer refuses, Error(NotFinite).
+  // Throws Error(InvalidArgument) for the options, Error(Corrupt) for a prompt that is not UTF-8, Error(NotFinite).
   std::string generate(const std::string& prompt, const GenerateOptions& options = {},
                        const std::function<bool(const std::string& text)>& on_text = {});
 

@@ -17,6 +17,7 @@ LanguageModel::~LanguageModel() = default;
 LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
 LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
 
+const std::string& LanguageModel::folder() const noexcept { return impl_->loaded.folder; }
 const ModelConfig& LanguageModel::config() const noexcept { return impl_->loaded.model->config(); }
 
 std::string LanguageModel::generate(const std::string& prompt, const GenerateOptions& options,

@@ -1,8 +1,11 @@
 #include "infer/loaded_model.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "io/file.h"
+#include "io/folder_checksums.h"
 #include "megalodon/error.h"
 #include "model/model_folder.h"
 
@@ -12,37 +15,72 @@ namespace {
 
 bool is_model(const std::string& folder) { return is_file(join_path(folder, "config.json")); }
 
-// "step-00001000": the names sort like the steps. Folders being written have other names or no config.json yet.
-std::string latest_step(const std::string& folder) {
-  std::string latest;
-  for (const std::string& name : list_directory(folder)) {
-    const bool is_step = name.starts_with("step-") && name.size() > 5 &&
-                         std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
-    const bool later = name.size() != latest.size() ? name.size() > latest.size() : name > latest;
-    if (is_step && later && is_model(join_path(folder, name))) latest = name;
+bool has_checksums(const std::string& folder) { return is_file(join_path(folder, "checksums.json")); }
+
+// Compares the files that make the model; the optimizer's, which may be twice as large, are of no concern here.
+void verify_model_files(const std::string& folder) {
+  const std::map<std::string, std::string> checksums = read_checksums(folder);
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer", "tokenizer.model"}) {
+    const auto found = checksums.find(name);
+    if (found != checksums.end()) verify_checksum(folder, name, found->second);
   }
-  return latest.empty() ? latest : join_path(folder, latest);
+}
+
+// "step-00001000". Folders that are being written, removed or were set aside have other names.
+bool is_step(const std::string& name) {
+  return name.starts_with("step-") && name.size() > 5 &&
+         std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+std::vector<std::string> newest_first(const std::string& folder) {
+  std::vector<std::string> steps;
+  for (const std::string& name : list_directory(folder)) {
+    if (is_step(name)) steps.push_back(name);
+  }
+  std::sort(steps.begin(), steps.end(),
+            [](const std::string& a, const std::string& b) { return a.size() != b.size() ? a.size() > b.size() : a > b; });
+  return steps;
 }
 
 }  // namespace
 
-std::string resolve_model(const std::string& path) {
+ResolvedModel resolve_model(const std::string& path) {
   if (!exists(path)) throw Error(ErrorKind::NotFound, "there is no such folder", path, "Give a model folder or a run folder");
   if (!is_directory(path)) {
     throw Error(ErrorKind::InvalidArgument, "is a file", path,
                 "Give the model folder: it holds config.json and model.safetensors");
   }
-  if (is_model(path)) return path;
-  const std::string checkpoints = join_path(path, "checkpoints");
-  const std::string latest = latest_step(is_directory(checkpoints) ? checkpoints : path);
-  if (!latest.empty()) return latest;
+  ResolvedModel resolved;
+  if (is_model(path)) {
+    if (has_checksums(path)) verify_model_files(path);
+    resolved.folder = path;
+    return resolved;
+  }
+  const std::string inside = join_path(path, "checkpoints");
+  const std::string checkpoints = is_directory(inside) ? inside : path;
+  for (const std::string& step : newest_first(checkpoints)) {
+    const std::string folder = join_path(checkpoints, step);
+    try {
+      verify_model_files(folder);
+      resolved.folder = folder;
+      return resolved;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::Corrupt) throw;  // what cannot be read now may be whole
+      resolved.damaged.emplace_back(error.what());
+    }
+  }
+  if (!resolved.damaged.empty()) {
+    throw Error(ErrorKind::Corrupt, "every checkpoint is damaged; the newest: " + resolved.damaged.front(), path);
+  }
   throw Error(ErrorKind::NotFound, "holds neither config.json nor a checkpoint", path,
               "Give a model folder, or a run folder that has saved a checkpoint");
 }
 
 LoadedModel load_model_with_tokenizer(const std::string& path) {
   LoadedModel loaded;
-  loaded.folder = resolve_model(path);
+  ResolvedModel resolved = resolve_model(path);
+  loaded.folder = std::move(resolved.folder);
+  loaded.damaged = std::move(resolved.damaged);
   loaded.model = load_model(loaded.folder);
   loaded.tokenizer = load_tokenizer(loaded.folder);
   const std::int64_t vocab = loaded.model->config().vocab_size;

@@ -3,18 +3,27 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "io/tokenizer.h"
 #include "model/megalodon.h"
 
 namespace megalodon {
 
-// A folder with a config.json is itself one; a run folder stands for the latest of its checkpoints/step-XXXXXXXX, and so does
-// that folder `checkpoints`. Throws Error(NotFound) saying what was looked for.
-std::string resolve_model(const std::string& path);
+struct ResolvedModel {
+  std::string folder;
+  std::vector<std::string> damaged;  // a line for each newer checkpoint that is passed over
+};
+
+// A folder with a config.json is itself one; a run folder stands for the newest whole one of its checkpoints/step-XXXXXXXX, and
+// so does that folder `checkpoints`. Whole means that the model's files have the checksums that the checkpoint states; a folder
+// without checksums.json is a model from elsewhere and taken as it is. Throws Error(NotFound) saying what was looked for,
+// Error(Corrupt) for a damaged checkpoint that was named, or when all of a run are.
+ResolvedModel resolve_model(const std::string& path);
 
 struct LoadedModel {
-  std::string folder;  // resolve_model(path)
+  std::string folder;                // resolve_model(path)
+  std::vector<std::string> damaged;  // likewise
   std::unique_ptr<Megalodon> model;
   std::unique_ptr<Tokenizer> tokenizer;
 };

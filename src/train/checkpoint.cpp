@@ -5,8 +5,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "io/checksum.h"
 #include "io/file.h"
+#include "io/folder_checksums.h"
 #include "io/safetensors.h"
 #include "megalodon/error.h"
 #include "model/model_folder.h"
@@ -97,13 +97,7 @@ void write_files(const std::string& folder, const CheckpointView& view, const To
   write_safetensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view));
   if (view.state) write_safetensors(join_path(folder, "state.safetensors"), state_tensors(view));
   write_file_atomically(join_path(folder, "trainer.json"), trainer_json(view).dump(2) + "\n");
-  Json files = Json::object();
-  for (const std::string& name : list_directory(folder)) {
-    const std::string path = join_path(folder, name);
-    fsync_file(path);
-    files[name] = checksum_to_string(checksum_file(path));
-  }
-  write_file_atomically(join_path(folder, "checksums.json"), Json{{"algorithm", "xxh3-64"}, {"files", files}}.dump(2) + "\n");
+  write_checksums(folder);
 }
 
 // Out of the way first, so that no folder with a checkpoint's name is ever half removed.
@@ -204,19 +198,11 @@ std::string save_checkpoint(const std::string& run, const CheckpointView& view, 
 
 void verify_checkpoint(const std::string& folder) {
   if (!is_directory(folder)) throw Error(ErrorKind::NotFound, "no such checkpoint", folder);
-  const std::string path = join_path(folder, "checksums.json");
-  if (!is_file(path)) throw Error(ErrorKind::Corrupt, "checksums.json is missing", folder);
-  const auto files = read_json(path, [](const Json& json) { return json.at("files").get<std::map<std::string, std::string>>(); });
+  const std::map<std::string, std::string> files = read_checksums(folder);
   for (const char* name : {"config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}) {
-    if (!files.contains(name)) throw Error(ErrorKind::Corrupt, std::string("no checksum of ") + name, path);
+    if (!files.contains(name)) throw Error(ErrorKind::Corrupt, std::string("checksums.json does not list ") + name, folder);
   }
-  for (const auto& [name, checksum] : files) {
-    const std::string file = join_path(folder, name);
-    if (!is_file(file)) throw Error(ErrorKind::Corrupt, name + " is missing", folder);
-    if (checksum_to_string(checksum_file(file)) != checksum) {
-      throw Error(ErrorKind::Corrupt, name + " is damaged: its checksum differs", folder);
-    }
-  }
+  for (const auto& [name, checksum] : files) verify_checksum(folder, name, checksum);
 }
 
 FoundCheckpoint find_checkpoint(const std::string& run) {

@@ -12,6 +12,7 @@
 #include "infer/tiny_model.h"
 #include "infer/window.h"
 #include "io/prepare.h"
+#include "io/shards.h"
 #include "megalodon/error.h"
 #include "tolerances.h"
 
@@ -198,6 +199,18 @@ TEST_F(EvaluatorTest, BadInputIsNamed) {
       },
       Error);
   EXPECT_THROW(Evaluator(ctx_, model_, *tokenizer_, {.context = -1}), Error);
+}
+
+TEST_F(EvaluatorTest, DataOfAnotherTokenizerOrVocabularyIsRefused) {
+  const auto write_data = [&](const std::string& name, const std::string& tokenizer, std::int64_t vocab_size) {
+    ShardWriter writer(folder_ / name, tokenizer, vocab_size);
+    writer.append(std::vector<std::int32_t>(40, static_cast<std::int32_t>(vocab_size - 1)));
+    writer.finish();
+    return folder_ / name;
+  };
+  EXPECT_EQ(kind_of({write_data("other", "sentencepiece:0123456789abcdef", 256)}, "prepared with the tokenizer sentencepiece"),
+            ErrorKind::Mismatch);
+  EXPECT_EQ(kind_of({write_data("larger", "bytes", 300)}, "a vocabulary of 300"), ErrorKind::Corrupt);
 }
 
 TEST_F(EvaluatorTest, ModelThatDivergedIsNamed) {

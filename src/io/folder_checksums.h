@@ -1,0 +1,19 @@
+// checksums.json: the XXH3 of each file beside it, by name, so that a damaged folder is told from a whole one.
+//   {"algorithm": "xxh3-64", "files": {"config.json": "0123456789abcdef", ...}}
+#pragma once
+
+#include <map>
+#include <string>
+
+namespace megalodon {
+
+// Fsyncs every file in the folder and lists it in FOLDER/checksums.json. Throws Error(Io).
+void write_checksums(const std::string& folder);
+
+// File name to checksum. Throws Error(Corrupt) for a folder without checksums.json, or one that does not hold.
+std::map<std::string, std::string> read_checksums(const std::string& folder);
+
+// Throws Error(Corrupt) naming folder and file when it is missing or has another checksum, Error(Io).
+void verify_checksum(const std::string& folder, const std::string& name, const std::string& checksum);
+
+}  // namespace megalodon
