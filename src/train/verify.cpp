@@ -1,5 +1,6 @@
 #include "train/verify.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -97,19 +98,21 @@ std::string sibling(const std::string& path, const std::string& ending) {
   return path.substr(0, path.size() - ending.size()) + ".safetensors";
 }
 
-std::int32_t token(std::int64_t value, const SafetensorsFile& file) {
-  if (value < std::numeric_limits<std::int32_t>::min() || value > std::numeric_limits<std::int32_t>::max()) {
-    throw Error(ErrorKind::Corrupt, "token " + std::to_string(value) + " is no token", file.path());
-  }
-  return static_cast<std::int32_t>(value);
+// -1 is a target that does not count.
+std::int32_t token(std::int64_t value, const ModelConfig& config, const SafetensorsFile& file) {
+  const std::int64_t size = std::max(config.vocab_size, config.outputs());
+  if (value >= -1 && value < size) return static_cast<std::int32_t>(value);
+  throw Error(ErrorKind::Corrupt, "token " + std::to_string(value) + " is outside the vocabulary of " + std::to_string(size),
+              file.path());
 }
 
 // Columns [begin, begin + count) of I64 [rows, L], or all of them, as I32.
-std::vector<std::int32_t> tokens_of(const SafetensorsFile& file, const Tensor& wide, std::int64_t begin, std::int64_t count) {
+std::vector<std::int32_t> tokens_of(const SafetensorsFile& file, const ModelConfig& config, const Tensor& wide,
+                                    std::int64_t begin, std::int64_t count) {
   std::vector<std::int32_t> tokens;
   for (std::int64_t row = 0; row < wide.rows(); ++row) {
     for (std::int64_t i = 0; i < count; ++i) {
-      tokens.push_back(token(wide.data<std::int64_t>()[row * wide.cols() + begin + i], file));
+      tokens.push_back(token(wide.data<std::int64_t>()[row * wide.cols() + begin + i], config, file));
     }
   }
   return tokens;
@@ -150,13 +153,13 @@ void compare_parameters(const Megalodon& model, const SafetensorsFile& file, con
 
 // The window of X.safetensors.
 struct Window {
-  explicit Window(const SafetensorsFile& file) {
+  Window(const SafetensorsFile& file, const ModelConfig& config) {
     const Tensor wide = matrix_of_tokens(file, "tokens");
     const Tensor next = matrix_of_tokens(file, "targets");
     if (!(next.shape() == wide.shape())) throw Error(ErrorKind::Mismatch, "tokens and targets differ in shape", file.path());
     shape = wide.shape();
-    tokens = tokens_of(file, wide, 0, wide.cols());
-    targets = tokens_of(file, next, 0, wide.cols());
+    tokens = tokens_of(file, config, wide, 0, wide.cols());
+    targets = tokens_of(file, config, next, 0, wide.cols());
   }
 
   // Adds the gradient of the mean loss, and returns that loss.
@@ -173,7 +176,7 @@ struct Window {
 
 std::vector<Verified> verify_plain(Context& ctx, const SafetensorsFile& file) {
   const auto model = model_of(file);
-  Window window(file);
+  Window window(file, model->config());
   const Shape& shape = window.shape;
   std::vector<Verified> out;
   {
@@ -195,7 +198,12 @@ std::vector<Verified> verify_plain(Context& ctx, const SafetensorsFile& file) {
 
 // The first `count` rows of each sequence's keys or values, [B, C, width], in the file's shape [B, count, heads, width / heads].
 Verified compare_cache(const std::string& name, const Tensor& cache, const Tensor& truth, double bound) {
-  const std::int64_t count = truth.shape()[1];
+  const std::int64_t rank = truth.shape().rank();
+  const std::int64_t count = rank < 2 ? 0 : truth.shape()[1];
+  if (rank < 2 || count > cache.shape()[1] || truth.numel() != cache.shape()[0] * count * cache.cols()) {
+    throw Error(ErrorKind::Mismatch, name + " is " + to_string(truth.shape()) + ", the state holds " + to_string(cache.shape()),
+                "verify");
+  }
   std::vector<float> held;
   for (std::int64_t b = 0; b < cache.shape()[0]; ++b) {
     const float* rows = cache.data<float>() + b * cache.shape()[1] * cache.cols();
@@ -209,6 +217,7 @@ std::vector<Verified> verify_stream(Context& ctx, const SafetensorsFile& file) {
   const auto model = model_of(whole);
   const Tensor wide = matrix_of_tokens(file, "tokens");
   const Tensor splits = file.tensor("splits");
+  if (splits.dtype() != DType::I64) throw Error(ErrorKind::Mismatch, "splits must be I64", file.path());
   const std::int64_t batch = wide.shape()[0];
   const std::int64_t outputs = model->config().outputs();
   ModelState state(model->config(), batch);
@@ -220,7 +229,7 @@ std::vector<Verified> verify_stream(Context& ctx, const SafetensorsFile& file) {
     if (length < 1 || at + length > wide.cols()) {
       throw Error(ErrorKind::Mismatch, "splits do not add up to the tokens", file.path());
     }
-    auto piece = tokens_of(file, wide, at, length);
+    auto piece = tokens_of(file, model->config(), wide, at, length);
     std::vector<float> part(static_cast<std::size_t>(batch * length * outputs));
     inference.logits(Tensor(piece.data(), {batch, length}), state, Tensor(part.data(), {batch, length, outputs}));
     for (std::int64_t b = 0; b < batch; ++b) {
@@ -281,7 +290,7 @@ void add_what_was_left(Context& ctx, const Megalodon& model, const SafetensorsFi
                        const Tensor& gradient) {
   std::vector<float> both(gradient.data<float>(), gradient.data<float>() + gradient.numel());
   const Tensor sum(both.data(), gradient.shape());
-  Window window(start);
+  Window window(start, model.config());
   Training training(ctx, model, window.shape[0], window.shape[1]);
   window.add_gradient(training, sum);
   if (std::abs(global_norm(ctx, sum) - recorded_norm) < std::abs(global_norm(ctx, gradient) - recorded_norm)) {
@@ -311,8 +320,8 @@ std::vector<Verified> verify_adamw(Context& ctx, const SafetensorsFile& file) {
   std::vector<Verified> out;
   for (std::int64_t step = 0; step < steps; ++step) {
     const Tensor batch = batches.view({steps * window[0], window[1] + 1}).row_range(step * window[0], window[0]);
-    auto tokens = tokens_of(file, batch, 0, window[1]);
-    auto targets = tokens_of(file, batch, 1, window[1]);
+    auto tokens = tokens_of(file, model->config(), batch, 0, window[1]);
+    auto targets = tokens_of(file, model->config(), batch, 1, window[1]);
     std::fill(gradients.begin(), gradients.end(), 0.0F);
     const double sum = training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), nullptr, gradient,
                                                  static_cast<float>(1 / count));
