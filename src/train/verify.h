@@ -4,13 +4,19 @@
 //   X_stream.safetensors  tokens fed in pieces of the lengths `splits`: logits, and the states at the end
 //   X_adamw.safetensors   batches, and metadata "optim": loss, grad_norm and lr of every step, and the parameters after the last
 //                         (the first step may include the gradient of X's own window, as in tests/golden: see its README.md)
-// The last two take configuration and parameters from the X.safetensors beside them.
+// The last two take configuration and parameters from the X.safetensors beside them. Dropout is off.
 #pragma once
 
+#include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/context.h"
+#include "io/safetensors.h"
+#include "megalodon/config.h"
+#include "ops/adamw.h"
 
 namespace megalodon {
 
@@ -26,5 +32,34 @@ struct Verified {
 
 // One line a quantity. Throws Error(NotFound, Corrupt, Mismatch) for a file that is not one of the three kinds.
 std::vector<Verified> verify_golden_file(Context& ctx, const std::string& path);
+
+// What computes: a model that begins with the parameters of X. Its numbers are handed over in float64, which holds every
+// precision exactly. `window` is the shape [B, L] of tokens.
+class GoldenModel {
+ public:
+  using Tokens = std::vector<std::int32_t>;
+  struct Values {
+    Shape shape;
+    std::vector<double> values;
+  };
+
+  virtual ~GoldenModel() = default;
+  // [B, L, K], of tokens that follow those of the calls before.
+  virtual std::vector<double> logits(const Shape& window, const Tokens& tokens) = 0;
+  // What is remembered of them, under the names of X_stream and in its shapes.
+  virtual std::map<std::string, Values> state() = 0;
+  // Adds the gradient of the mean loss of a window that stands alone; returns that loss.
+  virtual double add_gradient(const Shape& window, const Tokens& tokens, const Tokens& targets) = 0;
+  virtual void clear_gradient() = 0;
+  virtual double gradient_norm() = 0;
+  // One step (from 1) along the gradient, its norm clipped to `clip`.
+  virtual void step(const AdamW& adamw, std::int64_t step, double clip) = 0;
+  virtual std::vector<double> gradient(const std::string& parameter) = 0;
+  virtual std::vector<double> parameter(const std::string& name) = 0;
+};
+using MakeGoldenModel = std::function<std::unique_ptr<GoldenModel>(const ModelConfig& config, const SafetensorsFile& x)>;
+
+// The same of any implementation, with the bounds that float32 is held to.
+std::vector<Verified> verify_golden_file(const std::string& path, const MakeGoldenModel& make);
 
 }  // namespace megalodon
