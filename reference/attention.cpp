@@ -12,6 +12,12 @@ struct Row {
   std::vector<double> weights;      // after the softmax, before dropout
   std::vector<double> keep;
   double lse = 0;
+
+  std::vector<double> dropped() const {
+    std::vector<double> w = weights;
+    for (std::size_t j = 0; j < w.size(); ++j) w[j] *= keep[j];
+    return w;
+  }
 };
 
 double dot(const double* a, const double* b, std::int64_t count) {
@@ -44,17 +50,20 @@ Row row_of(const AttentionSizes& s, const AttentionMasks& masks, const std::vect
 }  // namespace
 
 AttentionResult attention_forward(const AttentionSizes& s, const AttentionMasks& masks, const std::vector<double>& q,
-                                  const std::vector<double>& k, const std::vector<double>& v) {
+                                  const std::vector<double>& k, const std::vector<double>& v, Rounding rounding) {
+  const auto round = [&](const std::vector<double>& values) { return rounded(rounding, values); };
+  const std::vector<double> rq = round(q), rk = round(k), rv = round(v);
   const auto width = static_cast<std::size_t>(s.heads * s.v_head_dim);
   AttentionResult out{std::vector<double>(v.size()), {}};
   for (std::int64_t b = 0; b < s.batch; ++b) {
     for (std::int64_t t = 0; t < s.length; ++t) {
       for (std::int64_t h = 0; h < s.heads; ++h) {
-        const Row row = row_of(s, masks, q, k, b, h, t);
+        const Row row = row_of(s, masks, rq, rk, b, h, t);
+        const auto w = round(row.dropped());
         out.lse.push_back(row.lse);
         for (auto c = static_cast<std::size_t>(h * s.v_head_dim); c < static_cast<std::size_t>((h + 1) * s.v_head_dim); ++c) {
           double& o = out.o[static_cast<std::size_t>(b * s.length + t) * width + c];
-          for (std::size_t j = 0; j < row.tokens.size(); ++j) o += row.weights[j] * row.keep[j] * v[row.tokens[j] * width + c];
+          for (std::size_t j = 0; j < row.tokens.size(); ++j) o += w[j] * rv[row.tokens[j] * width + c];
         }
       }
     }
@@ -63,15 +72,18 @@ AttentionResult attention_forward(const AttentionSizes& s, const AttentionMasks&
 }
 
 AttentionGradients attention_backward(const AttentionSizes& s, const AttentionMasks& masks, const std::vector<double>& q,
-                                      const std::vector<double>& k, const std::vector<double>& v,
-                                      const std::vector<double>& do_) {
+                                      const std::vector<double>& k, const std::vector<double>& v, const std::vector<double>& do_,
+                                      Rounding rounding) {
+  const auto round = [&](const std::vector<double>& values) { return rounded(rounding, values); };
+  const std::vector<double> rq = round(q), rk = round(k), rv = round(v), rdo = round(do_);
   const auto width = static_cast<std::size_t>(s.heads * s.v_head_dim);
   const auto z = static_cast<std::size_t>(s.heads * s.z_head_dim);
   AttentionGradients out{std::vector<double>(q.size()), std::vector<double>(k.size()), std::vector<double>(v.size())};
   for (std::int64_t b = 0; b < s.batch; ++b) {
     for (std::int64_t t = 0; t < s.length; ++t) {
       for (std::int64_t h = 0; h < s.heads; ++h) {
-        const Row row = row_of(s, masks, q, k, b, h, t);
+        const Row row = row_of(s, masks, rq, rk, b, h, t);
+        const auto w = round(row.dropped());
         const auto query = static_cast<std::size_t>(b * s.length + t);
         const auto values = static_cast<std::size_t>(h * s.v_head_dim);
         const auto head = static_cast<std::size_t>(h * s.z_head_dim);
@@ -79,16 +91,18 @@ AttentionGradients attention_backward(const AttentionSizes& s, const AttentionMa
         double mean = 0;
         for (std::size_t j = 0; j < dw.size(); ++j) {
           for (std::size_t c = values; c < values + static_cast<std::size_t>(s.v_head_dim); ++c) {
-            dw[j] += row.keep[j] * do_[query * width + c] * v[row.tokens[j] * width + c];
-            out.dv[row.tokens[j] * width + c] += row.weights[j] * row.keep[j] * do_[query * width + c];
+            dw[j] += row.keep[j] * rdo[query * width + c] * rv[row.tokens[j] * width + c];
+            out.dv[row.tokens[j] * width + c] += w[j] * rdo[query * width + c];
           }
           mean += row.weights[j] * dw[j];
         }
+        std::vector<double> ds(dw.size());
+        for (std::size_t j = 0; j < dw.size(); ++j) ds[j] = row.weights[j] * (dw[j] - mean);
+        ds = round(ds);
         for (std::size_t j = 0; j < dw.size(); ++j) {
-          const double ds = row.weights[j] * (dw[j] - mean);
           for (std::size_t c = head; c < head + static_cast<std::size_t>(s.z_head_dim); ++c) {
-            out.dq[query * z + c] += ds * k[row.tokens[j] * z + c];
-            out.dk[row.tokens[j] * z + c] += ds * q[query * z + c];
+            out.dq[query * z + c] += ds[j] * rk[row.tokens[j] * z + c];
+            out.dk[row.tokens[j] * z + c] += ds[j] * rq[query * z + c];
           }
         }
       }

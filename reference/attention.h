@@ -1,8 +1,11 @@
 // The float64 oracle of src/ops/attention.h, for sequences that begin at position 0. Layouts as there, dense.
+// With w the weights after softmax and dropout, a rounding rounds the inputs of the products q k, w v; do v, w do, ds k and ds q.
 #pragma once
 
 #include <cstdint>
 #include <vector>
+
+#include "reference/rounding.h"
 
 namespace megalodon::reference {
 
@@ -21,12 +24,13 @@ struct AttentionResult {
   std::vector<double> lse;  // [B, L, H]
 };
 AttentionResult attention_forward(const AttentionSizes& sizes, const AttentionMasks& masks, const std::vector<double>& q,
-                                  const std::vector<double>& k, const std::vector<double>& v);
+                                  const std::vector<double>& k, const std::vector<double>& v, Rounding rounding = Rounding::None);
 
 struct AttentionGradients {
   std::vector<double> dq, dk, dv;
 };
 AttentionGradients attention_backward(const AttentionSizes& sizes, const AttentionMasks& masks, const std::vector<double>& q,
-                                      const std::vector<double>& k, const std::vector<double>& v, const std::vector<double>& do_);
+                                      const std::vector<double>& k, const std::vector<double>& v, const std::vector<double>& do_,
+                                      Rounding rounding = Rounding::None);
 
 }  // namespace megalodon::reference
