@@ -10,7 +10,7 @@ namespace {
 
 TEST(BFloat16Test, RoundsToNearestTiesToEven) {
   EXPECT_EQ(to_bfloat16(1.0F).bits, 0x3F80);
-  EXPECT_EQ(to_bfloat16(1.0F + 0x1p-8F).bits, 0x3F80);           // half way: the even one, below
+  EXPECT_EQ(to_bfloat16(1.0F + 0x1p-8F).bits, 0x3F80);            // half way: the even one, below
   EXPECT_EQ(to_bfloat16(1.0F + 0x1p-7F + 0x1p-8F).bits, 0x3F82);  // half way: the even one, above
   EXPECT_EQ(to_bfloat16(1.0F + 0x1p-8F + 0x1p-20F).bits, 0x3F81);
   EXPECT_EQ(to_bfloat16(-1.0F).bits, 0xBF80);
