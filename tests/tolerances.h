@@ -14,6 +14,10 @@ inline constexpr double kMoved = 3e-5;             // how far an optimizer moved
 inline constexpr double kBFloat16 = 0x1p-8;        // one rounding to bfloat16 of what float32 computed
 inline constexpr double kFiniteDifference = 1e-6;  // float64 gradients against central differences in float64
 
+// What attention computes in bfloat16: weights, or gradients of logits, are rounded before a product adds them up, and once more
+// something else is, its result or o in do . o. Where terms do not cancel the first is no larger than the second.
+inline constexpr double kBFloat16Product = 2 * kBFloat16;
+
 // What an output of this dtype may differ by, when `exact` is what float32 may.
 constexpr double of(DType dtype, double exact) { return dtype == DType::BF16 ? kBFloat16 : exact; }
 

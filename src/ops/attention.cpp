@@ -52,8 +52,8 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
   require(static_cast<bool>(state.k) == static_cast<bool>(state.v), kName, "state.k goes with state.v");
   if (state.k) {
     const std::int64_t batch = q.shape()[0];
-    require_contiguous(state.k, DType::F32, {batch, op.chunk, op.heads * op.z_head_dim}, kName, "state.k");
-    require_contiguous(state.v, DType::F32, {batch, op.chunk, op.heads * op.v_head_dim}, kName, "state.v");
+    require_contiguous(state.k, q.dtype(), {batch, op.chunk, op.heads * op.z_head_dim}, kName, "state.k");
+    require_contiguous(state.v, q.dtype(), {batch, op.chunk, op.heads * op.v_head_dim}, kName, "state.v");
   }
   check_positions(op, positions, static_cast<bool>(state.k));
   dispatch(ctx, q.dtype(), kName, [&] { cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved); });
@@ -66,8 +66,8 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& positio
   check_positions(op, positions, false);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
   require_tensor(do_, q.dtype(), o.shape(), kName, "do");
-  require_tensor(dq, q.dtype(), q.shape(), kName, "dq");
-  require_tensor(dk, q.dtype(), k.shape(), kName, "dk");
+  require_tensor(dq, DType::F32, q.shape(), kName, "dq");
+  require_tensor(dk, DType::F32, k.shape(), kName, "dk");
   require_tensor(dv, q.dtype(), v.shape(), kName, "dv");
   dispatch(ctx, q.dtype(), kName, [&] { cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); });
 }

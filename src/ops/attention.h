@@ -3,6 +3,8 @@
 //   o_i = sum over j of w_ij v_j,  w_i = softmax over the j it sees of (q_i . k_j)
 // with no further scale. Which chunk a token is in follows from its position in the whole sequence, so windows may begin
 // anywhere in a chunk when the chunk's earlier keys and values are carried in the state.
+// T is F32 or BF16. Scores, softmax and its gradient are float32, and so are sums; weights and gradients of logits are rounded to
+// T where they are inputs of a product.
 #pragma once
 
 #include "core/context.h"
@@ -25,8 +27,8 @@ struct Attention {
 
 // The keys and values of the chunk that a sequence stands in: rows [0, position % C) are valid, the others unspecified.
 struct AttentionState {
-  Tensor k;  // [B, C, Z] f32, already rotated
-  Tensor v;  // [B, C, V] f32
+  Tensor k;  // [B, C, Z] T, already rotated
+  Tensor v;  // [B, C, V] T
 };
 
 // What backward needs besides the inputs and o.
@@ -39,11 +41,11 @@ struct AttentionSaved {
 // state.
 void attention_forward(Context& ctx, const Attention& op,
                        const Tensor& positions,      // [B] i64: how many tokens came before, of each sequence; null: none
-                       const Tensor& q,              // [B, L, Z], may be pitched; so may the others of its kind
-                       const Tensor& k,              // [B, L, Z]
-                       const Tensor& v,              // [B, L, V]
+                       const Tensor& q,              // [B, L, Z] T, may be pitched; so may the others of its kind
+                       const Tensor& k,              // [B, L, Z] T
+                       const Tensor& v,              // [B, L, V] T
                        const AttentionState& state,  // read and updated; null: positions are multiples of C, nothing is kept
-                       const Tensor& o,              // [B, L, V]
+                       const Tensor& o,              // [B, L, V] T
                        const AttentionSaved& saved);
 
 // With w the weights as above (m their dropout factor, 1 without dropout) and do the gradient of o:
@@ -51,15 +53,15 @@ void attention_forward(Context& ctx, const Attention& op,
 // Overwrites dq, dk and dv, which may be pitched. w is computed again from lse. Windows start at a chunk's first token.
 void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& positions,  // [B] i64, multiples of C; null: 0
-                        const Tensor& q,          // [B, L, Z]
-                        const Tensor& k,          // [B, L, Z]
-                        const Tensor& v,          // [B, L, V]
-                        const Tensor& o,          // [B, L, V]
+                        const Tensor& q,          // [B, L, Z] T
+                        const Tensor& k,          // [B, L, Z] T
+                        const Tensor& v,          // [B, L, V] T
+                        const Tensor& o,          // [B, L, V] T
                         const AttentionSaved& saved,
-                        const Tensor& do_,  // [B, L, V]
-                        const Tensor& dq,   // [B, L, Z]
-                        const Tensor& dk,   // [B, L, Z]
-                        const Tensor& dv);  // [B, L, V]
+                        const Tensor& do_,  // [B, L, V] T
+                        const Tensor& dq,   // [B, L, Z] f32
+                        const Tensor& dk,   // [B, L, Z] f32
+                        const Tensor& dv);  // [B, L, V] T
 
 // Bytes of workspace that the two take for windows of up to `length` tokens.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t length, int threads);

@@ -1,10 +1,12 @@
 // Blocks of rows of a chunk, each against only the keys that its last row may see: the products by oneDNN, the softmax and its
-// gradient by vector code between them while the block of scores is in cache. A few rows alone, as in decoding, go through dot
+// gradient by vector code between them while the block of scores is in cache. The weights of bfloat16 values take the place of
+// their float32 logits, rounded as inputs of a product are; nothing else is. A few rows alone, as in decoding, go through dot
 // products instead: their number of keys changes with every token, and so would oneDNN's primitives.
 #include "ops/attention.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -39,17 +41,13 @@ struct RowMask {
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-// Ends the logits s[0, seen) so that vectors can run over padded(seen) of them, and clears the rest up to `keys`.
-HWY_INLINE void close_row(float* s, std::int64_t seen, std::int64_t keys) {
-  std::fill(s + seen, s + padded(seen), -std::numeric_limits<float>::infinity());
-  if (padded(seen) < keys) std::fill(s + padded(seen), s + keys, 0.0F);
-}
-
-// Turns the logits s[0, seen) into weights, s[seen, keys) into zeros. Returns the log-sum-exp.
-float attention_softmax_row(float* s, std::int64_t seen, std::int64_t keys, const RowMask& mask) {
+// Turns the logits s[0, seen) into weights w, with zeros on [seen, keys). Returns the log-sum-exp. w may be the memory of s: an
+// element is at most as wide as the logit it comes from, and the last pass goes from left to right.
+template <class T>
+float softmax_row(float* s, T* w, std::int64_t seen, std::int64_t keys, const RowMask& mask) {
   const auto step = static_cast<std::int64_t>(hn::Lanes(kFloats));
   const std::int64_t end = padded(seen);
-  close_row(s, seen, keys);
+  std::fill(s + seen, s + end, -std::numeric_limits<float>::infinity());
   FloatVec most = hn::Set(kFloats, -std::numeric_limits<float>::infinity());
   for (std::int64_t j = 0; j < end; j += step) {
     FloatVec v = hn::LoadU(kFloats, s + j);
@@ -69,50 +67,77 @@ float attention_softmax_row(float* s, std::int64_t seen, std::int64_t keys, cons
   const float denominator = sum(total);
   const FloatVec scale = hn::Set(kFloats, 1.0F / denominator);
   for (std::int64_t j = 0; j < end; j += step) {
-    FloatVec w = hn::Mul(hn::LoadU(kFloats, s + j), scale);
-    if (mask.keep != nullptr) w = hn::Mul(w, hn::LoadU(kFloats, mask.keep + j));
-    hn::StoreU(w, kFloats, s + j);
+    FloatVec weight = hn::Mul(hn::LoadU(kFloats, s + j), scale);
+    if (mask.keep != nullptr) weight = hn::Mul(weight, hn::LoadU(kFloats, mask.keep + j));
+    store(weight, w + j, step);
   }
+  if (end < keys) std::memset(w + end, 0, static_cast<std::size_t>(keys - end) * sizeof(T));
   return hn::GetLane(top) + std::log(denominator);
 }
 
-// From the logits s and dp = do . v of a row: s becomes the weights after dropout, dp the gradient of the logits; both are zero
-// on [seen, keys).
-void attention_backward_row(float* s, float* dp, std::int64_t seen, std::int64_t keys, float lse, float delta,
-                            const RowMask& mask) {
+float attention_softmax_row(DType dtype, float* s, void* w, std::int64_t seen, std::int64_t keys, const RowMask& mask) {
+  float lse = 0;
+  with_elements(dtype, [&](auto element) { lse = softmax_row(s, static_cast<decltype(element)*>(w), seen, keys, mask); });
+  return lse;
+}
+
+// The logits s and dp = do . v of one key and the queries [0, count), of which those from `first` on see it: s becomes the
+// weights after dropout, dp the gradient of the logits, both of type T and zero before `first`.
+template <class T>
+void backward_row(float* s, float* dp, std::int64_t first, std::int64_t count, const float* lse, const float* delta,
+                  const RowMask& mask) {
   const auto step = static_cast<std::int64_t>(hn::Lanes(kFloats));
-  const std::int64_t end = padded(seen);
-  close_row(s, seen, keys);
-  std::fill(dp + seen, dp + std::max(end, keys), 0.0F);
-  const FloatVec shift = hn::Set(kFloats, lse);
-  const FloatVec mean = hn::Set(kFloats, delta);
-  for (std::int64_t j = 0; j < end; j += step) {
-    FloatVec logit = hn::LoadU(kFloats, s + j);
-    if (mask.hide != nullptr) logit = hn::Add(logit, hn::LoadU(kFloats, mask.hide + j));
-    const FloatVec w = hn::Exp(kFloats, hn::Sub(logit, shift));
+  T* const weights = reinterpret_cast<T*>(s);
+  T* const gradients = reinterpret_cast<T*>(dp);
+  std::int64_t i = first / step * step;
+  std::memset(weights, 0, static_cast<std::size_t>(i) * sizeof(T));
+  std::memset(gradients, 0, static_cast<std::size_t>(i) * sizeof(T));
+  auto unseen = hn::FirstN(kFloats, static_cast<std::size_t>(first - i));
+  for (; i < count; i += step) {
+    const std::int64_t n = std::min(step, count - i);
+    FloatVec logit = load(s + i, n);
+    if (mask.hide != nullptr) logit = hn::Add(logit, load(mask.hide + i, n));
+    const FloatVec w = hn::IfThenZeroElse(unseen, hn::Exp(kFloats, hn::Sub(logit, load(lse + i, n))));
     FloatVec kept = w;
-    FloatVec d = hn::LoadU(kFloats, dp + j);
+    FloatVec d = load(dp + i, n);
     if (mask.keep != nullptr) {
-      const FloatVec keep = hn::LoadU(kFloats, mask.keep + j);
+      const FloatVec keep = load(mask.keep + i, n);
       kept = hn::Mul(w, keep);
       d = hn::Mul(d, keep);
     }
-    hn::StoreU(kept, kFloats, s + j);
-    hn::StoreU(hn::Mul(w, hn::Sub(d, mean)), kFloats, dp + j);
+    store(kept, weights + i, n);
+    store(hn::Mul(w, hn::Sub(d, load(delta + i, n))), gradients + i, n);
+    unseen = hn::FirstN(kFloats, 0);
   }
 }
 
-float attention_dot(const float* a, const float* b, std::int64_t count) {
+void attention_backward_row(DType dtype, float* s, float* dp, std::int64_t first, std::int64_t count, const float* lse,
+                            const float* delta, const RowMask& mask) {
+  with_elements(dtype, [&](auto element) { backward_row<decltype(element)>(s, dp, first, count, lse, delta, mask); });
+}
+
+template <class T>
+float dot(const T* a, const T* b, std::int64_t count) {
   FloatVec total = hn::Zero(kFloats);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) { total = hn::MulAdd(load(a + i, n), load(b + i, n), total); });
   return sum(total);
 }
 
+// out[i] = do_i . o_i over the columns [column, column + dim) of rows row + i
+void attention_deltas(const Tensor& do_, const Tensor& o, std::int64_t row, std::int64_t column, std::int64_t count,
+                      std::int64_t dim, float* out) {
+  with_elements(o.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t i = 0; i < count; ++i) out[i] = dot(do_.row<T>(row + i) + column, o.row<T>(row + i) + column, dim);
+  });
+}
+
 // s[j] = q . k_j
-void attention_scores(const float* q, const float* k, std::int64_t pitch, std::int64_t count, std::int64_t dim, float* s) {
+template <class T>
+void scores(const T* q, const T* k, std::int64_t pitch, std::int64_t count, std::int64_t dim, float* s) {
   std::int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
-    const float* row = k + j * pitch;
+    const T* row = k + j * pitch;
     FloatVec a = hn::Zero(kFloats);
     FloatVec b = a;
     FloatVec c = a;
@@ -129,37 +154,54 @@ void attention_scores(const float* q, const float* k, std::int64_t pitch, std::i
     s[j + 2] = sum(c);
     s[j + 3] = sum(d);
   }
-  for (; j < count; ++j) s[j] = attention_dot(q, k + j * pitch, dim);
+  for (; j < count; ++j) s[j] = dot(q, k + j * pitch, dim);
 }
 
-// o += sum_j w[j] v_j
-void attention_mix(const float* w, const float* v, std::int64_t pitch, std::int64_t count, std::int64_t dim, float* o) {
+// o = sum_j w[j] v_j, summed in float32
+template <class T>
+void mix(const float* w, const T* v, std::int64_t pitch, std::int64_t count, std::int64_t dim, T* o) {
   const auto step = static_cast<std::int64_t>(hn::Lanes(kFloats));
   std::int64_t i = 0;
   for (; i + 4 * step <= dim; i += 4 * step) {
-    FloatVec a = hn::LoadU(kFloats, o + i);
-    FloatVec b = hn::LoadU(kFloats, o + i + step);
-    FloatVec c = hn::LoadU(kFloats, o + i + 2 * step);
-    FloatVec d = hn::LoadU(kFloats, o + i + 3 * step);
-    const float* row = v + i;
+    FloatVec a = hn::Zero(kFloats);
+    FloatVec b = a;
+    FloatVec c = a;
+    FloatVec d = a;
+    const T* row = v + i;
     for (std::int64_t j = 0; j < count; ++j, row += pitch) {
       const FloatVec weight = hn::Set(kFloats, w[j]);
-      a = hn::MulAdd(weight, hn::LoadU(kFloats, row), a);
-      b = hn::MulAdd(weight, hn::LoadU(kFloats, row + step), b);
-      c = hn::MulAdd(weight, hn::LoadU(kFloats, row + 2 * step), c);
-      d = hn::MulAdd(weight, hn::LoadU(kFloats, row + 3 * step), d);
+      a = hn::MulAdd(weight, load(row, step), a);
+      b = hn::MulAdd(weight, load(row + step, step), b);
+      c = hn::MulAdd(weight, load(row + 2 * step, step), c);
+      d = hn::MulAdd(weight, load(row + 3 * step, step), d);
     }
-    hn::StoreU(a, kFloats, o + i);
-    hn::StoreU(b, kFloats, o + i + step);
-    hn::StoreU(c, kFloats, o + i + 2 * step);
-    hn::StoreU(d, kFloats, o + i + 3 * step);
+    store(a, o + i, step);
+    store(b, o + i + step, step);
+    store(c, o + i + 2 * step, step);
+    store(d, o + i + 3 * step, step);
   }
   for (; i < dim; i += step) {
     const std::int64_t n = std::min(step, dim - i);
-    FloatVec a = load(o + i, n);
+    FloatVec a = hn::Zero(kFloats);
     for (std::int64_t j = 0; j < count; ++j) a = hn::MulAdd(hn::Set(kFloats, w[j]), load(v + j * pitch + i, n), a);
     store(a, o + i, n);
   }
+}
+
+void attention_scores(DType dtype, const void* q, const void* k, std::int64_t pitch, std::int64_t count, std::int64_t dim,
+                      float* s) {
+  with_elements(dtype, [&](auto element) {
+    using T = decltype(element);
+    scores(static_cast<const T*>(q), static_cast<const T*>(k), pitch, count, dim, s);
+  });
+}
+
+void attention_mix(DType dtype, const float* w, const void* v, std::int64_t pitch, std::int64_t count, std::int64_t dim,
+                   void* o) {
+  with_elements(dtype, [&](auto element) {
+    using T = decltype(element);
+    mix(w, static_cast<const T*>(v), pitch, count, dim, static_cast<T*>(o));
+  });
 }
 
 }  // namespace megalodon::cpu::HWY_NAMESPACE
@@ -170,89 +212,106 @@ namespace megalodon::cpu {
 
 HWY_EXPORT(attention_softmax_row);
 HWY_EXPORT(attention_backward_row);
-HWY_EXPORT(attention_dot);
+HWY_EXPORT(attention_deltas);
 HWY_EXPORT(attention_scores);
 HWY_EXPORT(attention_mix);
 
 namespace {
 
-constexpr std::int64_t kRows = 64;    // of a block
 constexpr std::int64_t kFewRows = 4;  // that go through dot products
 constexpr std::int64_t kSlice = 64;   // fewest value columns worth a thread of their own
 
+// Rows of a block. A product packs the operand that all its rows share, a block computes half its square of scores in vain: the
+// higher the block, the less of the one and the more of the other. Measured, where bfloat16 products are fast.
+std::int64_t block_rows(DType dtype, std::int64_t chunk) { return dtype == DType::BF16 && chunk > 512 ? 128 : 64; }
+
 // A thread's scratch. The pitch keeps rows apart from each other's cache sets.
 struct Scratch {
-  float *scores, *products;  // [64, pitch]
-  float *hide, *keep;        // [pitch]
+  float *scores, *products;  // [block rows, pitch]
+  float *hide, *keep;        // the same
+  float *lse, *delta;        // [pitch]
   std::int64_t pitch;
 };
 
-Scratch take_scratch(Arena& arena, const Attention& op) {
+Scratch take_scratch(Arena& arena, const Attention& op, DType dtype) {
   Scratch scratch{};
   scratch.pitch = padded(op.chunk) + kPad;
-  const auto take = [&](std::int64_t rows) {
-    const Tensor tensor = arena.allocate(DType::F32, {rows, scratch.pitch});
+  const std::int64_t rows = block_rows(dtype, op.chunk);
+  const auto take = [&](std::int64_t count) {
+    const Tensor tensor = arena.allocate(DType::F32, {count, scratch.pitch});
     return arena.counting() ? nullptr : tensor.data<float>();
   };
-  scratch.scores = take(kRows);
-  scratch.products = take(kRows);
-  scratch.hide = take(1);
-  scratch.keep = take(1);
+  scratch.scores = take(rows);
+  scratch.products = take(rows);
+  scratch.hide = take(rows);  // with or without dropout: the workspace is sized for both
+  scratch.keep = take(rows);
+  scratch.lse = take(1);
+  scratch.delta = take(1);
   return scratch;
 }
 
-std::vector<Scratch> take_scratches(Context& ctx, const Attention& op) {
+std::vector<Scratch> take_scratches(Context& ctx, const Attention& op, DType dtype) {
   std::vector<Scratch> scratches;
-  for (int i = 0; i < ctx.threads().size(); ++i) scratches.push_back(take_scratch(ctx.workspace(), op));
+  for (int i = 0; i < ctx.threads().size(); ++i) scratches.push_back(take_scratch(ctx.workspace(), op, dtype));
   return scratches;
 }
 
-// Draws, for the keys [0, seen) of one row, `hit` with the given probability and `miss` otherwise; zeros up to padded(seen).
-// The counter holds which mask, sequence and head, row, and four keys; a field that overflows makes masks repeat, no more.
-void draw(const Attention& op, bool of_keys, double probability, std::int64_t sequence_head, std::int64_t row, std::int64_t seen,
-          float hit, float miss, float* out) {
+// Draws, for the keys [from, to) of one row, `hit` with the given probability and `miss` otherwise, to every stride-th element of
+// out. from is a multiple of 4. The counter holds which mask, sequence and head, row, and four keys; a field that overflows makes
+// masks repeat, no more.
+void draw(const Attention& op, bool of_keys, double probability, std::int64_t sequence_head, std::int64_t row, std::int64_t from,
+          std::int64_t to, float hit, float miss, float* out, std::int64_t stride) {
   const auto threshold = static_cast<std::uint32_t>(probability * 0x1p32);
   const std::uint64_t base = (static_cast<std::uint64_t>(of_keys) << 63) ^ (static_cast<std::uint64_t>(sequence_head) << 48) ^
                              (static_cast<std::uint64_t>(row) << 20);
-  for (std::int64_t j = 0; j < seen; j += 4) {
+  for (std::int64_t j = from; j < to; j += 4) {
     const auto words = philox(op.seed, base ^ static_cast<std::uint64_t>(j / 4), op.stream);
-    for (std::size_t i = 0; i < 4; ++i) out[j + static_cast<std::int64_t>(i)] = words[i] < threshold ? hit : miss;
+    for (std::int64_t i = j; i < std::min(j + 4, to); ++i) {
+      out[(i - from) * stride] = words[static_cast<std::size_t>(i - j)] < threshold ? hit : miss;
+    }
   }
-  std::fill(out + seen, out + padded(seen), 0.0F);
 }
 
-// The mask of window row `row` of sequence b and head h, which stands at key seen - 1 of its chunk.
-RowMask draw_mask(const Attention& op, const Scratch& scratch, std::int64_t b, std::int64_t h, std::int64_t row,
-                  std::int64_t seen) {
-  RowMask mask;
+// Both masks of the keys [from, to) in window row `row` of sequence b and head h, which stands at key `own` of its chunk.
+void draw_masks(const Attention& op, const Scratch& scratch, std::int64_t b, std::int64_t h, std::int64_t row, std::int64_t own,
+                std::int64_t from, std::int64_t to, std::int64_t offset, std::int64_t stride) {
+  const std::int64_t sequence_head = b * op.heads + h;
   if (op.dropkey > 0) {
-    draw(op, true, op.dropkey, b * op.heads + h, row, seen, -std::numeric_limits<float>::infinity(), 0.0F, scratch.hide);
-    scratch.hide[seen - 1] = 0;
-    mask.hide = scratch.hide;
+    float* const hide = scratch.hide + offset;
+    draw(op, true, op.dropkey, sequence_head, row, from, to, -std::numeric_limits<float>::infinity(), 0.0F, hide, stride);
+    if (own >= from && own < to) hide[(own - from) * stride] = 0;
   }
   if (op.dropout > 0) {
     const auto scale = static_cast<float>(1 / (1 - op.dropout));
-    draw(op, false, op.dropout, b * op.heads + h, row, seen, 0.0F, scale, scratch.keep);
-    mask.keep = scratch.keep;
+    draw(op, false, op.dropout, sequence_head, row, from, to, 0.0F, scale, scratch.keep + offset, stride);
   }
-  return mask;
+}
+
+// Row `row` of the masks in scratch.
+RowMask mask_row(const Attention& op, const Scratch& scratch, std::int64_t row) {
+  return {op.dropkey > 0 ? scratch.hide + row * scratch.pitch : nullptr,
+          op.dropout > 0 ? scratch.keep + row * scratch.pitch : nullptr};
 }
 
 // Element (row, column) of a tensor seen as a matrix.
-float* at(const Tensor& tensor, std::int64_t row, std::int64_t column) {
-  return tensor.data<float>() + row * tensor.pitch() + column;
+char* at(const Tensor& tensor, std::int64_t row, std::int64_t column) {
+  return static_cast<char*>(tensor.raw()) + (row * tensor.pitch() + column) * static_cast<std::int64_t>(size_of(tensor.dtype()));
 }
 
-// Rows of one chunk and head of a sequence, counted from the window's first token.
+// Elements of T between rows of scratch that hold weights instead of logits.
+std::int64_t weights_pitch(const Scratch& scratch, DType dtype) {
+  return scratch.pitch * static_cast<std::int64_t>(sizeof(float) / size_of(dtype));
+}
+
+// Rows of one chunk and head of a sequence.
 struct Block {
   std::int64_t b, h;
-  std::int64_t begin, rows;      // the queries
-  std::int64_t chunk_begin;      // the chunk's first token, 0 if it lies before the window
-  std::int64_t before;           // tokens of the chunk that lie before the window, in the state
+  std::int64_t begin, rows;      // the queries, counted from the window's first token
+  std::int64_t in_chunk;         // where in the chunk the first of them stands
+  bool in_state;                 // the chunk's keys and values are in the state, not in the window alone
   std::int64_t column, columns;  // of the head's values, all unless slices are handed out
 
-  std::int64_t seen(std::int64_t row) const { return before + row - chunk_begin + 1; }
-  std::int64_t keys() const { return seen(begin + rows - 1); }
+  std::int64_t keys() const { return in_chunk + rows; }  // that the last query sees
 };
 
 struct Forward {
@@ -263,82 +322,83 @@ struct Forward {
   const AttentionSaved& saved;
 
   std::int64_t length() const { return q.shape()[1]; }
-  const float* state_k(const Block& block) const { return at(state.k, block.b * op.chunk, block.h * op.z_head_dim); }
-  const float* state_v(const Block& block) const {
-    return at(state.v, block.b * op.chunk, block.h * op.v_head_dim + block.column);
-  }
-  const float* chunk_k(const Block& block) const {
-    return at(k, block.b * length() + block.chunk_begin, block.h * op.z_head_dim);
-  }
-  const float* chunk_v(const Block& block) const {
-    return at(v, block.b * length() + block.chunk_begin, block.h * op.v_head_dim + block.column);
+  const Tensor& keys_of(const Block& block) const { return block.in_state ? state.k : k; }
+  const Tensor& values_of(const Block& block) const { return block.in_state ? state.v : v; }
+  // The row of the chunk's first token in those.
+  std::int64_t first(const Block& block) const {
+    return block.in_state ? block.b * op.chunk : block.b * length() + block.begin - block.in_chunk;
   }
 
-  // Softmax of row `row` of a block, whose logits are at s.
-  void softmax(const Block& block, const Scratch& scratch, std::int64_t row, float* s) const {
-    const std::int64_t seen = block.seen(row);
-    const float lse =
-        HWY_DYNAMIC_DISPATCH(attention_softmax_row)(s, seen, block.keys(), draw_mask(op, scratch, block.b, block.h, row, seen));
-    if (saved.lse && block.column == 0) {
-      saved.lse.data<float>()[(block.b * length() + row) * op.heads + block.h] = lse;
+  // Softmax of row i of a block: logits s, weights w of type T, or float32 where they need no rounding.
+  void softmax(const Block& block, const Scratch& scratch, std::int64_t i, float* s, DType dtype) const {
+    const std::int64_t row = block.begin + i;
+    const std::int64_t own = block.in_chunk + i;
+    draw_masks(op, scratch, block.b, block.h, row, own, 0, own + 1, 0, 1);
+    const RowMask mask = mask_row(op, scratch, 0);
+    for (float* m : {const_cast<float*>(mask.hide), const_cast<float*>(mask.keep)}) {
+      if (m != nullptr) std::fill(m + own + 1, m + padded(own + 1), 0.0F);
     }
+    const float lse = HWY_DYNAMIC_DISPATCH(attention_softmax_row)(dtype, s, s, own + 1, block.keys(), mask);
+    if (saved.lse && block.column == 0) saved.lse.row<float>(block.b * length() + row)[block.h] = lse;
   }
 
   void by_products(const Block& block, const Scratch& scratch) const {
+    const DType dtype = q.dtype();
+    const Tensor& keys = keys_of(block);
+    const Tensor& values = values_of(block);
     const std::int64_t row = block.b * length() + block.begin;
-    const float* queries = at(q, row, block.h * op.z_head_dim);
-    float* out = at(o, row, block.h * op.v_head_dim + block.column);
-    const std::int64_t inside = block.keys() - block.before;
-    Matmul product{.m = block.rows, .k = op.z_head_dim, .transpose_b = true, .pitch_a = q.pitch(), .pitch_c = scratch.pitch};
-    if (block.before > 0) {
-      product.n = block.before;
-      product.pitch_b = state.k.pitch();
-      matmul(product, queries, state_k(block), scratch.scores);
-    }
-    product.n = inside;
-    product.pitch_b = k.pitch();
-    matmul(product, queries, chunk_k(block), scratch.scores + block.before);
-    for (std::int64_t i = 0; i < block.rows; ++i) softmax(block, scratch, block.begin + i, scratch.scores + i * scratch.pitch);
-    product = {.m = block.rows, .n = block.columns, .pitch_a = scratch.pitch, .pitch_c = o.pitch()};
-    if (block.before > 0) {
-      product.k = block.before;
-      product.pitch_b = state.v.pitch();
-      matmul(product, scratch.scores, state_v(block), out);
-      product.accumulate = true;
-    }
-    product.k = inside;
-    product.pitch_b = v.pitch();
-    matmul(product, scratch.scores + block.before, chunk_v(block), out);
+    matmul({.m = block.rows,
+            .n = block.keys(),
+            .k = op.z_head_dim,
+            .transpose_b = true,
+            .pitch_a = q.pitch(),
+            .pitch_b = keys.pitch(),
+            .pitch_c = scratch.pitch,
+            .in = dtype},
+           at(q, row, block.h * op.z_head_dim), at(keys, first(block), block.h * op.z_head_dim), scratch.scores);
+    for (std::int64_t i = 0; i < block.rows; ++i) softmax(block, scratch, i, scratch.scores + i * scratch.pitch, dtype);
+    const std::int64_t column = block.h * op.v_head_dim + block.column;
+    matmul({.m = block.rows,
+            .n = block.columns,
+            .k = block.keys(),
+            .pitch_a = weights_pitch(scratch, dtype),
+            .pitch_b = values.pitch(),
+            .pitch_c = o.pitch(),
+            .in = dtype,
+            .out = dtype},
+           scratch.scores, at(values, first(block), column), at(o, row, column));
   }
 
   void by_rows(const Block& block, const Scratch& scratch) const {
-    const auto score = HWY_DYNAMIC_DISPATCH(attention_scores);
-    const auto mix = HWY_DYNAMIC_DISPATCH(attention_mix);
-    for (std::int64_t row = block.begin; row < block.begin + block.rows; ++row) {
-      const float* query = at(q, block.b * length() + row, block.h * op.z_head_dim);
-      float* out = at(o, block.b * length() + row, block.h * op.v_head_dim + block.column);
-      const std::int64_t inside = block.seen(row) - block.before;
-      if (block.before > 0) score(query, state_k(block), state.k.pitch(), block.before, op.z_head_dim, scratch.scores);
-      score(query, chunk_k(block), k.pitch(), inside, op.z_head_dim, scratch.scores + block.before);
-      softmax(block, scratch, row, scratch.scores);
-      std::fill_n(out, block.columns, 0.0F);
-      if (block.before > 0) mix(scratch.scores, state_v(block), state.v.pitch(), block.before, block.columns, out);
-      mix(scratch.scores + block.before, chunk_v(block), v.pitch(), inside, block.columns, out);
+    const DType dtype = q.dtype();
+    const Tensor& keys = keys_of(block);
+    const Tensor& values = values_of(block);
+    const std::int64_t column = block.h * op.v_head_dim + block.column;
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      const std::int64_t row = block.b * length() + block.begin + i;
+      const std::int64_t seen = block.in_chunk + i + 1;
+      HWY_DYNAMIC_DISPATCH(attention_scores)
+      (dtype, at(q, row, block.h * op.z_head_dim), at(keys, first(block), block.h * op.z_head_dim), keys.pitch(), seen,
+       op.z_head_dim, scratch.scores);
+      softmax(block, scratch, i, scratch.scores, DType::F32);
+      HWY_DYNAMIC_DISPATCH(attention_mix)
+      (dtype, scratch.scores, at(values, first(block), column), values.pitch(), seen, block.columns, at(o, row, column));
     }
   }
 };
 
 // All blocks of a batch. Fewer blocks than threads are cut into slices of value columns, each computing the weights again.
-std::vector<Block> blocks_of(const Attention& op, const Tensor& positions, std::int64_t batch, std::int64_t length, int threads) {
+std::vector<Block> blocks_of(const Attention& op, const Tensor& positions, const Tensor& q, int threads) {
+  const std::int64_t height = block_rows(q.dtype(), op.chunk);
+  const std::int64_t length = q.shape()[1];
   std::vector<Block> blocks;
-  for (std::int64_t b = 0; b < batch; ++b) {
+  for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
     const std::int64_t before = positions ? positions.data<std::int64_t>()[b] % op.chunk : 0;
     for (std::int64_t begin = 0, rows = 0; begin < length; begin += rows) {
       const std::int64_t in_chunk = (before + begin) % op.chunk;
-      rows = std::min({kRows - in_chunk % kRows, op.chunk - in_chunk, length - begin});  // bounds at multiples in the chunk
-      const std::int64_t chunk_begin = std::max<std::int64_t>(0, begin - in_chunk);
+      rows = std::min({height - in_chunk % height, op.chunk - in_chunk, length - begin});  // bounds at multiples in the chunk
       for (std::int64_t h = 0; h < op.heads; ++h) {
-        blocks.push_back({b, h, begin, rows, chunk_begin, begin < in_chunk ? in_chunk - begin : 0, 0, op.v_head_dim});
+        blocks.push_back({b, h, begin, rows, in_chunk, begin < in_chunk, 0, op.v_head_dim});
       }
     }
   }
@@ -357,66 +417,97 @@ std::vector<Block> blocks_of(const Attention& op, const Tensor& positions, std::
   return cut;
 }
 
-// Puts the window's last tokens where the next window expects the chunk it begins in.
-void update_state(const Attention& op, std::int64_t b, std::int64_t position, const Tensor& from, const Tensor& to) {
-  const std::int64_t length = from.shape()[1];
-  const std::int64_t end = (position + length) % op.chunk;
-  for (std::int64_t row = std::max<std::int64_t>(0, end - length); row < end; ++row) {
-    std::copy_n(at(from, b * length + length - end + row, 0), from.cols(), at(to, b * op.chunk + row, 0));
+// Copies rows [begin, begin + count) of sequence b in the window to rows [to, to + count) of its state.
+void copy_to_state(const Attention& op, std::int64_t b, std::int64_t begin, std::int64_t to, std::int64_t count,
+                   const Tensor& window, const Tensor& state) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::memcpy(at(state, b * op.chunk + to + i, 0), at(window, b * window.shape()[1] + begin + i, 0),
+                static_cast<std::size_t>(window.cols()) * size_of(window.dtype()));
   }
 }
 
-// One chunk and head in backward: its rows from the last block to the first, so that the first to run, which sees all keys,
-// overwrites dk and dv and the others add.
+// Calls copy(b, begin, to, count) with what the window adds to the state of each sequence: before attending, the rest of a chunk
+// that the state holds the beginning of, so that its keys stand in one place; after it, the chunk that the next window begins in.
+template <class Copy>
+void update_state(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, bool after, Copy&& copy) {
+  const std::int64_t length = q.shape()[1];
+  ctx.threads().parallel_each(q.shape()[0], [&](std::int64_t b, int) {
+    const std::int64_t before = positions ? positions.data<std::int64_t>()[b] % op.chunk : 0;
+    const bool same_chunk = before > 0 && before + length < op.chunk;
+    if (!after && before > 0) copy(b, 0, before, std::min(length, op.chunk - before));
+    if (!after || same_chunk) return;
+    const std::int64_t held = (before + length) % op.chunk;
+    copy(b, length - held, 0, held);
+  });
+}
+
+// Blocks of keys of one chunk and head in backward, each against the queries that see any of them: products of whole columns, so
+// that dk and dv are written once. The scores are those of forward transposed, a row for each key. dq is the sum over blocks; the
+// first, which all queries see, overwrites it.
 struct Backward {
   const Attention& op;
   const Tensor &q, &k, &v, &o, &lse, &do_, &dq, &dk, &dv;
 
   void chunk(const Scratch& scratch, std::int64_t b, std::int64_t h, std::int64_t chunk_begin) const {
-    const auto dot = HWY_DYNAMIC_DISPATCH(attention_dot);
-    const auto backward_row = HWY_DYNAMIC_DISPATCH(attention_backward_row);
+    const DType dtype = q.dtype();
     const std::int64_t length = q.shape()[1];
     const std::int64_t z = op.z_head_dim;
     const std::int64_t w = op.v_head_dim;
     const std::int64_t first = b * length + chunk_begin;
-    const std::int64_t chunk_rows = std::min(op.chunk, length - chunk_begin);
-    const std::int64_t pitch = scratch.pitch;
-    for (std::int64_t begin = (chunk_rows - 1) / kRows * kRows; begin >= 0; begin -= kRows) {
-      const std::int64_t rows = std::min(kRows, chunk_rows - begin);
-      const std::int64_t keys = begin + rows;
+    const std::int64_t count = std::min(op.chunk, length - chunk_begin);
+    const std::int64_t height = block_rows(dtype, op.chunk);
+    for (std::int64_t i = 0; i < count; ++i) scratch.lse[i] = lse.row<float>(first + i)[h];
+    HWY_DYNAMIC_DISPATCH(attention_deltas)(do_, o, first, h * w, count, w, scratch.delta);
+    for (std::int64_t begin = 0; begin < count; begin += height) {
+      const std::int64_t keys = std::min(height, count - begin);
+      const std::int64_t queries = count - begin;
       const std::int64_t row = first + begin;
-      matmul({.m = rows, .n = keys, .k = z, .transpose_b = true, .pitch_a = q.pitch(), .pitch_b = k.pitch(), .pitch_c = pitch},
-             at(q, row, h * z), at(k, first, h * z), scratch.scores);
-      matmul({.m = rows, .n = keys, .k = w, .transpose_b = true, .pitch_a = do_.pitch(), .pitch_b = v.pitch(), .pitch_c = pitch},
-             at(do_, row, h * w), at(v, first, h * w), scratch.products);
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const std::int64_t seen = begin + i + 1;
-        const float delta = dot(at(do_, row + i, h * w), at(o, row + i, h * w), w);
-        backward_row(scratch.scores + i * pitch, scratch.products + i * pitch, seen, keys,
-                     lse.data<float>()[(row + i) * op.heads + h], delta,
-                     draw_mask(op, scratch, b, h, chunk_begin + begin + i, seen));
+      const auto scores = [&](const Tensor& of_keys, const Tensor& of_queries, std::int64_t dim, float* out) {
+        matmul({.m = keys,
+                .n = queries,
+                .k = dim,
+                .transpose_b = true,
+                .pitch_a = of_keys.pitch(),
+                .pitch_b = of_queries.pitch(),
+                .pitch_c = scratch.pitch,
+                .in = dtype},
+               at(of_keys, row, h * dim), at(of_queries, row, h * dim), out);
+      };
+      scores(k, q, z, scratch.scores);
+      scores(v, do_, w, scratch.products);
+      const bool masked = op.dropkey > 0 || op.dropout > 0;
+      for (std::int64_t i = 0; masked && i < queries; ++i) {
+        draw_masks(op, scratch, b, h, chunk_begin + begin + i, begin + i, begin, begin + keys, i, scratch.pitch);
       }
-      const bool add = keys < chunk_rows;
-      matmul({.m = keys,
-              .n = w,
-              .k = rows,
-              .transpose_a = true,
-              .accumulate = add,
-              .pitch_a = pitch,
-              .pitch_b = do_.pitch(),
-              .pitch_c = dv.pitch()},
-             scratch.scores, at(do_, row, h * w), at(dv, first, h * w));
-      matmul({.m = keys,
+      for (std::int64_t j = 0; j < keys; ++j) {
+        HWY_DYNAMIC_DISPATCH(attention_backward_row)
+        (dtype, scratch.scores + j * scratch.pitch, scratch.products + j * scratch.pitch, j, queries, scratch.lse + begin,
+         scratch.delta + begin, mask_row(op, scratch, j));
+      }
+      const std::int64_t pitch = weights_pitch(scratch, dtype);
+      const auto key_gradient = [&](const float* weights, const Tensor& of_queries, std::int64_t dim, const Tensor& out) {
+        matmul({.m = keys,
+                .n = dim,
+                .k = queries,
+                .pitch_a = pitch,
+                .pitch_b = of_queries.pitch(),
+                .pitch_c = out.pitch(),
+                .in = dtype,
+                .out = out.dtype()},
+               weights, at(of_queries, row, h * dim), at(out, row, h * dim));
+      };
+      key_gradient(scratch.scores, do_, w, dv);
+      key_gradient(scratch.products, q, z, dk);
+      matmul({.m = queries,
               .n = z,
-              .k = rows,
+              .k = keys,
               .transpose_a = true,
-              .accumulate = add,
+              .accumulate = begin > 0,
               .pitch_a = pitch,
-              .pitch_b = q.pitch(),
-              .pitch_c = dk.pitch()},
-             scratch.products, at(q, row, h * z), at(dk, first, h * z));
-      matmul({.m = rows, .n = z, .k = keys, .pitch_a = pitch, .pitch_b = k.pitch(), .pitch_c = dq.pitch()}, scratch.products,
-             at(k, first, h * z), at(dq, row, h * z));
+              .pitch_b = k.pitch(),
+              .pitch_c = dq.pitch(),
+              .in = dtype},
+             scratch.products, at(k, row, h * z), at(dq, row, h * z));
     }
   }
 };
@@ -425,35 +516,34 @@ struct Backward {
 
 std::size_t attention_workspace_bytes(const Attention& op, int threads) {
   Arena arena = Arena::counter();
-  for (int i = 0; i < threads; ++i) take_scratch(arena, op);
+  for (int i = 0; i < threads; ++i) take_scratch(arena, op, DType::BF16);  // no dtype takes more
   return arena.peak();
 }
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
-  const std::int64_t batch = q.shape()[0];
   ArenaScope scope(ctx.workspace());
-  const std::vector<Scratch> scratches = take_scratches(ctx, op);
-  const std::vector<Block> blocks = blocks_of(op, positions, batch, q.shape()[1], ctx.threads().size());
+  const std::vector<Scratch> scratches = take_scratches(ctx, op, q.dtype());
+  const std::vector<Block> blocks = blocks_of(op, positions, q, ctx.threads().size());
+  const auto copy = [&](std::int64_t b, std::int64_t begin, std::int64_t to, std::int64_t count) {
+    copy_to_state(op, b, begin, to, count, k, state.k);
+    copy_to_state(op, b, begin, to, count, v, state.v);
+  };
+  if (state.k) update_state(ctx, op, positions, q, false, copy);
   const Forward forward{op, q, k, v, state, o, saved};
   ctx.threads().parallel_each(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t i, int thread) {
     const Block& block = blocks[static_cast<std::size_t>(i)];
     const Scratch& scratch = scratches[static_cast<std::size_t>(thread)];
     block.rows <= kFewRows ? forward.by_rows(block, scratch) : forward.by_products(block, scratch);
   });
-  if (!state.k) return;
-  ctx.threads().parallel_each(batch, [&](std::int64_t b, int) {
-    const std::int64_t position = positions ? positions.data<std::int64_t>()[b] : 0;
-    update_state(op, b, position, k, state.k);
-    update_state(op, b, position, v, state.v);
-  });
+  if (state.k) update_state(ctx, op, positions, q, true, copy);
 }
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
   const std::int64_t chunks = (q.shape()[1] + op.chunk - 1) / op.chunk;
   ArenaScope scope(ctx.workspace());
-  const std::vector<Scratch> scratches = take_scratches(ctx, op);
+  const std::vector<Scratch> scratches = take_scratches(ctx, op, q.dtype());
   const Backward backward{op, q, k, v, o, saved.lse, do_, dq, dk, dv};
   ctx.threads().parallel_each(q.shape()[0] * chunks * op.heads, [&](std::int64_t task, int thread) {
     const std::int64_t h = task % op.heads;
