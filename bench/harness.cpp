@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/ceilings.h"
+#include "cpu/matmul.h"
 #include "megalodon/error.h"
 
 namespace megalodon::bench {
@@ -21,11 +22,13 @@ std::map<std::string, std::function<void(Bench&)>>& registry() {
 }
 
 struct Ceilings {
-  double matmul, copy;
+  double matmul, matmul_bf16, copy, read;
 };
 
 const Ceilings& ceilings(Context& ctx) {
-  static const Ceilings measured{cpu::measure_matmul_rate(ctx), cpu::measure_copy_bandwidth(ctx)};
+  static const Ceilings measured{cpu::measure_matmul_rate(ctx),
+                                 cpu::has_bfloat16_products() ? cpu::measure_matmul_rate(ctx, DType::BF16) : 1e30,
+                                 cpu::measure_copy_bandwidth(ctx), cpu::measure_read_bandwidth(ctx)};
   return measured;
 }
 
@@ -44,17 +47,27 @@ void Bench::check(const std::string& what, double error, double bound) {
   throw Error(ErrorKind::Internal, "relative error " + std::to_string(error) + " is past " + std::to_string(bound), what);
 }
 
-void Bench::time(const std::string& what, double bytes, double flops, const std::function<void()>& work) {
+void Bench::time(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype) {
+  report(what, bytes, flops, work, dtype, false);
+}
+
+void Bench::time_reading(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype) {
+  report(what, bytes, flops, work, dtype, true);
+}
+
+void Bench::report(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype,
+                   bool reading) {
   work();
   std::vector<double> times;
   for (double total = 0; total < 0.5 || times.size() < 5;) total += times.emplace_back(seconds(work));
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
   const double median = times[times.size() / 2];
   const Ceilings& top = ceilings(ctx_);
-  const double share = std::max(bytes / top.copy, flops / top.matmul) / median;
-  std::printf("%-44s %10.3f ms %8.2f GB/s %8.2f GFLOP/s  %5.1f %% of the %s ceiling\n", what.c_str(), 1e3 * median,
-              bytes / median / 1e9, flops / median / 1e9, 100 * share,
-              bytes / top.copy > flops / top.matmul ? "copy" : "product");
+  const double memory = bytes / (reading ? top.read : top.copy);
+  const double products = flops / (dtype == DType::BF16 ? top.matmul_bf16 : top.matmul);
+  const char* ceiling = memory > products ? (reading ? "read" : "copy") : (dtype == DType::BF16 ? "bf16 product" : "product");
+  std::printf("%-48s %10.3f ms %8.2f GB/s %8.2f GFLOP/s  %5.1f %% of the %s ceiling\n", what.c_str(), 1e3 * median,
+              bytes / median / 1e9, flops / median / 1e9, 100 * std::max(memory, products) / median, ceiling);
   std::fflush(stdout);
 }
 
@@ -67,8 +80,8 @@ int main(int argc, char** argv) {
     const char* threads = std::getenv("MEGALODON_THREADS");
     Context ctx(threads != nullptr ? std::atoi(threads) : 0, std::size_t{256} << 20);
     const auto& top = bench::ceilings(ctx);
-    std::printf("%d threads; ceilings: oneDNN f32 product %.1f GFLOP/s, copy %.1f GB/s\n", ctx.threads().size(), top.matmul / 1e9,
-                top.copy / 1e9);
+    std::printf("%d threads; ceilings: oneDNN f32 product %.1f GFLOP/s, bf16 %.1f; copy %.1f GB/s, read %.1f\n",
+                ctx.threads().size(), top.matmul / 1e9, top.matmul_bf16 / 1e9, top.copy / 1e9, top.read / 1e9);
     for (const auto& [name, fn] : bench::registry()) {
       if (argc > 1 && std::find(argv + 1, argv + argc, name) == argv + argc) continue;
       bench::Bench bench(ctx);

@@ -19,10 +19,14 @@ class Bench {
   void check(const std::string& what, double error, double bound);
   // Times `work` (median of as many runs as fit in about half a second) and prints its line.
   // bytes: what it must read and write at least; flops: its multiplications and additions. Give 0 for what does not limit it;
-  // the share printed is that of the nearer ceiling.
-  void time(const std::string& what, double bytes, double flops, const std::function<void()>& work);
+  // the share printed is that of the nearer ceiling: of copying, or for `time_reading`, whose bytes are all read, of reading; and
+  // of products of `dtype`.
+  void time(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype = DType::F32);
+  void time_reading(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype);
 
  private:
+  void report(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype, bool reading);
+
   Context& ctx_;
 };
 

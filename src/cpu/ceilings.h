@@ -5,8 +5,11 @@
 
 namespace megalodon::cpu {
 
-// float32 operations a second (2 m n k a product) of a 2048^3 oneDNN product with packed weights, all threads of the context.
-double measure_matmul_rate(Context& ctx);
+// Operations a second (2 m n k a product) of a 2048^3 oneDNN product with packed weights, all threads of the context. dtype is
+// F32 or BF16, that of all three matrices.
+double measure_matmul_rate(Context& ctx, DType dtype = DType::F32);
+// Bytes a second of reading 1 GiB of memory in huge pages, where the system gives them, once; all threads.
+double measure_read_bandwidth(Context& ctx);
 // Bytes read plus bytes written a second by a copy of 256 MiB, all threads.
 double measure_copy_bandwidth(Context& ctx);
 
