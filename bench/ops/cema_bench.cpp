@@ -1,6 +1,9 @@
 #include "ops/cema.h"
 
+#include <algorithm>
+
 #include "bench/harness.h"
+#include "core/bfloat16.h"
 #include "reference/cema.h"
 #include "tests/support/values.h"
 
@@ -31,17 +34,21 @@ const Register kBench("cema", [](Bench& bench) {
   auto dy = test::normal(shape.numel(), 12);
   std::vector<float> y(x.size());
   std::vector<float> dx(x.size());
+  std::vector<BFloat16> narrow_x(x.size());
+  std::vector<BFloat16> narrow_y(x.size());
+  std::transform(x.begin(), x.end(), narrow_x.begin(), to_bfloat16);
   std::vector<float> h0(static_cast<std::size_t>(batch * states * 2));
   const CemaSaved saved{Tensor(h0.data(), {batch, op.dim, op.order, 2})};
-  const auto forward = [&] {
-    cema_forward(bench.context(), op, parameters, Tensor(x.data(), shape), {}, Tensor(y.data(), shape), saved);
+  const auto forward = [&](const Tensor& from, const Tensor& out) {
+    cema_forward(bench.context(), op, parameters, from, {}, out, saved);
   };
-  const auto backward = [&] {
-    cema_backward(bench.context(), op, parameters, Tensor(x.data(), shape), saved, Tensor(dy.data(), shape),
-                  Tensor(dx.data(), shape), to);
+  const auto backward = [&](const Tensor& from) {
+    cema_backward(bench.context(), op, parameters, from, saved, Tensor(dy.data(), shape), Tensor(dx.data(), shape), to);
   };
-  forward();
-  backward();
+  const Tensor wide(x.data(), shape);
+  const Tensor narrow(narrow_x.data(), shape);
+  forward(wide, Tensor(y.data(), shape));
+  backward(wide);
   const auto truth = reference::cema_backward(
       {batch, length, op.dim, op.order},
       {test::widen(alpha), test::widen(delta), test::widen(theta), test::widen(gamma), test::widen(omega)}, test::widen(x), {},
@@ -54,8 +61,11 @@ const Register kBench("cema", [](Bench& bench) {
   // Six (forward) and fourteen (backward) fused float64 operations a state and step; the ceiling is that of float32, twice
   // theirs.
   const double state_steps = static_cast<double>(batch * length * states);
-  bench.time("cema forward  [8, 512, 384], N 16", 0, 12 * state_steps, forward);
-  bench.time("cema backward [8, 512, 384], N 16", 0, 28 * state_steps, backward);
+  bench.time("cema forward  [8, 512, 384], N 16", 0, 12 * state_steps, [&] { forward(wide, Tensor(y.data(), shape)); });
+  bench.time("cema backward [8, 512, 384], N 16", 0, 28 * state_steps, [&] { backward(wide); });
+  bench.time("cema forward  [8, 512, 384], N 16, bf16", 0, 12 * state_steps,
+             [&] { forward(narrow, Tensor(narrow_y.data(), shape)); });
+  bench.time("cema backward [8, 512, 384], N 16, bf16", 0, 28 * state_steps, [&] { backward(narrow); });
 });
 
 }  // namespace

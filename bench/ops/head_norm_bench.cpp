@@ -1,6 +1,9 @@
 #include "ops/head_norm.h"
 
+#include <algorithm>
+
 #include "bench/harness.h"
+#include "core/bfloat16.h"
 #include "reference/head_norm.h"
 #include "tests/support/values.h"
 
@@ -19,27 +22,33 @@ const Register kBench("head_norm", [](Bench& bench) {
   std::vector<float> q(z.size());
   std::vector<float> k(z.size());
   std::vector<float> dz(z.size());
+  std::vector<BFloat16> narrow_z(z.size());
+  std::vector<BFloat16> narrow_dz(z.size());
+  std::transform(z.begin(), z.end(), narrow_z.begin(), to_bfloat16);
   std::vector<float> rstd(static_cast<std::size_t>(rows * op.heads));
   std::vector<float> dgamma(gamma.size());
   std::vector<float> dbeta(beta.size());
   const auto tensor = [&](std::vector<float>& v) { return Tensor(v.data(), {1, rows, dim}); };
   const auto pair = [&](std::vector<float>& v) { return Tensor(v.data(), {2, dim}); };
   const HeadNormSaved saved{Tensor(rstd.data(), {1, rows, op.heads})};
-  const auto forward = [&] {
-    head_norm_forward(bench.context(), op, pair(gamma), pair(beta), tensor(z), tensor(q), tensor(k), saved);
+  const auto forward = [&](const Tensor& from) {
+    head_norm_forward(bench.context(), op, pair(gamma), pair(beta), from, tensor(q), tensor(k), saved);
   };
-  const auto backward = [&] {
-    head_norm_backward(bench.context(), op, pair(gamma), tensor(z), saved, tensor(dq), tensor(dk), tensor(dz), pair(dgamma),
-                       pair(dbeta));
+  const auto backward = [&](const Tensor& from, const Tensor& to) {
+    head_norm_backward(bench.context(), op, pair(gamma), from, saved, tensor(dq), tensor(dk), to, pair(dgamma), pair(dbeta));
   };
-  forward();
-  backward();
+  const Tensor narrow(narrow_z.data(), {1, rows, dim});
+  const Tensor narrow_to(narrow_dz.data(), {1, rows, dim});
+  forward(tensor(z));
+  backward(tensor(z), tensor(dz));
   const auto truth = reference::head_norm_backward(op.heads, op.head_dim, op.eps, test::widen(gamma), test::widen(z),
                                                    test::widen(dq), test::widen(dk));
   bench.check("head_norm backward", test::relative_error(dz, truth.dz), 2e-6);
-  const double bytes = 4.0 * static_cast<double>(rows * dim);
-  bench.time("head_norm forward  [4096, 4 heads of 256]", 3 * bytes, 0, forward);
-  bench.time("head_norm backward [4096, 4 heads of 256]", 4 * bytes, 0, backward);
+  const double size = static_cast<double>(rows * dim);
+  bench.time("head_norm forward  [4096, 4 heads of 256]", 12 * size, 0, [&] { forward(tensor(z)); });
+  bench.time("head_norm backward [4096, 4 heads of 256]", 16 * size, 0, [&] { backward(tensor(z), tensor(dz)); });
+  bench.time("head_norm forward  [4096, 4 heads of 256], bf16", 10 * size, 0, [&] { forward(narrow); });
+  bench.time("head_norm backward [4096, 4 heads of 256], bf16", 12 * size, 0, [&] { backward(narrow, narrow_to); });
 });
 
 }  // namespace

@@ -22,6 +22,7 @@ class Run {
         weight(test::normal(dim, 3, 0.3)),
         bias(test::normal(dim, 4, 0.3)),
         y(x.size()),
+        narrow_y(x.size()),
         dx(x.size()),
         dweight(weight.size()),
         dbias(weight.size()),
@@ -31,13 +32,13 @@ class Run {
         saved_{Tensor(count_.data(), {batch}), Tensor(mean_.data(), {batch, length, groups}),
                Tensor(rstd_.data(), {batch, length, groups})} {}
 
-  void forward() {
-    timestep_norm_forward(ctx_, op_, channels(weight), channels(bias), Tensor(x.data(), shape_), {}, Tensor(y.data(), shape_),
-                          saved_);
+  void forward(DType dtype) {
+    timestep_norm_forward(ctx_, op_, channels(weight), channels(bias), Tensor(x.data(), shape_), {},
+                          dtype == DType::F32 ? Tensor(y.data(), shape_) : Tensor(narrow_y.data(), shape_), saved_);
   }
-  void backward() {
+  void backward(bool accumulate) {
     timestep_norm_backward(ctx_, op_, channels(weight), Tensor(x.data(), shape_), saved_, Tensor(dy.data(), shape_),
-                           Tensor(dx.data(), shape_), channels(dweight), channels(dbias));
+                           Tensor(dx.data(), shape_), channels(dweight), channels(dbias), accumulate);
   }
 
  private:
@@ -48,7 +49,9 @@ class Run {
   Shape shape_;
 
  public:
-  std::vector<float> x, dy, weight, bias, y, dx, dweight, dbias;
+  std::vector<float> x, dy, weight, bias, y;
+  std::vector<BFloat16> narrow_y;
+  std::vector<float> dx, dweight, dbias;
 
  private:
   std::vector<std::int64_t> count_;
@@ -59,8 +62,8 @@ class Run {
 const Register kBench("timestep_norm", [](Bench& bench) {
   {
     Run small(bench, 2, 70, 384, 12);
-    small.forward();
-    small.backward();
+    small.forward(DType::F32);
+    small.backward(false);
     const reference::TimestepNormShape sizes{2, 70, 384, 12, 1e-5};
     reference::TimestepNormState state{{0, 0}, std::vector<double>(24), std::vector<double>(24)};
     const auto truth =
@@ -74,11 +77,13 @@ const Register kBench("timestep_norm", [](Bench& bench) {
   for (const auto& [batch, length, dim, groups] :
        {std::array<std::int64_t, 4>{8, 512, 384, 12}, {1, 4096, 2048, 64}, {8, 512, 384, 128}}) {
     Run run(bench, batch, length, dim, groups);
-    const double bytes = 4.0 * static_cast<double>(batch * length * dim);
+    const double size = static_cast<double>(batch * length * dim);
     std::string shape = to_string(Shape{batch, length, dim});
     shape += ", " + std::to_string(groups) + " groups";
-    bench.time("timestep_norm forward  " + shape, 2 * bytes, 0, [&] { run.forward(); });
-    bench.time("timestep_norm backward " + shape, 3 * bytes, 0, [&] { run.backward(); });
+    bench.time("timestep_norm forward  " + shape, 8 * size, 0, [&] { run.forward(DType::F32); });
+    bench.time("timestep_norm forward  " + shape + ", bf16", 6 * size, 0, [&] { run.forward(DType::BF16); });
+    bench.time("timestep_norm backward " + shape, 12 * size, 0, [&] { run.backward(false); });
+    bench.time("timestep_norm backward " + shape + ", dx +=", 16 * size, 0, [&] { run.backward(true); });
   }
 });
 

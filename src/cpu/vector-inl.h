@@ -42,6 +42,7 @@ HWY_INLINE FloatVec load(const float* p, std::int64_t n) {
   if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::LoadU(kFloats, p);
 #if HWY_TARGET >= HWY_SSE4
   HWY_ALIGN float lanes[hn::MaxLanes(kFloats)] = {};
+  HWY_ASSUME(n < static_cast<std::int64_t>(hn::MaxLanes(kFloats)));  // else GCC warns of what it unrolls
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return hn::Load(kFloats, lanes);
 #else

@@ -21,6 +21,7 @@ void check_parameters(const Cema& op, const CemaParameters& parameters) {
 void check(const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved) {
   require(op.dim > 0 && op.order > 0, kName, "dim and order must be positive");
   require(x.shape().rank() == 3 && x.cols() == op.dim, kName, "x must be [B, L, D]");
+  require_activations(x, x.shape(), kName, "x");
   check_parameters(op, parameters);
   if (saved.h0) require_contiguous(saved.h0, DType::F32, {x.shape()[0], op.dim, op.order, 2}, kName, "saved.h0");
 }
@@ -38,8 +39,8 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
                    const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
   check(op, parameters, x, saved);
-  require_tensor(dy, x.dtype(), x.shape(), kName, "dy");
-  require_tensor(dx, x.dtype(), x.shape(), kName, "dx");
+  require_tensor(dy, DType::F32, x.shape(), kName, "dy");
+  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.h0), kName, "backward needs saved.h0");
   check_parameters(op, gradients);
   dispatch(ctx, x.dtype(), kName, [&] { cpu::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients); });

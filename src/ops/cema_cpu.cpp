@@ -193,25 +193,50 @@ void cema_backward_tile(const CemaGroup& group, std::int64_t order, std::int64_t
   }
 }
 
-// rows of `channels` floats to rows of 16 doubles, and back.
-void cema_load_tile(const float* from, std::int64_t pitch, std::int64_t channels, std::int64_t steps, double* to) {
-  for (std::int64_t t = 0; t < steps; ++t, from += pitch, to += kChannels) {
-    if (channels == kChannels) {
-      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = from[c];
-    } else {
-      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = c < channels ? from[c] : 0.0F;
-    }
+// `channels` elements to 16 doubles, zero past them, and back.
+HWY_INLINE void widen(const float* from, std::int64_t channels, double* to) {
+  if (channels == kChannels) {
+    for (std::int64_t c = 0; c < kChannels; ++c) to[c] = from[c];
+  } else {
+    for (std::int64_t c = 0; c < kChannels; ++c) to[c] = c < channels ? from[c] : 0.0F;
   }
 }
 
-void cema_store_tile(const double* from, std::int64_t pitch, std::int64_t channels, std::int64_t steps, float* to) {
-  for (std::int64_t t = 0; t < steps; ++t, to += pitch, from += kChannels) {
-    if (channels == kChannels) {
-      for (std::int64_t c = 0; c < kChannels; ++c) to[c] = static_cast<float>(from[c]);
-    } else {
-      for (std::int64_t c = 0; c < channels; ++c) to[c] = static_cast<float>(from[c]);
-    }
+HWY_INLINE void widen(const BFloat16* from, std::int64_t channels, double* to) {
+  HWY_ALIGN float row[kChannels];
+  for_each_vector(channels, [&](std::int64_t i, std::int64_t n) { store(load(from + i, n), row + i, n); });
+  widen(row, channels, to);
+}
+
+HWY_INLINE void narrow(const double* from, std::int64_t channels, float* to) {
+  if (channels == kChannels) {
+    for (std::int64_t c = 0; c < kChannels; ++c) to[c] = static_cast<float>(from[c]);
+  } else {
+    for (std::int64_t c = 0; c < channels; ++c) to[c] = static_cast<float>(from[c]);
   }
+}
+
+HWY_INLINE void narrow(const double* from, std::int64_t channels, BFloat16* to) {
+  HWY_ALIGN float row[kChannels];
+  narrow(from, kChannels, row);
+  for_each_vector(channels, [&](std::int64_t i, std::int64_t n) { store(load(row + i, n), to + i, n); });
+}
+
+// Channels [first, first + channels) of rows [row, row + steps) of a tensor to a tile, and back.
+void cema_load_tile(const Tensor& from, std::int64_t row, std::int64_t first, std::int64_t channels, std::int64_t steps,
+                    double* to) {
+  with_elements(from.dtype(), [&](auto element) {
+    const auto* source = from.row<decltype(element)>(row) + first;
+    for (std::int64_t t = 0; t < steps; ++t) widen(source + t * from.pitch(), channels, to + t * kChannels);
+  });
+}
+
+void cema_store_tile(const double* from, const Tensor& to, std::int64_t row, std::int64_t first, std::int64_t channels,
+                     std::int64_t steps) {
+  with_elements(to.dtype(), [&](auto element) {
+    auto* target = to.row<decltype(element)>(row) + first;
+    for (std::int64_t t = 0; t < steps; ++t) narrow(from + t * kChannels, channels, target + t * to.pitch());
+  });
 }
 
 }  // namespace megalodon::cpu::HWY_NAMESPACE
@@ -424,9 +449,9 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
       for (std::int64_t t = 0; t < length; t += kSteps) {
         const std::int64_t steps = std::min(kSteps, length - t);
         const std::int64_t row = b * length + t;
-        load_tile(x.data<float>() + row * x.pitch() + range.first, x.pitch(), range.channels, steps, group.x);
+        load_tile(x, row, range.first, range.channels, steps, group.x);
         forward_tile(group, op.order, steps);
-        store_tile(group.y, y.pitch(), range.channels, steps, y.data<float>() + row * y.pitch() + range.first);
+        store_tile(group.y, y, row, range.first, range.channels, steps);
       }
       if (h != nullptr) store_state(range, group, h);
     }
@@ -457,10 +482,10 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
       for (std::int64_t t = (length - 1) / kSteps * kSteps; t >= 0; t -= kSteps) {
         const std::int64_t steps = std::min(kSteps, length - t);
         const std::int64_t row = b * length + t;
-        load_tile(x.data<float>() + row * x.pitch() + range.first, x.pitch(), range.channels, steps, group.x);
-        load_tile(dy.data<float>() + row * dy.pitch() + range.first, dy.pitch(), range.channels, steps, group.y);
+        load_tile(x, row, range.first, range.channels, steps, group.x);
+        load_tile(dy, row, range.first, range.channels, steps, group.y);
         backward_tile(group, op.order, steps);
-        store_tile(group.dx, dx.pitch(), range.channels, steps, dx.data<float>() + row * dx.pitch() + range.first);
+        store_tile(group.dx, dx, row, range.first, range.channels, steps);
       }
       add_tail(range, saved.h0.data<float>() + (b * op.dim + range.first) * op.order * 2, group);
     }

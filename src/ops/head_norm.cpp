@@ -12,7 +12,7 @@ constexpr const char* kName = "head_norm";
 
 void check(const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved) {
   require(op.heads > 0 && op.head_dim > 0 && op.eps >= 0, kName, "heads and head_dim must be positive and eps not negative");
-  require(static_cast<bool>(z), kName, "z is absent");
+  require_activations(z, z.shape(), kName, "z");
   require(z.cols() == op.heads * op.head_dim, kName, "the last dimension of z must be heads * head_dim");
   require_contiguous(gamma, DType::F32, {2, z.cols()}, kName, "gamma");
   if (saved.rstd) {
@@ -27,8 +27,8 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
                        const Tensor& q, const Tensor& k, const HeadNormSaved& saved) {
   check(op, gamma, z, saved);
   require_contiguous(beta, DType::F32, {2, z.cols()}, kName, "beta");
-  require_tensor(q, z.dtype(), z.shape(), kName, "q");
-  require_tensor(k, z.dtype(), z.shape(), kName, "k");
+  require_tensor(q, DType::F32, z.shape(), kName, "q");
+  require_tensor(k, DType::F32, z.shape(), kName, "k");
   dispatch(ctx, z.dtype(), kName, [&] { cpu::head_norm_forward(ctx, op, gamma, beta, z, q, k, saved); });
 }
 
@@ -36,8 +36,8 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
                         const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta) {
   check(op, gamma, z, saved);
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
-  require_tensor(dq, z.dtype(), z.shape(), kName, "dq");
-  require_tensor(dk, z.dtype(), z.shape(), kName, "dk");
+  require_tensor(dq, DType::F32, z.shape(), kName, "dq");
+  require_tensor(dk, DType::F32, z.shape(), kName, "dk");
   require_tensor(dz, z.dtype(), z.shape(), kName, "dz");
   require_contiguous(dgamma, DType::F32, {2, z.cols()}, kName, "dgamma");
   require_contiguous(dbeta, DType::F32, {2, z.cols()}, kName, "dbeta");

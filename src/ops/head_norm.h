@@ -3,6 +3,7 @@
 //   zn = z / sqrt(mean over the head of z^2 + eps)
 //   q = zn * (gamma_0 + 1) / sqrt(d) + beta_0,  k = zn * (gamma_1 + 1) / sqrt(d) + beta_1
 // Both carry the 1/sqrt(d), as in the released code; the attention logits get no other scale.
+// T, F32 or BF16, is the dtype of z and of its gradient. All else is float32.
 #pragma once
 
 #include "core/context.h"
@@ -20,27 +21,28 @@ struct HeadNormSaved {
   Tensor rstd;  // [B, L, H] f32: 1 / sqrt(mean(z^2) + eps); null when there will be no backward
 };
 
-// Writes q, k and saved.rstd. z, q and k may be pitched; q or k may be the same tensor as z.
+// Writes q, k and saved.rstd. z, q and k may be pitched; q or k may be the same tensor as z where z is f32.
 // Throws Error(InvalidArgument) naming the tensor that does not fit.
 void head_norm_forward(Context& ctx, const HeadNorm& op,
                        const Tensor& gamma,  // [2, Z] f32
                        const Tensor& beta,   // [2, Z] f32
-                       const Tensor& z,      // [B, L, Z]
-                       const Tensor& q,      // [B, L, Z]
-                       const Tensor& k,      // [B, L, Z]
+                       const Tensor& z,      // [B, L, Z] T
+                       const Tensor& q,      // [B, L, Z] f32
+                       const Tensor& k,      // [B, L, Z] f32
                        const HeadNormSaved& saved);
 
 // With g = (dq * (gamma_0 + 1) + dk * (gamma_1 + 1)) / sqrt(d):
 //   dz = rstd * (g - zn * mean over the head of g * zn)
 //   dgamma_0 += sum over rows of dq * zn / sqrt(d),  dbeta_0 += sum over rows of dq;  row 1 likewise with dk.
-// Overwrites dz, adds to dgamma and dbeta. z, dq, dk and dz may be pitched; dz may be the same tensor as dq or dk.
+// Overwrites dz, adds to dgamma and dbeta. z, dq, dk and dz may be pitched; dz may be the same tensor as dq or dk
+// where z is f32.
 void head_norm_backward(Context& ctx, const HeadNorm& op,
                         const Tensor& gamma,  // [2, Z] f32
-                        const Tensor& z,      // [B, L, Z]
+                        const Tensor& z,      // [B, L, Z] T
                         const HeadNormSaved& saved,
-                        const Tensor& dq,      // [B, L, Z]
-                        const Tensor& dk,      // [B, L, Z]
-                        const Tensor& dz,      // [B, L, Z]
+                        const Tensor& dq,      // [B, L, Z] f32
+                        const Tensor& dk,      // [B, L, Z] f32
+                        const Tensor& dz,      // [B, L, Z] T
                         const Tensor& dgamma,  // [2, Z] f32
                         const Tensor& dbeta);  // [2, Z] f32
 

@@ -14,7 +14,8 @@ HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
 // gamma + dim and beta + dim are the rows for keys, dim = heads * head_dim.
-void head_norm_forward_row(const HeadNorm& op, const float* gamma, const float* beta, const float* z, float* q, float* k,
+template <class T>
+void head_norm_forward_row(const HeadNorm& op, const float* gamma, const float* beta, const T* z, float* q, float* k,
                            float* rstd) {
   const std::int64_t dim = op.heads * op.head_dim;
   const FloatVec share = hn::Set(kFloats, static_cast<float>(1 / std::sqrt(static_cast<double>(op.head_dim))));
@@ -41,8 +42,9 @@ void head_norm_forward_row(const HeadNorm& op, const float* gamma, const float* 
 }
 
 // sums is this thread's own: dgamma [2, Z], then dbeta [2, Z].
-void head_norm_backward_row(const HeadNorm& op, const float* gamma, const float* z, const float* rstd, const float* dq,
-                            const float* dk, float* dz, float* sums) {
+template <class T>
+void head_norm_backward_row(const HeadNorm& op, const float* gamma, const T* z, const float* rstd, const float* dq,
+                            const float* dk, T* dz, float* sums) {
   const std::int64_t dim = op.heads * op.head_dim;
   const float share = static_cast<float>(1 / std::sqrt(static_cast<double>(op.head_dim)));
   for (std::int64_t head = 0; head < op.heads; ++head) {
@@ -75,38 +77,56 @@ void head_norm_backward_row(const HeadNorm& op, const float* gamma, const float*
   }
 }
 
+// Rows [begin, end).
+void head_norm_forward_rows(const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z, const Tensor& q,
+                            const Tensor& k, const HeadNormSaved& saved, std::int64_t begin, std::int64_t end) {
+  float* rstd = saved.rstd.row<float>(0);
+  with_elements(z.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) {
+      head_norm_forward_row(op, gamma.data<float>(), beta.data<float>(), z.row<T>(t), q.row<float>(t), k.row<float>(t),
+                            rstd != nullptr ? rstd + t * op.heads : nullptr);
+    }
+  });
+}
+
+void head_norm_backward_rows(const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
+                             const Tensor& dq, const Tensor& dk, const Tensor& dz, const BlockSums& sums, std::int64_t begin,
+                             std::int64_t end, int thread) {
+  const float* rstd = saved.rstd.data<float>();
+  with_elements(z.dtype(), [&](auto element) {
+    using T = decltype(element);
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+      head_norm_backward_row(op, gamma.data<float>(), z.row<T>(t), rstd + t * op.heads, dq.row<float>(t), dk.row<float>(t),
+                             dz.row<T>(t), block);
+    });
+  });
+}
+
 }  // namespace megalodon::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(head_norm_forward_row);
-HWY_EXPORT(head_norm_backward_row);
+HWY_EXPORT(head_norm_forward_rows);
+HWY_EXPORT(head_norm_backward_rows);
 
 void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
                        const Tensor& q, const Tensor& k, const HeadNormSaved& saved) {
-  float* rstd = saved.rstd ? saved.rstd.data<float>() : nullptr;
-  const auto row = HWY_DYNAMIC_DISPATCH(head_norm_forward_row);
-  ctx.threads().parallel_for(z.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      row(op, gamma.data<float>(), beta.data<float>(), z.data<float>() + t * z.pitch(), q.data<float>() + t * q.pitch(),
-          k.data<float>() + t * k.pitch(), rstd != nullptr ? rstd + t * op.heads : nullptr);
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(head_norm_forward_rows);
+  ctx.threads().parallel_for(
+      z.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) { rows(op, gamma, beta, z, q, k, saved, begin, end); });
 }
 
 void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
                         const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta) {
-  const auto row = HWY_DYNAMIC_DISPATCH(head_norm_backward_row);
+  const auto rows = HWY_DYNAMIC_DISPATCH(head_norm_backward_rows);
   const std::int64_t dim = z.cols();
   ArenaScope scope(ctx.workspace());
   const BlockSums sums(ctx, 4 * dim);
   ctx.threads().parallel_for(z.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
-      row(op, gamma.data<float>(), z.data<float>() + t * z.pitch(), saved.rstd.data<float>() + t * op.heads,
-          dq.data<float>() + t * dq.pitch(), dk.data<float>() + t * dk.pitch(), dz.data<float>() + t * dz.pitch(), block);
-    });
+    rows(op, gamma, z, saved, dq, dk, dz, sums, begin, end, thread);
   });
   sums.add_to(dgamma.data<float>(), 0, 2 * dim);
   sums.add_to(dbeta.data<float>(), 2 * dim, 2 * dim);

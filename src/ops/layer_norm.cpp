@@ -10,12 +10,10 @@ namespace {
 
 constexpr const char* kName = "layer_norm";
 
-void check(const LayerNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y, const char* y_name,
-           const LayerNormSaved& saved) {
+void check(const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved) {
   require(op.dim > 0 && op.eps >= 0, kName, "dim must be positive and eps not negative");
-  require(static_cast<bool>(x), kName, "x is absent");
+  require_tensor(x, DType::F32, x.shape(), kName, "x");
   require(x.cols() == op.dim, kName, "the last dimension of x must be dim");
-  require_tensor(y, x.dtype(), x.shape(), kName, y_name);
   if (weight) require_contiguous(weight, DType::F32, {op.dim}, kName, "weight");
   require(static_cast<bool>(saved.mean) == static_cast<bool>(saved.rstd), kName, "saved.mean goes with saved.rstd");
   if (saved.mean) {
@@ -29,20 +27,23 @@ void check(const LayerNorm& op, const Tensor& weight, const Tensor& x, const Ten
 
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                         const Tensor& y, const LayerNormSaved& saved) {
-  check(op, weight, x, y, "y", saved);
+  check(op, weight, x, saved);
+  require_activations(y, x.shape(), kName, "y");
   if (bias) require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved); });
+  dispatch(ctx, y.dtype(), kName, [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved); });
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
-  check(op, weight, x, dy, "dy", saved);
-  require_tensor(dx, x.dtype(), x.shape(), kName, "dx");
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, bool accumulate) {
+  check(op, weight, x, saved);
+  require_tensor(dy, DType::F32, x.shape(), kName, "dy");
+  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved.mean and saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   if (dbias) require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias); });
+  dispatch(ctx, x.dtype(), kName,
+           [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
 }
 
 std::size_t layer_norm_workspace_bytes(const LayerNorm& op, int threads) {

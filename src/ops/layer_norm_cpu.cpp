@@ -13,7 +13,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-void layer_norm_forward_row(const float* weight, const float* bias, const float* x, float* y, float* mean, float* rstd,
+template <class T>
+void layer_norm_forward_row(const float* weight, const float* bias, const float* x, T* y, float* mean, float* rstd,
                             std::int64_t dim, double eps) {
   const double width = static_cast<double>(dim);
   FloatVec total = hn::Zero(kFloats);
@@ -46,6 +47,7 @@ void layer_norm_forward_row(const float* weight, const float* bias, const float*
 }
 
 // dweight and dbias are this thread's own.
+template <bool kAccumulate>
 void layer_norm_backward_row(const float* weight, const float* x, float mean, float rstd, const float* dy, float* dx,
                              float* dweight, float* dbias, std::int64_t dim) {
   const FloatVec center = hn::Set(kFloats, mean);
@@ -65,9 +67,38 @@ void layer_norm_backward_row(const float* weight, const float* x, float mean, fl
     const FloatVec d = load(dy + i, n);
     const FloatVec normed = hn::Mul(hn::Sub(load(x + i, n), center), scale);
     const FloatVec g = weight != nullptr ? hn::MulAdd(d, load(weight + i, n), d) : d;
-    store(hn::Mul(scale, hn::NegMulAdd(normed, mean_gn, hn::Sub(g, mean_g))), dx + i, n);
+    const FloatVec change = hn::Mul(scale, hn::NegMulAdd(normed, mean_gn, hn::Sub(g, mean_g)));
+    store(kAccumulate ? hn::Add(load(dx + i, n), change) : change, dx + i, n);
     store(hn::MulAdd(d, normed, load(dweight + i, n)), dweight + i, n);
     store(hn::Add(d, load(dbias + i, n)), dbias + i, n);
+  });
+}
+
+// Rows [begin, end).
+void layer_norm_forward_rows(const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
+                             const LayerNormSaved& saved, std::int64_t begin, std::int64_t end) {
+  const float* w = weight.row<float>(0);
+  const float* b = bias.row<float>(0);
+  float* mean = saved.mean.row<float>(0);
+  float* rstd = saved.rstd.row<float>(0);
+  with_elements(y.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) {
+      layer_norm_forward_row(w, b, x.row<float>(t), y.row<T>(t), mean != nullptr ? mean + t : nullptr,
+                             rstd != nullptr ? rstd + t : nullptr, op.dim, op.eps);
+    }
+  });
+}
+
+void layer_norm_backward_rows(const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
+                              const Tensor& dy, const Tensor& dx, bool accumulate, const BlockSums& sums, std::int64_t begin,
+                              std::int64_t end, int thread) {
+  const float* w = weight.row<float>(0);
+  const float* mean = saved.mean.data<float>();
+  const float* rstd = saved.rstd.data<float>();
+  const auto row = accumulate ? layer_norm_backward_row<true> : layer_norm_backward_row<false>;
+  sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+    row(w, x.row<float>(t), mean[t], rstd[t], dy.row<float>(t), dx.row<float>(t), block, block + op.dim, op.dim);
   });
 }
 
@@ -77,37 +108,23 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(layer_norm_forward_row);
-HWY_EXPORT(layer_norm_backward_row);
+HWY_EXPORT(layer_norm_forward_rows);
+HWY_EXPORT(layer_norm_backward_rows);
 
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                         const Tensor& y, const LayerNormSaved& saved) {
-  const float* w = weight ? weight.data<float>() : nullptr;
-  const float* b = bias ? bias.data<float>() : nullptr;
-  float* mean = saved.mean ? saved.mean.data<float>() : nullptr;
-  float* rstd = saved.rstd ? saved.rstd.data<float>() : nullptr;
-  const auto row = HWY_DYNAMIC_DISPATCH(layer_norm_forward_row);
-  ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      row(w, b, x.data<float>() + t * x.pitch(), y.data<float>() + t * y.pitch(), mean != nullptr ? mean + t : nullptr,
-          rstd != nullptr ? rstd + t : nullptr, op.dim, op.eps);
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(layer_norm_forward_rows);
+  ctx.threads().parallel_for(x.rows(), 8,
+                             [&](std::int64_t begin, std::int64_t end, int) { rows(op, weight, bias, x, y, saved, begin, end); });
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
-  const float* w = weight ? weight.data<float>() : nullptr;
-  const float* mean = saved.mean.data<float>();
-  const float* rstd = saved.rstd.data<float>();
-  const auto row = HWY_DYNAMIC_DISPATCH(layer_norm_backward_row);
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, bool accumulate) {
+  const auto rows = HWY_DYNAMIC_DISPATCH(layer_norm_backward_rows);
   ArenaScope scope(ctx.workspace());
   const BlockSums sums(ctx, 2 * op.dim);  // dweight, dbias
   ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
-      row(w, x.data<float>() + t * x.pitch(), mean[t], rstd[t], dy.data<float>() + t * dy.pitch(),
-          dx.data<float>() + t * dx.pitch(), block, block + op.dim, op.dim);
-    });
+    rows(op, weight, x, saved, dy, dx, accumulate, sums, begin, end, thread);
   });
   if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
   if (dbias) sums.add_to(dbias.data<float>(), op.dim, op.dim);

@@ -12,10 +12,10 @@ constexpr const char* kName = "rms_norm";
 
 Shape rows_of(const Tensor& x) { return {x.rows()}; }
 
-void check(const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y, const RmsNormSaved& saved) {
+void check(const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved) {
   require(op.dim > 0 && op.eps >= 0, kName, "dim must be positive and eps not negative");
+  require_activations(x, x.shape(), kName, "x");
   require(x.cols() == op.dim, kName, "the last dimension of x must be dim");
-  require_tensor(y, x.dtype(), x.shape(), kName, "y");
   if (weight) require_contiguous(weight, DType::F32, {op.dim}, kName, "weight");
   if (saved.rstd) require_contiguous(saved.rstd.view(rows_of(x)), DType::F32, rows_of(x), kName, "saved.rstd");
 }
@@ -24,14 +24,16 @@ void check(const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tenso
 
 void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
                       const RmsNormSaved& saved) {
-  check(op, weight, x, y, saved);
+  check(op, weight, x, saved);
+  require_tensor(y, x.dtype(), x.shape(), kName, "y");
   dispatch(ctx, x.dtype(), kName, [&] { cpu::rms_norm_forward(ctx, op, weight, x, y, saved); });
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
                        const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
-  check(op, weight, x, dy, saved);
-  require_tensor(dx, x.dtype(), x.shape(), kName, "dx");
+  check(op, weight, x, saved);
+  require_tensor(dy, DType::F32, x.shape(), kName, "dy");
+  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");

@@ -1,5 +1,6 @@
 // RMSNorm over the last dimension (Zhang and Sennrich, arXiv 1910.07467), scale stored minus one:
 //   y = x / sqrt(mean(x^2) + eps) * (w + 1)
+// T, F32 or BF16, is the dtype of x and y. All else, gradients among it, is float32.
 #pragma once
 
 #include "core/context.h"
@@ -20,18 +21,18 @@ struct RmsNormSaved {
 // Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit; so do all ops.
 void rms_norm_forward(Context& ctx, const RmsNorm& op,
                       const Tensor& weight,  // [D] f32, or null for w = 0
-                      const Tensor& x,       // [B, L, D]
-                      const Tensor& y,       // [B, L, D]
+                      const Tensor& x,       // [B, L, D] T
+                      const Tensor& y,       // [B, L, D] T
                       const RmsNormSaved& saved);
 
 // With g = dy * (w + 1):  dx = rstd * (g - x * rstd^2 * mean(g * x)),  dw += sum over rows of dy * x * rstd.
 // Overwrites dx, adds to dweight. x, dy and dx may be pitched; dy and dx may be the same tensor.
 void rms_norm_backward(Context& ctx, const RmsNorm& op,
                        const Tensor& weight,  // [D] f32, or null
-                       const Tensor& x,       // [B, L, D]
+                       const Tensor& x,       // [B, L, D] T
                        const RmsNormSaved& saved,
-                       const Tensor& dy,        // [B, L, D]
-                       const Tensor& dx,        // [B, L, D]
+                       const Tensor& dy,        // [B, L, D] f32
+                       const Tensor& dx,        // [B, L, D] f32
                        const Tensor& dweight);  // [D] f32, or null when weight is
 
 // Bytes of workspace that backward takes; forward takes none.

@@ -13,7 +13,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-void rms_norm_forward_row(const float* weight, const float* x, float* y, float* rstd, std::int64_t dim, float eps) {
+template <class T>
+void rms_norm_forward_row(const float* weight, const T* x, T* y, float* rstd, std::int64_t dim, float eps) {
   FloatVec squares = hn::Zero(kFloats);
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
     const FloatVec v = load(x + i, n);
@@ -30,7 +31,8 @@ void rms_norm_forward_row(const float* weight, const float* x, float* y, float* 
 }
 
 // dweight is this thread's own.
-void rms_norm_backward_row(const float* weight, const float* x, float rstd, const float* dy, float* dx, float* dweight,
+template <class T>
+void rms_norm_backward_row(const float* weight, const T* x, float rstd, const float* dy, float* dx, float* dweight,
                            std::int64_t dim) {
   FloatVec dot = hn::Zero(kFloats);
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
@@ -53,40 +55,54 @@ void rms_norm_backward_row(const float* weight, const float* x, float rstd, cons
   });
 }
 
+// Rows [begin, end).
+void rms_norm_forward_rows(const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y, const RmsNormSaved& saved,
+                           std::int64_t begin, std::int64_t end) {
+  const float* w = weight.row<float>(0);
+  float* rstd = saved.rstd.row<float>(0);
+  with_elements(x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t t = begin; t < end; ++t) {
+      rms_norm_forward_row(w, x.row<T>(t), y.row<T>(t), rstd != nullptr ? rstd + t : nullptr, op.dim, static_cast<float>(op.eps));
+    }
+  });
+}
+
+void rms_norm_backward_rows(const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved, const Tensor& dy,
+                            const Tensor& dx, const BlockSums& sums, std::int64_t begin, std::int64_t end, int thread) {
+  const float* w = weight.row<float>(0);
+  const float* rstd = saved.rstd.data<float>();
+  with_elements(x.dtype(), [&](auto element) {
+    using T = decltype(element);
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+      rms_norm_backward_row(w, x.row<T>(t), rstd[t], dy.row<float>(t), dx.row<float>(t), block, op.dim);
+    });
+  });
+}
+
 }  // namespace megalodon::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(rms_norm_forward_row);
-HWY_EXPORT(rms_norm_backward_row);
+HWY_EXPORT(rms_norm_forward_rows);
+HWY_EXPORT(rms_norm_backward_rows);
 
 void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
                       const RmsNormSaved& saved) {
-  const float* w = weight ? weight.data<float>() : nullptr;
-  float* rstd = saved.rstd ? saved.rstd.data<float>() : nullptr;
-  const auto row = HWY_DYNAMIC_DISPATCH(rms_norm_forward_row);
-  ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      row(w, x.data<float>() + t * x.pitch(), y.data<float>() + t * y.pitch(), rstd != nullptr ? rstd + t : nullptr, op.dim,
-          static_cast<float>(op.eps));
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(rms_norm_forward_rows);
+  ctx.threads().parallel_for(x.rows(), 8,
+                             [&](std::int64_t begin, std::int64_t end, int) { rows(op, weight, x, y, saved, begin, end); });
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
                        const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
-  const float* w = weight ? weight.data<float>() : nullptr;
-  const float* rstd = saved.rstd.data<float>();
-  const auto row = HWY_DYNAMIC_DISPATCH(rms_norm_backward_row);
+  const auto rows = HWY_DYNAMIC_DISPATCH(rms_norm_backward_rows);
   ArenaScope scope(ctx.workspace());
   const BlockSums sums(ctx, op.dim);
   ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
-      row(w, x.data<float>() + t * x.pitch(), rstd[t], dy.data<float>() + t * dy.pitch(), dx.data<float>() + t * dx.pitch(),
-          block, op.dim);
-    });
+    rows(op, weight, x, saved, dy, dx, sums, begin, end, thread);
   });
   if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
 }

@@ -18,12 +18,10 @@ void check_table(const Rotary& op, const Tensor& table) {
   require_contiguous(table, DType::F32, {op.chunk, op.head_dim / 2, 2}, kName, "table");
 }
 
-void check(const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const char* x_name, const Tensor& y,
-           const char* y_name) {
+void check(const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const char* name) {
   check_table(op, table);
   require(x && x.shape().rank() == 3 && x.cols() == op.heads * op.head_dim, kName, "x must be [B, L, heads * head_dim]");
-  require_tensor(x, DType::F32, x.shape(), kName, x_name);
-  require_tensor(y, x.dtype(), x.shape(), kName, y_name);
+  require_tensor(x, DType::F32, x.shape(), kName, name);
   if (!positions) return;
   require_contiguous(positions, DType::I64, {x.shape()[0]}, kName, "positions");
   for (std::int64_t b = 0; b < positions.numel(); ++b) {
@@ -48,13 +46,15 @@ void rotary_table(const Rotary& op, const Tensor& table) {
 
 void rotary_forward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x,
                     const Tensor& y) {
-  check(op, table, positions, x, "x", y, "y");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
+  check(op, table, positions, x, "x");
+  require_activations(y, x.shape(), kName, "y");
+  dispatch(ctx, y.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
 }
 
 void rotary_backward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& dy,
                      const Tensor& dx) {
-  check(op, table, positions, dy, "dy", dx, "dx");
+  check(op, table, positions, dy, "dy");
+  require_tensor(dx, DType::F32, dy.shape(), kName, "dx");
   dispatch(ctx, dy.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); });
 }
 

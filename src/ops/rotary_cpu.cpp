@@ -12,7 +12,8 @@ namespace megalodon::cpu::HWY_NAMESPACE {
 
 // angles: (cos, sin) pairs of one position, interleaved like the features they turn. A pair never straddles two vectors, since
 // vectors have an even number of lanes and heads an even number of features.
-void rotary_row(const float* angles, const float* x, float* y, std::int64_t heads, std::int64_t head_dim, bool negative) {
+template <class T>
+void rotary_row(const float* angles, const float* x, T* y, std::int64_t heads, std::int64_t head_dim, bool negative) {
   const FloatVec sign = hn::Set(kFloats, negative ? -1.0F : 1.0F);
   for (std::int64_t head = 0; head < heads; ++head, x += head_dim, y += head_dim) {
     for_each_vector(head_dim, [&](std::int64_t i, std::int64_t n) {
@@ -25,26 +26,33 @@ void rotary_row(const float* angles, const float* x, float* y, std::int64_t head
   }
 }
 
+// Rows [begin, end).
+void rotary_rows(const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const Tensor& y, bool negative,
+                 std::int64_t begin, std::int64_t end) {
+  const std::int64_t length = x.shape()[1];
+  with_elements(y.dtype(), [&](auto element) {
+    using T = decltype(element);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t start = positions ? positions.data<std::int64_t>()[i / length] % op.chunk : 0;
+      const std::int64_t position = (start + i % length) % op.chunk;
+      rotary_row(table.data<float>() + position * op.head_dim, x.row<float>(i), y.row<T>(i), op.heads, op.head_dim, negative);
+    }
+  });
+}
+
 }  // namespace megalodon::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(rotary_row);
+HWY_EXPORT(rotary_rows);
 
 void rotary(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const Tensor& y,
             bool negative) {
-  const std::int64_t length = x.shape()[1];
-  const auto row = HWY_DYNAMIC_DISPATCH(rotary_row);
-  ctx.threads().parallel_for(x.rows(), 16, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t start = positions ? positions.data<std::int64_t>()[i / length] % op.chunk : 0;
-      const std::int64_t position = (start + i % length) % op.chunk;
-      row(table.data<float>() + position * op.head_dim, x.data<float>() + i * x.pitch(), y.data<float>() + i * y.pitch(),
-          op.heads, op.head_dim, negative);
-    }
-  });
+  const auto rows = HWY_DYNAMIC_DISPATCH(rotary_rows);
+  ctx.threads().parallel_for(
+      x.rows(), 16, [&](std::int64_t begin, std::int64_t end, int) { rows(op, table, positions, x, y, negative, begin, end); });
 }
 
 }  // namespace megalodon::cpu

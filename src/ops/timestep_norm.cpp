@@ -10,12 +10,11 @@ namespace {
 
 constexpr const char* kName = "timestep_norm";
 
-void check(const TimestepNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y, const char* y_name,
-           const TimestepNormSaved& saved) {
+void check(const TimestepNorm& op, const Tensor& weight, const Tensor& x, const TimestepNormSaved& saved) {
   require(op.dim > 0 && op.groups > 0 && op.dim % op.groups == 0, kName, "groups must divide dim, and both be positive");
   require(op.eps >= 0, kName, "eps must not be negative");
   require(x && x.shape().rank() == 3 && x.cols() == op.dim, kName, "x must be [B, L, dim]");
-  require_tensor(y, x.dtype(), x.shape(), kName, y_name);
+  require_tensor(x, DType::F32, x.shape(), kName, "x");
   require_contiguous(weight, DType::F32, {op.dim}, kName, "weight");
   if (!saved.count && !saved.mean && !saved.rstd) return;
   const std::int64_t batch = x.shape()[0];
@@ -39,21 +38,24 @@ void check_state(const TimestepNorm& op, std::int64_t batch, const TimestepNormS
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved) {
-  check(op, weight, x, y, "y", saved);
+  check(op, weight, x, saved);
+  require_activations(y, x.shape(), kName, "y");
   require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   check_state(op, x.shape()[0], state);
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved); });
+  dispatch(ctx, y.dtype(), kName, [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias) {
-  check(op, weight, x, dy, "dy", saved);
+                            const Tensor& dbias, bool accumulate) {
+  check(op, weight, x, saved);
+  require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved");
-  require_tensor(dx, x.dtype(), x.shape(), kName, "dx");
+  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, x.dtype(), kName, [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias); });
+  dispatch(ctx, x.dtype(), kName,
+           [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
 }
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads) {

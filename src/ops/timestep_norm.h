@@ -4,6 +4,7 @@
 //   mean_t = sum x / n_t,  var_t = sum (x - mean_t)^2 / n_t,  y_t = (x_t - mean_t) / sqrt(var_t + eps) * (w + 1) + b
 // The state is the moments alone. They are kept in float64 and updated about the running mean, which forgets rounding errors as
 // 1/t instead of adding them up, so a stream may be of any length. A sequence in pieces gives the bits of the whole.
+// T, F32 or BF16, is the dtype of y.
 #pragma once
 
 #include "core/context.h"
@@ -30,29 +31,31 @@ struct TimestepNormSaved {
   Tensor rstd;   // [B, L, G] f32: 1 / sqrt(var + eps)
 };
 
-// Writes y and saved, moves state on by L timesteps. x and y may be pitched, and may be the same tensor.
+// Writes y and saved, moves state on by L timesteps. x and y may be pitched, and the same tensor where y is f32.
 // Throws Error(InvalidArgument) naming the tensor that does not fit, a negative state count among it.
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
                            const Tensor& weight,            // [D] f32, minus one
                            const Tensor& bias,              // [D] f32
-                           const Tensor& x,                 // [B, L, D]
+                           const Tensor& x,                 // [B, L, D] f32
                            const TimestepNormState& state,  // read and updated
-                           const Tensor& y,                 // [B, L, D]
+                           const Tensor& y,                 // [B, L, D] T
                            const TimestepNormSaved& saved);
 
 // With g = dy * (w + 1), a_t = sum over the group's features of g_t, c_t = the same of g_t * (x_t - mean_t), r = rstd:
 //   dx_s = r_s g_s - sum over t >= s of (r_t a_t + r_t^3 c_t (x_s - mean_t)) / n_t
 //   dw += sum over (b, t) of dy * (x - mean) * r,  db += sum over (b, t) of dy
 // Gradients stop at the window's start: the state that came in counts as a constant.
-// Overwrites dx, adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same tensor.
+// Overwrites dx, or with accumulate adds to it; adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same
+// tensor.
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& weight,  // [D] f32
-                            const Tensor& x,       // [B, L, D]
+                            const Tensor& x,       // [B, L, D] f32
                             const TimestepNormSaved& saved,
-                            const Tensor& dy,       // [B, L, D]
-                            const Tensor& dx,       // [B, L, D]
+                            const Tensor& dy,       // [B, L, D] f32
+                            const Tensor& dx,       // [B, L, D] f32
                             const Tensor& dweight,  // [D] f32
-                            const Tensor& dbias);   // [D] f32
+                            const Tensor& dbias,    // [D] f32
+                            bool accumulate = false);
 
 // Bytes of workspace that either of the two takes.
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
@@ -62,7 +65,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias);
+                            const Tensor& dbias, bool accumulate);
 
 // Each thread's working arrays, padded so that whole vectors may run over their ends.
 struct TimestepNormScratch {

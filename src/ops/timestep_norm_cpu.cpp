@@ -34,8 +34,9 @@ struct Piece {
   PieceScratch scratch;
   // Row 0 of this piece's columns.
   const float *x, *dy;
-  float *out, *mean, *rstd;  // y or dx; mean and rstd null when nothing is saved
-  std::int64_t x_pitch, dy_pitch, out_pitch;
+  float *mean, *rstd;  // null when nothing is saved
+  std::int64_t x_pitch, dy_pitch;
+  Tensor out;  // this piece's rows and columns of y or dx
 };
 
 }  // namespace megalodon::cpu
@@ -85,7 +86,8 @@ HWY_INLINE void spread(const float* values, std::int64_t groups, std::int64_t wi
 }
 
 // `length` rows; scratch.moments hold the state's mean and var, and are moved on.
-void timestep_norm_forward_piece(const Piece& p, std::int64_t length) {
+template <class T>
+void timestep_norm_forward_rows(const Piece& p, std::int64_t length) {
   float* const* const rows = p.scratch.rows;
   float *const center = rows[0], *const scale = rows[1], *const shift = rows[2], *const first = rows[3], *const second = rows[4];
   float* const* const groups = p.scratch.groups;
@@ -107,7 +109,7 @@ void timestep_norm_forward_piece(const Piece& p, std::int64_t length) {
 
   for (std::int64_t t = 0; t < length; ++t) {
     const float* x = p.x + t * p.x_pitch;
-    float* y = p.out + t * p.out_pitch;
+    T* y = p.out.row<T>(t);
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) {
       const FloatVec d = hn::Sub(load(x + i, n), hn::LoadU(kFloats, center + i));
       hn::StoreU(d, kFloats, first + i);
@@ -157,11 +159,16 @@ void timestep_norm_forward_piece(const Piece& p, std::int64_t length) {
   }
 }
 
+void timestep_norm_forward_piece(const Piece& p, std::int64_t length) {
+  with_elements(p.out.dtype(), [&](auto element) { timestep_norm_forward_rows<decltype(element)>(p, length); });
+}
+
 // Rows end-1 down to begin. Between calls scratch.moments and the last of groups carry the sums over the later timesteps, in
 //   dx_s = r_s (g_s - a_s / n_s) + later_s - along_s (x_s - mean_s)
 //   along_s = sum over t >= s of r_t^3 c_t / n_t,  later_s = sum over t > s of r_t^3 c_t / n_t (mean_t - mean_s) - r_t a_t / n_t.
 // Measured from mean_s, neither is a difference of large numbers. dweight and dbias are this thread's own.
-void timestep_norm_backward_piece(const Piece& p, std::int64_t begin, std::int64_t end, float* dweight, float* dbias) {
+template <bool kAccumulate>
+void timestep_norm_backward_rows(const Piece& p, std::int64_t begin, std::int64_t end, float* dweight, float* dbias) {
   auto [center, scale, own, later, along, first, second] = p.scratch.rows;
   auto [g_center, g_scale, g_own, g_later, g_along, g_first, g_second, g_later_center] = p.scratch.groups;
   auto [later_sum, along_sum] = p.scratch.moments;
@@ -169,7 +176,7 @@ void timestep_norm_backward_piece(const Piece& p, std::int64_t begin, std::int64
   for (std::int64_t t = end - 1; t >= begin; --t) {
     const float* x = p.x + t * p.x_pitch;
     const float* dy = p.dy + t * p.dy_pitch;
-    float* dx = p.out + t * p.out_pitch;
+    float* dx = p.out.row<float>(t);
     std::copy_n(p.mean + t * p.all_groups, p.groups, g_center);
     std::copy_n(p.rstd + t * p.all_groups, p.groups, g_scale);
     spread(g_center, p.groups, p.width, center);
@@ -211,9 +218,16 @@ void timestep_norm_backward_piece(const Piece& p, std::int64_t begin, std::int64
       const FloatVec rest = hn::NegMulAdd(hn::LoadU(kFloats, along + i), from, hn::LoadU(kFloats, later + i));
       store(hn::MulAdd(d, hn::Mul(from, r), load(dweight + i, n)), dweight + i, n);
       store(hn::Add(d, load(dbias + i, n)), dbias + i, n);
-      store(hn::MulAdd(r, hn::Sub(g, hn::LoadU(kFloats, own + i)), rest), dx + i, n);
+      const FloatVec change = hn::MulAdd(r, hn::Sub(g, hn::LoadU(kFloats, own + i)), rest);
+      store(kAccumulate ? hn::Add(load(dx + i, n), change) : change, dx + i, n);
     });
   }
+}
+
+void timestep_norm_backward_piece(const Piece& p, std::int64_t begin, std::int64_t end, bool accumulate, float* dweight,
+                                  float* dbias) {
+  const auto rows = accumulate ? timestep_norm_backward_rows<true> : timestep_norm_backward_rows<false>;
+  rows(p, begin, end, dweight, dbias);
 }
 
 }  // namespace megalodon::cpu::HWY_NAMESPACE
@@ -272,8 +286,7 @@ void for_each_piece(Context& ctx, const TimestepNorm& op, const Tensor& weight, 
       piece.scratch = scratch_of(scratch, op, thread);
       piece.x = x.data<float>() + b * length * x.pitch() + first * width;
       piece.x_pitch = x.pitch();
-      piece.out = out.data<float>() + b * length * out.pitch() + first * width;
-      piece.out_pitch = out.pitch();
+      piece.out = out.row_range(b * length, length).column_range(first * width, piece.groups * width);
       if (saved.mean) {
         piece.mean = saved.mean.data<float>() + b * length * op.groups + first;
         piece.rstd = saved.rstd.data<float>() + b * length * op.groups + first;
@@ -320,7 +333,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias) {
+                            const Tensor& dbias, bool accumulate) {
   const auto run = HWY_DYNAMIC_DISPATCH(timestep_norm_backward_piece);
   const std::int64_t length = x.shape()[1];
   ArenaScope scope(ctx.workspace());
@@ -331,7 +344,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
     piece.dy_pitch = dy.pitch();
     float* block = sums.of(thread) + first * piece.width;
     for (std::int64_t end = length; end > 0; end -= BlockSums::kRows) {
-      run(piece, std::max<std::int64_t>(0, end - BlockSums::kRows), end, block, block + op.dim);
+      run(piece, std::max<std::int64_t>(0, end - BlockSums::kRows), end, accumulate, block, block + op.dim);
       sums.flush(thread);
     }
   });

@@ -8,6 +8,9 @@
 #include "megalodon/error.h"
 #include "reference/cema.h"
 #include "support/compare.h"
+#include "support/files.h"
+#include "support/pitched.h"
+#include "support/targets.h"
 #include "tolerances.h"
 
 namespace megalodon {
@@ -47,23 +50,6 @@ struct Case {
   int threads = 2;
 };
 
-// rows x cols of values inside rows of `cols + pad`, the padding NaN.
-std::vector<float> pitched(const std::vector<float>& values, std::int64_t cols, std::int64_t pad) {
-  const auto rows = static_cast<std::int64_t>(values.size()) / cols;
-  auto out = unwritten(rows * (cols + pad));
-  for (std::int64_t r = 0; r < rows; ++r) std::copy_n(&values[r * cols], cols, &out[r * (cols + pad)]);
-  return out;
-}
-
-std::vector<float> dense(const std::vector<float>& values, std::int64_t cols, std::int64_t pad) {
-  std::vector<float> out;
-  for (auto row = values.begin(); row != values.end(); row += cols + pad) {
-    out.insert(out.end(), row, row + cols);
-    EXPECT_TRUE(std::all_of(row + cols, row + cols + pad, [](float v) { return std::isnan(v); })) << "wrote into the padding";
-  }
-  return out;
-}
-
 class CemaTest : public testing::TestWithParam<Case> {};
 
 TEST_P(CemaTest, ForwardAndBackwardAgreeWithTheReference) {
@@ -75,47 +61,50 @@ TEST_P(CemaTest, ForwardAndBackwardAgreeWithTheReference) {
     for (float& value : parameters.alpha) value = 5 * value - 4;
     for (float& value : parameters.delta) value = 5 * value - 6;
   }
-  Parameters gradients = parameters.filled(0.5F);  // gradients add
-  const std::int64_t size = batch * length * dim;
-  const auto x = normal(size, 11);
-  const auto dy = normal(size, 12);
-  const auto h0 = with_state ? normal(batch * dim * order * 2, 13) : std::vector<float>();
-  auto h = h0;
-  auto saved_h0 = unwritten(batch * dim * order * 2);
-  auto x_memory = pitched(x, dim, pad);
-  auto dy_memory = pitched(dy, dim, pad);
-  auto y_memory = unwritten(batch * length * (dim + pad));
-  auto dx_memory = y_memory;
-  const auto tensor = [&](std::vector<float>& memory) {
-    return Tensor(memory.data(), DType::F32, {batch, length, dim}, dim + pad, Device::Cpu);
-  };
+  const Shape shape{batch, length, dim};
   const Shape state_shape{batch, dim, order, 2};
-  const CemaState state{with_state ? Tensor(h.data(), state_shape) : Tensor()};
-  const CemaSaved saved{Tensor(saved_h0.data(), state_shape)};
-  cema_forward(ctx, op, parameters.tensors(), tensor(x_memory), state, tensor(y_memory), saved);
-  cema_backward(ctx, op, parameters.tensors(), tensor(x_memory), saved, tensor(dy_memory), tensor(dx_memory),
-                gradients.tensors());
+  const auto upstream = normal(shape.numel(), 12);
+  const auto h0 = with_state ? normal(state_shape.numel(), 13) : std::vector<float>();
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const Pitched input(normal(shape.numel(), 11), shape, pad, dtype);
+    const auto values = widen(input.values());
+    const reference::CemaSizes sizes{batch, length, dim, order};
+    const auto forward = reference::cema_forward(sizes, parameters.wide(), values, widen(h0));
+    auto truth = reference::cema_backward(sizes, parameters.wide(), values, widen(h0), widen(upstream));
+    auto& wide = truth.parameters;
+    for (auto* gradient : {&wide.alpha, &wide.delta, &wide.theta, &wide.gamma, &wide.omega}) {
+      for (double& value : *gradient) value += 0.5;
+    }
 
-  const reference::CemaSizes sizes{batch, length, dim, order};
-  const auto forward = reference::cema_forward(sizes, parameters.wide(), widen(x), widen(h0));
-  auto truth = reference::cema_backward(sizes, parameters.wide(), widen(x), widen(h0), widen(dy));
-  auto& wide = truth.parameters;
-  for (auto* values : {&wide.alpha, &wide.delta, &wide.theta, &wide.gamma, &wide.omega}) {
-    for (double& value : *values) value += 0.5;
+    on_each_instruction_set([&] {
+      Parameters gradients = parameters.filled(0.5F);  // gradients add
+      auto h = h0;
+      auto saved_h0 = unwritten(state_shape.numel());
+      Pitched x = input;
+      Pitched dy(upstream, shape, pad);
+      Pitched y(shape, pad, dtype);
+      Pitched dx(shape, pad);
+      const CemaState state{with_state ? Tensor(h.data(), state_shape) : Tensor()};
+      const CemaSaved saved{Tensor(saved_h0.data(), state_shape)};
+      cema_forward(ctx, op, parameters.tensors(), x.tensor(), state, y.tensor(), saved);
+      cema_backward(ctx, op, parameters.tensors(), x.tensor(), saved, dy.tensor(), dx.tensor(), gradients.tensors());
+      expect_close(y.values(), forward.y, tolerance::of(dtype, tolerance::kForward), "y");
+      if (with_state) {
+        expect_close(h, forward.h, tolerance::kState, "h");
+        EXPECT_EQ(saved_h0, h0);
+      } else {
+        EXPECT_EQ(saved_h0, std::vector<float>(saved_h0.size(), 0.0F));
+      }
+      expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
+      expect_close(gradients.alpha, wide.alpha, tolerance::kGradient, "dalpha");
+      expect_close(gradients.delta, wide.delta, tolerance::kGradient, "ddelta");
+      expect_close(gradients.theta, wide.theta, tolerance::kGradient, "dtheta");
+      expect_close(gradients.gamma, wide.gamma, tolerance::kGradient, "dgamma");
+      expect_close(gradients.omega, wide.omega, tolerance::kGradient, "domega");
+      y.expect_gaps_untouched("y");
+      dx.expect_gaps_untouched("dx");
+    });
   }
-  expect_close(dense(y_memory, dim, pad), forward.y, tolerance::kForward, "y");
-  if (with_state) {
-    expect_close(h, forward.h, tolerance::kState, "h");
-    EXPECT_EQ(saved_h0, h0);
-  } else {
-    EXPECT_EQ(saved_h0, std::vector<float>(saved_h0.size(), 0.0F));
-  }
-  expect_close(dense(dx_memory, dim, pad), truth.dx, tolerance::kGradient, "dx");
-  expect_close(gradients.alpha, wide.alpha, tolerance::kGradient, "dalpha");
-  expect_close(gradients.delta, wide.delta, tolerance::kGradient, "ddelta");
-  expect_close(gradients.theta, wide.theta, tolerance::kGradient, "dtheta");
-  expect_close(gradients.gamma, wide.gamma, tolerance::kGradient, "dgamma");
-  expect_close(gradients.omega, wide.omega, tolerance::kGradient, "domega");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CemaTest,
@@ -165,11 +154,13 @@ TEST(CemaStateTest, WorksInPlaceAndGivesTheSameBitsAgain) {
   Context ctx(2, cema_workspace_bytes(op, 2, 50, 2));
   Parameters parameters(op.dim, op.order);
   const Shape shape{2, 50, op.dim};
-  auto x = normal(shape.numel(), 11);
-  auto y = unwritten(shape.numel());
-  cema_forward(ctx, op, parameters.tensors(), Tensor(x.data(), shape), {}, Tensor(y.data(), shape), {});
-  cema_forward(ctx, op, parameters.tensors(), Tensor(x.data(), shape), {}, Tensor(x.data(), shape), {});
-  EXPECT_EQ(x, y);
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    Pitched x(normal(shape.numel(), 11), shape, 0, dtype);
+    Pitched y(shape, 0, dtype);
+    cema_forward(ctx, op, parameters.tensors(), x.tensor(), {}, y.tensor(), {});
+    cema_forward(ctx, op, parameters.tensors(), x.tensor(), {}, x.tensor(), {});
+    EXPECT_EQ(x.values(), y.values());
+  }
 }
 
 TEST(CemaReferenceTest, GradientsAgreeWithFiniteDifferences) {
@@ -206,14 +197,22 @@ TEST(CemaErrorTest, NamesTheTensorThatDoesNotFit) {
   Parameters parameters(4, 2);
   std::vector<float> data(64);
   const Tensor x(data.data(), {1, 3, 4});
-  try {
-    cema_forward(ctx, op, parameters.tensors(), x, {Tensor(data.data(), {2, 4, 2, 2})}, x, {});
-    FAIL() << "accepted a state of another batch";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
-    EXPECT_STREQ(error.what(), "cema: state.h must be F32 [1, 4, 2, 2], not F32 [2, 4, 2, 2]");
-  }
-  EXPECT_THROW(cema_backward(ctx, op, parameters.tensors(), x, {}, x, x, parameters.tensors()), Error) << "no saved.h0";
+  std::vector<BFloat16> halves(12);
+  const Tensor narrow(halves.data(), {1, 3, 4});
+  const CemaSaved saved{Tensor(data.data(), {1, 4, 2, 2})};
+  const auto forward = [&](const std::string& message, const Tensor& in, const CemaState& state, const Tensor& y) {
+    expect_error(ErrorKind::InvalidArgument, {message}, [&] { cema_forward(ctx, op, parameters.tensors(), in, state, y, {}); });
+  };
+  const auto backward = [&](const std::string& message, const CemaSaved& from, const Tensor& dy, const Tensor& dx) {
+    expect_error(ErrorKind::InvalidArgument, {message},
+                 [&] { cema_backward(ctx, op, parameters.tensors(), narrow, from, dy, dx, parameters.tensors()); });
+  };
+  forward("cema: state.h must be F32 [1, 4, 2, 2], not F32 [2, 4, 2, 2]", x, {Tensor(data.data(), {2, 4, 2, 2})}, x);
+  forward("cema: x must be F32 or BF16 [1, 3, 4], not I32 [1, 3, 4]", Tensor(data.data(), DType::I32, {1, 3, 4}), {}, x);
+  forward("cema: y must be BF16 [1, 3, 4], not F32 [1, 3, 4]", narrow, {}, x);
+  backward("cema: dy must be F32 [1, 3, 4], not BF16 [1, 3, 4]", saved, narrow, x);
+  backward("cema: dx must be F32 [1, 3, 4], not BF16 [1, 3, 4]", saved, x, narrow);
+  backward("cema: backward needs saved.h0", {}, x, x);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "megalodon/error.h"
 #include "reference/layer_norm.h"
 #include "support/compare.h"
+#include "support/files.h"
 #include "support/pitched.h"
 #include "support/targets.h"
 #include "tolerances.h"
@@ -40,12 +41,17 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
   auto truth = reference::layer_norm_backward(dim, op.eps, widen(weight), widen(values), widen(upstream));
   for (double& value : truth.dweight) value += 0.5;
   for (double& value : truth.dbias) value -= 0.25;
+  const auto before = normal(rows * dim, 5);
+  auto truth_sum = truth.dx;
+  for (std::size_t i = 0; i < truth_sum.size(); ++i) truth_sum[i] += static_cast<double>(before[i]);
 
   on_each_instruction_set([&] {
     Pitched x(values, shape, gap);
     Pitched dy(upstream, shape, gap);
     Pitched y(shape, gap);
+    Pitched narrow_y(shape, gap, DType::BF16);
     Pitched dx(shape, gap);
+    Pitched sum(before, shape, gap);
     auto mean = unwritten(rows);
     auto rstd = unwritten(rows);
     std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
@@ -62,7 +68,18 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
     if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
     if (affine) expect_close(dbias, truth.dbias, tolerance::kGradient, "dbias");
 
+    layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), narrow_y.tensor(), {});
+    EXPECT_EQ(narrow_y.values(), Pitched(y.values(), shape, 0, DType::BF16).values()) << "rounded once";
+    narrow_y.expect_gaps_untouched("y in bfloat16");
+    layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), sum.tensor(), optional(dweight),
+                        optional(dbias), true);
+    expect_close(sum.values(), truth_sum, tolerance::kGradient, "dx, accumulated");
+    sum.expect_gaps_untouched("dx, accumulated");
+
     // In place, without saving: the same bits.
+    layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), dy.tensor(), optional(dweight),
+                        optional(dbias));
+    EXPECT_EQ(dy.values(), dx.values());
     layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), x.tensor(), {});
     EXPECT_EQ(x.values(), y.values());
   });
@@ -110,17 +127,23 @@ TEST(LayerNormErrorTest, NamesTheTensorThatDoesNotFit) {
   Context ctx(1);
   std::vector<float> data(12);
   const Tensor x(data.data(), {3, 4});
-  const auto message = [&](const Tensor& bias, const LayerNormSaved& saved) -> std::string {
-    try {
-      layer_norm_forward(ctx, {4}, Tensor(), bias, x, x, saved);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::InvalidArgument);
-      return error.what();
-    }
-    return "accepted";
+  std::vector<BFloat16> halves(12);
+  const Tensor narrow(halves.data(), {3, 4});
+  const LayerNormSaved saved{Tensor(data.data(), {3}), Tensor(data.data(), {3})};
+  const auto forward = [&](const std::string& message, const Tensor& bias, const Tensor& in, const Tensor& y,
+                           const LayerNormSaved& out) {
+    expect_error(ErrorKind::InvalidArgument, {message}, [&] { layer_norm_forward(ctx, {4}, Tensor(), bias, in, y, out); });
   };
-  EXPECT_EQ(message(Tensor(data.data(), {3}), {}), "layer_norm: bias must be F32 [4], not F32 [3]");
-  EXPECT_EQ(message(Tensor(), {Tensor(data.data(), {3}), Tensor()}), "layer_norm: saved.mean goes with saved.rstd");
+  const auto backward = [&](const std::string& message, const Tensor& dy, const Tensor& dx) {
+    expect_error(ErrorKind::InvalidArgument, {message},
+                 [&] { layer_norm_backward(ctx, {4}, Tensor(), x, saved, dy, dx, Tensor(), Tensor()); });
+  };
+  forward("layer_norm: bias must be F32 [4], not F32 [3]", Tensor(data.data(), {3}), x, x, {});
+  forward("layer_norm: saved.mean goes with saved.rstd", Tensor(), x, x, {Tensor(data.data(), {3}), Tensor()});
+  forward("layer_norm: x must be F32 [3, 4], not BF16 [3, 4]", Tensor(), narrow, narrow, {});
+  forward("layer_norm: y must be F32 or BF16 [3, 4], not U16 [3, 4]", Tensor(), x, Tensor(halves.data(), DType::U16, {3, 4}), {});
+  backward("layer_norm: dy must be F32 [3, 4], not BF16 [3, 4]", narrow, x);
+  backward("layer_norm: dx must be F32 [3, 4], not BF16 [3, 4]", x, narrow);
 }
 
 }  // namespace

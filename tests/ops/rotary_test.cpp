@@ -5,6 +5,7 @@
 #include "megalodon/error.h"
 #include "reference/rotary.h"
 #include "support/compare.h"
+#include "support/files.h"
 #include "support/pitched.h"
 #include "support/targets.h"
 #include "tolerances.h"
@@ -45,6 +46,7 @@ TEST_P(RotaryTest, ForwardAndBackwardAgreeWithTheReference) {
   on_each_instruction_set([&] {
     Pitched x(values, shape, gap);
     Pitched y(shape, gap + 1);
+    Pitched narrow_y(shape, gap + 1, DType::BF16);
     Pitched dx(shape, gap);
     rotary_forward(ctx, op, table, starts, x.tensor(), y.tensor());
     rotary_backward(ctx, op, table, starts, x.tensor(), dx.tensor());
@@ -52,6 +54,9 @@ TEST_P(RotaryTest, ForwardAndBackwardAgreeWithTheReference) {
     expect_close(dx.values(), truth(-1), tolerance::kGradient, "dx");
     y.expect_gaps_untouched("y");
     dx.expect_gaps_untouched("dx");
+    rotary_forward(ctx, op, table, starts, x.tensor(), narrow_y.tensor());
+    EXPECT_EQ(narrow_y.values(), Pitched(y.values(), shape, 0, DType::BF16).values()) << "rounded once";
+    narrow_y.expect_gaps_untouched("y in bfloat16");
     rotary_forward(ctx, op, table, starts, x.tensor(), x.tensor());
     EXPECT_EQ(x.values(), y.values()) << "in place";
   });
@@ -115,6 +120,21 @@ TEST(RotaryErrorTest, NamesWhatDoesNotFit) {
   EXPECT_EQ(message({1, 3, 4}, Tensor(), Tensor()), "rotary: head_dim must be positive and even");
   EXPECT_EQ(message({1, 4, 8}, Tensor(data.data(), {8, 2}), Tensor()), "rotary: table must be F32 [8, 2, 2], not F32 [8, 2]");
   EXPECT_EQ(message({1, 4, 8}, Tensor(data.data(), {8, 2, 2}), Tensor(&negative, {1})), "rotary: positions must not be negative");
+
+  std::vector<BFloat16> halves(8);
+  const Rotary op{1, 4, 8};
+  const Shape shape{1, 2, 4};
+  const Tensor table(data.data(), {8, 2, 2});
+  const Tensor x(data.data(), shape);
+  const Tensor narrow(halves.data(), shape);
+  const auto refuses = [&](const std::string& expected, auto&& rotate, const Tensor& from, const Tensor& to) {
+    expect_error(ErrorKind::InvalidArgument, {expected}, [&] { rotate(ctx, op, table, Tensor(), from, to); });
+  };
+  refuses("rotary: x must be F32 [1, 2, 4], not BF16 [1, 2, 4]", rotary_forward, narrow, narrow);
+  refuses("rotary: y must be F32 or BF16 [1, 2, 4], not I32 [1, 2, 4]", rotary_forward, x,
+          Tensor(data.data(), DType::I32, shape));
+  refuses("rotary: dy must be F32 [1, 2, 4], not BF16 [1, 2, 4]", rotary_backward, narrow, x);
+  refuses("rotary: dx must be F32 [1, 2, 4], not BF16 [1, 2, 4]", rotary_backward, x, narrow);
 }
 
 }  // namespace

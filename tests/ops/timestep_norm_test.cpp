@@ -9,6 +9,7 @@
 #include "megalodon/error.h"
 #include "reference/timestep_norm.h"
 #include "support/compare.h"
+#include "support/files.h"
 #include "support/pitched.h"
 #include "support/targets.h"
 #include "tolerances.h"
@@ -87,12 +88,17 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
   auto truth = reference::timestep_norm_backward(sizes, widen(weight), widen(values), start.copy(), widen(upstream));
   for (double& value : truth.dweight) value += 0.5;
   for (double& value : truth.dbias) value -= 0.25;
+  const auto before = normal(shape.numel(), 5);
+  auto truth_sum = truth.dx;
+  for (std::size_t i = 0; i < truth_sum.size(); ++i) truth_sum[i] += static_cast<double>(before[i]);
 
   on_each_instruction_set([&] {
     Pitched x(values, shape, gap);
     Pitched dy(upstream, shape, gap);
     Pitched y(shape, gap + 1);
+    Pitched narrow_y(shape, gap + 1, DType::BF16);
     Pitched dx(shape, gap);
+    Pitched sum(before, shape, gap);
     State state = start;
     Saved saved(batch, length, groups);
     std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
@@ -111,6 +117,17 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
     expect_close(dbias, truth.dbias, tolerance::kGradient, "dbias");
     y.expect_gaps_untouched("y");
     dx.expect_gaps_untouched("dx");
+
+    State beside = start;
+    timestep_norm_forward(ctx, op, channels(weight), channels(bias), x.tensor(), beside.view(), narrow_y.tensor(), {});
+    EXPECT_EQ(narrow_y.values(), Pitched(y.values(), shape, 0, DType::BF16).values()) << "rounded once";
+    EXPECT_EQ(beside.mean, state.mean);
+    EXPECT_EQ(beside.var, state.var);
+    narrow_y.expect_gaps_untouched("y in bfloat16");
+    timestep_norm_backward(ctx, op, channels(weight), x.tensor(), saved.view(), dy.tensor(), sum.tensor(), channels(dweight),
+                           channels(dbias), true);
+    expect_close(sum.values(), truth_sum, tolerance::kGradient, "dx, accumulated");
+    sum.expect_gaps_untouched("dx, accumulated");
 
     // In place, nothing saved: the same bits.
     timestep_norm_backward(ctx, op, channels(weight), x.tensor(), saved.view(), dy.tensor(), dy.tensor(), channels(dweight),
@@ -316,6 +333,23 @@ TEST(TimestepNormErrorTest, NamesWhatDoesNotFit) {
   EXPECT_EQ(message(op, bias, partial), "timestep_norm: state.var must be F64 [2, 2], not absent");
   state.count[1] = -1;
   EXPECT_EQ(message(op, bias, state.view()), "timestep_norm: state.count must not be negative");
+
+  std::vector<BFloat16> halves(24);
+  const Shape shape{2, 3, 4};
+  const Tensor x(data.data(), shape);
+  const Tensor narrow(halves.data(), shape);
+  Saved saved(2, 3, 2);
+  const auto forward = [&](const std::string& expected, const Tensor& from, const Tensor& to) {
+    expect_error(ErrorKind::InvalidArgument, {expected}, [&] { timestep_norm_forward(ctx, op, bias, bias, from, {}, to, {}); });
+  };
+  const auto backward = [&](const std::string& expected, const Tensor& dy, const Tensor& dx) {
+    expect_error(ErrorKind::InvalidArgument, {expected},
+                 [&] { timestep_norm_backward(ctx, op, bias, x, saved.view(), dy, dx, bias, bias); });
+  };
+  forward("timestep_norm: x must be F32 [2, 3, 4], not BF16 [2, 3, 4]", narrow, narrow);
+  forward("timestep_norm: y must be F32 or BF16 [2, 3, 4], not I32 [2, 3, 4]", x, Tensor(data.data(), DType::I32, shape));
+  backward("timestep_norm: dy must be F32 [2, 3, 4], not BF16 [2, 3, 4]", narrow, x);
+  backward("timestep_norm: dx must be F32 [2, 3, 4], not BF16 [2, 3, 4]", x, narrow);
 }
 
 }  // namespace
