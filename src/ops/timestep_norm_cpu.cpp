@@ -9,6 +9,8 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/timestep_norm_cpu.cpp"
 #include <hwy/foreach_target.h>
+
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "cpu/reduce.h"
@@ -181,7 +183,15 @@ void timestep_norm_backward_rows(const Piece& p, std::int64_t begin, std::int64_
     std::copy_n(p.rstd + t * p.all_groups, p.groups, g_scale);
     spread(g_center, p.groups, p.width, center);
     spread(g_scale, p.groups, p.width, scale);
+    // Rows come from the last to the first, which hardware does not foresee.
+    const std::int64_t next = std::max<std::int64_t>(t - 1, 0);
+    const float* next_x = p.x + next * p.x_pitch;
+    const float* next_dy = p.dy + next * p.dy_pitch;
+    const float* next_dx = p.out.row<float>(next);
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) {
+      hwy::Prefetch(next_x + i);
+      hwy::Prefetch(next_dy + i);
+      hwy::Prefetch(next_dx + i);
       const FloatVec d = load(dy + i, n);
       const FloatVec g = hn::MulAdd(d, load(p.weight + i, n), d);
       hn::StoreU(g, kFloats, first + i);
