@@ -76,9 +76,9 @@ void normed_average(Context& ctx, const BlockOps& op, const BlockParameters& p, 
 // q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
 void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
                          const Packed& a, const BlockSaved& s, const BlockScratch& t) {
-  head_norm_forward(ctx, op.head, p.gamma, p.beta, a.z, t.q, t.k, s.head);
-  rotary_forward(ctx, op.rotary, table, positions, t.q, t.q);
-  rotary_forward(ctx, op.rotary, table, positions, t.k, t.k);
+  head_norm_forward(ctx, op.head, p.gamma, p.beta, a.z, t.unrotated_q, t.unrotated_k, s.head);
+  rotary_forward(ctx, op.rotary, table, positions, t.unrotated_q, t.q);
+  rotary_forward(ctx, op.rotary, table, positions, t.unrotated_k, t.k);
   silu_gate_forward(ctx, s.v, Tensor(), t.v);
 }
 
@@ -133,16 +133,16 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   const Packed a(c, s.zrh, s.fc13);
   const Packed da(c, d.d_zrh, d.d_fc13);
 
-  // Through the feed-forward. d_a = gradient of what it adds, then of its normed input, then of y.
+  // Through the feed-forward. d_a = gradient of its normed input, then of y.
   activate(ctx, op, masks, a, t);
   if (p.alpha) {  // only alpha's gradient needs the value that it scales
     linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
     masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
   }
-  residual_backward(ctx, p.alpha, t.n, d_out, d.d_a, g.alpha);
-  masks.apply(ctx, Site::FeedForward, c.dropout, d.d_a);
-  linear_backward_weight(ctx, op.fc2, t.hidden, d.d_a, g.fc2, Tensor());
-  linear_backward_input(ctx, op.fc2, p.fc2, d.d_a, d.d_hidden);
+  residual_backward(ctx, p.alpha, t.n, d_out, d.d_f, g.alpha);
+  masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
+  linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
+  linear_backward_input(ctx, op.fc2, p.fc2, d.d_f, d.d_hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, d.d_hidden);
   silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3);
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
@@ -186,30 +186,32 @@ namespace {
 // Each of the functions below names every tensor of its struct once.
 
 template <class Visit>
-void visit_saved(const ModelConfig& c, BlockSaved& s, bool for_backward, Visit&& visit) {
-  visit(s.tn, c.model_dim);
-  visit(s.ce, c.model_dim);
-  visit(s.v, c.value_dim);
-  visit(s.zrh, c.z_dim + c.value_dim + c.model_dim);
-  visit(s.o, c.value_dim);
-  visit(s.y, c.model_dim);
-  visit(s.fc13, fc13_width(c));
+void visit_saved(const ModelConfig& c, DType dtype, BlockSaved& s, bool for_backward, Visit&& visit) {
+  visit(s.tn, dtype, c.model_dim);
+  visit(s.ce, dtype, c.model_dim);
+  visit(s.v, dtype, c.value_dim);
+  visit(s.zrh, dtype, c.z_dim + c.value_dim + c.model_dim);
+  visit(s.o, dtype, c.value_dim);
+  visit(s.y, DType::F32, c.model_dim);
+  visit(s.fc13, dtype, fc13_width(c));
   if (!for_backward) return;
-  visit(s.norm.mean, c.norm_num_groups);
-  visit(s.norm.rstd, c.norm_num_groups);
-  visit(s.head.rstd, c.num_heads);
-  visit(s.attention.lse, c.num_heads);
+  visit(s.norm.mean, DType::F32, c.norm_num_groups);
+  visit(s.norm.rstd, DType::F32, c.norm_num_groups);
+  visit(s.head.rstd, DType::F32, c.num_heads);
+  visit(s.attention.lse, DType::F32, c.num_heads);
 }
 
 template <class Visit>
-void visit_scratch(const ModelConfig& c, BlockScratch& t, Visit&& visit) {
-  visit(t.mx, c.model_dim);
-  visit(t.q, c.z_dim);
-  visit(t.k, c.z_dim);
-  visit(t.v, c.value_dim);
-  visit(t.gated, c.value_dim);
-  visit(t.n, c.model_dim);
-  visit(t.hidden, c.ffn_hidden_dim);
+void visit_scratch(const ModelConfig& c, DType dtype, BlockScratch& t, Visit&& visit) {
+  visit(t.mx, dtype, c.model_dim);
+  visit(t.unrotated_q, DType::F32, c.z_dim);
+  visit(t.unrotated_k, DType::F32, c.z_dim);
+  visit(t.q, dtype, c.z_dim);
+  visit(t.k, dtype, c.z_dim);
+  visit(t.v, dtype, c.value_dim);
+  visit(t.gated, dtype, c.value_dim);
+  visit(t.n, dtype, c.model_dim);
+  visit(t.hidden, dtype, c.ffn_hidden_dim);
 }
 
 Tensor shorter(const Tensor& tensor, std::int64_t length) {
@@ -218,10 +220,11 @@ Tensor shorter(const Tensor& tensor, std::int64_t length) {
 
 }  // namespace
 
-BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length, bool for_backward) {
+BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
+                          bool for_backward) {
   BlockSaved s;
-  visit_saved(c, s, for_backward, [&](Tensor& tensor, std::int64_t width) {
-    tensor = arena.allocate(DType::F32, {batch, length, width});
+  visit_saved(c, dtype, s, for_backward, [&](Tensor& tensor, DType element, std::int64_t width) {
+    tensor = arena.allocate(element, {batch, length, width});
   });
   if (for_backward) {
     s.norm.count = arena.allocate(DType::I64, {batch});
@@ -233,38 +236,44 @@ BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, std::int64_t batch
   return s;
 }
 
-BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
   BlockScratch t;
-  visit_scratch(c, t, [&](Tensor& tensor, std::int64_t width) { tensor = arena.allocate(DType::F32, {batch, length, width}); });
+  visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
+    const bool rotates_in_place = dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k);
+    if (!rotates_in_place) tensor = arena.allocate(element, {batch, length, width});
+  });
+  if (!t.q) t.q = t.unrotated_q;
+  if (!t.k) t.k = t.unrotated_k;
   return t;
 }
 
-BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
-  const auto tensor = [&](std::int64_t width) { return arena.allocate(DType::F32, {batch, length, width}); };
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
+  const auto tensor = [&](DType element, std::int64_t width) { return arena.allocate(element, {batch, length, width}); };
   BlockGradients d;
-  d.d_fc13 = tensor(fc13_width(c));
-  d.d_hidden = tensor(c.ffn_hidden_dim);
-  d.d_a = tensor(c.model_dim);
-  d.d_b = tensor(c.model_dim);
-  d.d_zrh = tensor(c.z_dim + c.value_dim + c.model_dim);
-  d.d_gated = tensor(c.value_dim);
-  d.d_o = tensor(c.value_dim);
-  d.d_q = tensor(c.z_dim);
-  d.d_k = tensor(c.z_dim);
+  d.d_fc13 = tensor(dtype, fc13_width(c));
+  d.d_hidden = tensor(dtype, c.ffn_hidden_dim);
+  d.d_a = tensor(DType::F32, c.model_dim);
+  d.d_b = tensor(DType::F32, c.model_dim);
+  d.d_f = dtype == DType::F32 ? d.d_a : tensor(dtype, c.model_dim);
+  d.d_zrh = tensor(dtype, c.z_dim + c.value_dim + c.model_dim);
+  d.d_gated = tensor(dtype, c.value_dim);
+  d.d_o = tensor(dtype, c.value_dim);
+  d.d_q = tensor(DType::F32, c.z_dim);
+  d.d_k = tensor(DType::F32, c.z_dim);
   return d;
 }
 
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length) {
   BlockSaved s = saved;
-  const auto shorten = [&](Tensor& tensor, std::int64_t) { tensor = shorter(tensor, length); };
+  const auto shorten = [&](Tensor& tensor, DType, std::int64_t) { tensor = shorter(tensor, length); };
   // Only windows without a backward are shorter than planned.
-  visit_saved(ModelConfig{}, s, false, shorten);
+  visit_saved(ModelConfig{}, DType::F32, s, false, shorten);
   return s;
 }
 
 BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length) {
   BlockScratch t = scratch;
-  visit_scratch(ModelConfig{}, t, [&](Tensor& tensor, std::int64_t) { tensor = shorter(tensor, length); });
+  visit_scratch(ModelConfig{}, DType::F32, t, [&](Tensor& tensor, DType, std::int64_t) { tensor = shorter(tensor, length); });
   return t;
 }
 

@@ -52,46 +52,51 @@ struct Masks {
   void apply(Context& ctx, Site site, double p, const Tensor& x) const;
 };
 
+// T below is the model's dtype, F32 or BF16; what names none is float32.
+
 // What a block's backward needs of its forward. Everything else it computes again.
 struct BlockSaved {
   TimestepNormSaved norm;
-  Tensor tn;  // [B, L, D] TimestepNorm's output
+  Tensor tn;  // [B, L, D] T TimestepNorm's output
   CemaSaved cema;
-  Tensor ce;  // [B, L, D] CEMA's output
+  Tensor ce;  // [B, L, D] T CEMA's output
   RmsNormSaved rms;
-  Tensor v;    // [B, L, V] values before silu
-  Tensor zrh;  // [B, L, Z + V + D] shared representation, gate before silu, mx Wh1 + b
+  Tensor v;    // [B, L, V] T values before silu
+  Tensor zrh;  // [B, L, Z + V + D] T shared representation, gate before silu, mx Wh1 + b
   HeadNormSaved head;
   AttentionSaved attention;
-  Tensor o;  // [B, L, V] attention's output
+  Tensor o;  // [B, L, V] T attention's output
   Tensor y;  // [B, L, D] the feed-forward's input
   LayerNormSaved nffn;
-  Tensor fc13;  // [B, L, F or 2F] before silu
+  Tensor fc13;  // [B, L, F or 2F] T before silu
 };
 
 // Values that backward computes again: one set serves all blocks.
 struct BlockScratch {
-  Tensor mx;      // [B, L, D] the normed average
-  Tensor q, k;    // [B, L, Z] rotated queries and keys
-  Tensor v;       // [B, L, V] values
-  Tensor gated;   // [B, L, V] o * silu(r)
-  Tensor n;       // [B, L, D] the feed-forward's normed input; also what it adds
-  Tensor hidden;  // [B, L, F]
+  Tensor mx;                        // [B, L, D] T the normed average
+  Tensor unrotated_q, unrotated_k;  // [B, L, Z] before the rotation; with float32 the same memory as q and k
+  Tensor q, k;                      // [B, L, Z] T rotated queries and keys
+  Tensor v;                         // [B, L, V] T values
+  Tensor gated;                     // [B, L, V] T o * silu(r)
+  Tensor n;                         // [B, L, D] T the feed-forward's normed input; also what it adds
+  Tensor hidden;                    // [B, L, F] T
 };
 
 struct BlockGradients {
-  Tensor d_fc13;        // [B, L, F or 2F]
-  Tensor d_hidden;      // [B, L, F]
+  Tensor d_f;           // [B, L, D] T of what the feed-forward adds
+  Tensor d_fc13;        // [B, L, F or 2F] T
+  Tensor d_hidden;      // [B, L, F] T
   Tensor d_a, d_b;      // [B, L, D] each
-  Tensor d_zrh;         // [B, L, Z + V + D]
-  Tensor d_gated, d_o;  // [B, L, V] each
+  Tensor d_zrh;         // [B, L, Z + V + D] T
+  Tensor d_gated, d_o;  // [B, L, V] T each
   Tensor d_q, d_k;      // [B, L, Z] each
 };
 
 // `for_backward` leaves out what only backward reads.
-BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length, bool for_backward);
-BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length);
-BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, std::int64_t batch, std::int64_t length);
+BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
+                          bool for_backward);
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length);
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length);
 
 // The same tensors with a shorter window: for windows of fewer than the planned tokens.
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);

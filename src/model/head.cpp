@@ -48,18 +48,19 @@ void head_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const 
 }
 
 void head_losses_backward(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
-                          const Tensor& logits, const Tensor& lse, float scale, const Tensor& losses, const Tensor& d_tn,
+                          const HeadScratch& scratch, float scale, const Tensor& losses, const Tensor& d_tn,
                           const Tensor& d_output) {
   const Linear output{c.model_dim, c.outputs()};
-  for_each_slice(logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
-    const Tensor slice = logits.row_range(0, count);
+  for_each_slice(scratch.logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
+    const Tensor logits = scratch.logits.row_range(0, count);
+    const Tensor d_logits = scratch.d_logits.row_range(0, count);
     const Tensor wanted = part(targets, begin, count);
     const Tensor normed = tn.row_range(begin, count);
-    const CrossEntropySaved saved{part(lse, 0, count)};
-    slice_losses(ctx, c, p, normed, wanted, slice, part(losses, begin, count), saved);
-    cross_entropy_backward(ctx, {c.outputs()}, slice, wanted, saved, scale, slice);
-    linear_backward_weight(ctx, output, normed, slice, d_output, Tensor());
-    linear_backward_input(ctx, output, p.output, slice, d_tn.row_range(begin, count));
+    const CrossEntropySaved saved{part(scratch.lse, 0, count)};
+    slice_losses(ctx, c, p, normed, wanted, logits, part(losses, begin, count), saved);
+    cross_entropy_backward(ctx, {c.outputs()}, logits, wanted, saved, scale, d_logits);
+    linear_backward_weight(ctx, output, normed, d_logits, d_output, Tensor());
+    linear_backward_input(ctx, output, p.output, d_logits, d_tn.row_range(begin, count));
   });
 }
 

@@ -18,20 +18,24 @@ std::int64_t head_slice(const ModelConfig& config, std::int64_t tokens);
 
 // losses[t] = -log softmax(W_out tn_t)[target_t], 0 where the target is -1.
 void head_losses(Context& ctx, const ModelConfig& config, const Parameters& p,
-                 const Tensor& tn,       // [T, D]
+                 const Tensor& tn,       // [T, D] of the model's dtype
                  const Tensor& targets,  // [T] i32
-                 const Tensor& logits,   // [head_slice, K] scratch
+                 const Tensor& logits,   // [head_slice, K] f32 scratch
                  const Tensor& losses);  // [T] f32
+
+struct HeadScratch {
+  Tensor logits;    // [head_slice, K] f32
+  Tensor d_logits;  // [head_slice, K] of the model's dtype; the memory of logits where that is f32
+  Tensor lse;       // [head_slice] f32
+};
 
 // The same, and its backward: d_tn = the gradient of scale * sum(losses), and the gradient of W_out is added to `d_output`.
 void head_losses_backward(Context& ctx, const ModelConfig& config, const Parameters& p,
-                          const Tensor& tn,       // [T, D]
+                          const Tensor& tn,       // [T, D] of the model's dtype
                           const Tensor& targets,  // [T] i32
-                          const Tensor& logits,   // [head_slice, K] scratch
-                          const Tensor& lse,      // [head_slice] f32 scratch
-                          float scale,
+                          const HeadScratch& scratch, float scale,
                           const Tensor& losses,     // [T] f32
-                          const Tensor& d_tn,       // [T, D]
-                          const Tensor& d_output);  // [K, D]
+                          const Tensor& d_tn,       // [T, D] f32
+                          const Tensor& d_output);  // [K, D] f32
 
 }  // namespace megalodon

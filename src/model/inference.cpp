@@ -10,17 +10,19 @@ namespace megalodon {
 namespace {
 
 struct Buffers {
-  Tensor x[2];  // [B, L, D] a block's input and output, in turns
+  Tensor x[2];    // [B, L, D] a block's input and output, in turns
+  Tensor normed;  // [B, L, D] the model's dtype: the head's input
   BlockSaved saved;
   BlockScratch scratch;
   Tensor logits;  // [head_slice, K]
 };
 
-Buffers allocate(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
   Buffers b;
   for (Tensor& x : b.x) x = arena.allocate(DType::F32, {batch, length, c.model_dim});
-  b.saved = allocate_saved(arena, c, batch, length, /*for_backward=*/false);
-  b.scratch = allocate_scratch(arena, c, batch, length);
+  b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
+  b.saved = allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/false);
+  b.scratch = allocate_scratch(arena, c, dtype, batch, length);
   b.logits = arena.allocate(DType::F32, {head_slice(c, batch * length), c.outputs()});
   return b;
 }
@@ -35,7 +37,7 @@ struct Inference::Impl {
         batch(max_batch),
         length(max_length),
         arena(memory.activations, "activations"),
-        buffers(allocate(arena, m.config(), max_batch, max_length)) {
+        buffers(allocate(arena, m.config(), m.dtype(), max_batch, max_length)) {
     ctx.reserve_workspace(memory.workspace);
   }
 
@@ -58,9 +60,10 @@ struct Inference::Impl {
                     out);
       std::swap(x, out);
     }
-    timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, out, {});
+    const Tensor normed(buffers.normed.raw(), model.dtype(), {b, l, c.model_dim});
+    timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, normed, {});
     for (std::int64_t i = 0; i < b; ++i) state.positions.data<std::int64_t>()[i] += l;
-    return out;
+    return normed;
   }
 
   void project(const Tensor& normed, const Tensor& logits) {
@@ -77,14 +80,15 @@ struct Inference::Impl {
 };
 
 Inference::Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), batch, length, ctx.threads().size()))) {}
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length,
+                                   plan(model.config(), model.dtype(), batch, length, ctx.threads().size()))) {}
 
 Inference::~Inference() = default;
 
-MemoryPlan Inference::plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads) {
+MemoryPlan Inference::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads) {
   require(batch > 0 && length > 0, "model", "batch and length must be positive");
   Arena arena = Arena::counter();
-  allocate(arena, config, batch, length);
+  allocate(arena, config, dtype, batch, length);
   return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, threads)};
 }
 

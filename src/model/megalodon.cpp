@@ -1,32 +1,89 @@
 #include "model/megalodon.h"
 
+#include <algorithm>
+#include <vector>
+
+#include "core/bfloat16.h"
+#include "cpu/matmul.h"
+#include "megalodon/error.h"
 #include "ops/rotary.h"
 
 namespace megalodon {
 
 namespace {
 
-ModelConfig validated(const ModelConfig& config) {
+ModelConfig validated(const ModelConfig& config, Precision precision) {
   config.validate();
+  if (precision != Precision::F32 && !cpu::has_bfloat16_products()) {
+    throw Error(ErrorKind::Unsupported, "this processor does not multiply bfloat16", "model", "Use float32 (--dtype f32)");
+  }
   return config;
 }
 
-std::size_t parameter_bytes(const ModelConfig& config, const ParameterLayout& layout) {
+struct Storage {
+  Tensor flat, matrices, rotary_table;
+};
+
+Storage allocate(Arena& arena, const ModelConfig& c, const ParameterLayout& layout, Precision precision) {
+  Storage s;
+  s.flat = arena.allocate(DType::F32, {precision == Precision::BF16 ? layout.vectors() : layout.total()});
+  if (precision != Precision::F32) s.matrices = arena.allocate(DType::BF16, {layout.total() - layout.vectors()});
+  s.rotary_table = arena.allocate(DType::F32, {c.chunk_size, c.z_head_dim() / 2, 2});
+  return s;
+}
+
+std::size_t storage_bytes(const ModelConfig& config, const ParameterLayout& layout, Precision precision) {
   Arena arena = Arena::counter();
-  arena.allocate(DType::F32, {layout.total()});
-  arena.allocate(DType::F32, {config.chunk_size, config.z_head_dim() / 2, 2});
+  allocate(arena, config, layout, precision);
   return arena.peak();
 }
 
 }  // namespace
 
-Megalodon::Megalodon(const ModelConfig& config)
-    : config_(validated(config)), layout_(config_), arena_(parameter_bytes(config_, layout_), "parameters") {
-  flat_ = arena_.allocate(DType::F32, {layout_.total()});
-  rotary_table_ = arena_.allocate(DType::F32, {config_.chunk_size, config_.z_head_dim() / 2, 2});
-  parameters_ = parameters_in(config_, layout_, flat_);
+Megalodon::Megalodon(const ModelConfig& config, Precision precision)
+    : config_(validated(config, precision)), layout_(config_), arena_(storage_bytes(config_, layout_, precision), "parameters") {
+  const Storage storage = allocate(arena_, config_, layout_, precision);
+  flat_ = storage.flat;
+  matrices_ = storage.matrices;
+  rotary_table_ = storage.rotary_table;
+  parameters_ = parameters_in(config_, layout_, flat_, matrices_);
   megalodon::rotary_table({config_.num_heads, config_.z_head_dim(), config_.chunk_size, config_.rope_base_or_default()},
                           rotary_table_);
+}
+
+void Megalodon::initialize(std::uint64_t seed) {
+  std::vector<float> values;
+  for (std::size_t i = 0; i < layout_.entries().size(); ++i) {
+    const Shape& shape = layout_.entries()[i].shape;
+    values.resize(static_cast<std::size_t>(shape.numel()));
+    initialize_parameter(config_, layout_, i, values.data(), seed);
+    set(i, Tensor(values.data(), shape));
+  }
+}
+
+void Megalodon::set(std::size_t index, const Tensor& values) {
+  const ParameterInfo& entry = layout_.entries()[index];
+  const std::int64_t count = entry.shape.numel();
+  const auto convert = [&](auto* to, auto&& from_float, auto&& from_half) {
+    if (values.dtype() == DType::F32) {
+      std::transform(values.data<float>(), values.data<float>() + count, to, from_float);
+    } else {
+      std::transform(values.data<BFloat16>(), values.data<BFloat16>() + count, to, from_half);
+    }
+  };
+  if (entry.offset < flat_.numel()) {
+    convert(
+        flat_.data<float>() + entry.offset, [](float v) { return v; }, to_float);
+  }
+  if (matrices_ && entry.is_matrix) {
+    convert(matrices_.data<BFloat16>() + entry.offset - layout_.vectors(), to_bfloat16, [](BFloat16 v) { return v; });
+  }
+}
+
+void Megalodon::round_matrices() {
+  if (!matrices_) return;
+  const float* from = flat_.data<float>() + layout_.vectors();
+  std::transform(from, from + matrices_.numel(), matrices_.data<BFloat16>(), to_bfloat16);
 }
 
 }  // namespace megalodon

@@ -14,17 +14,32 @@
 
 namespace megalodon {
 
+// How parameters are kept, and what the model computes in. Norms, CEMA, softmax, loss, the residual sum and all sums of products
+// are float32 in each.
+enum class Precision {
+  F32,             // everything float32
+  BF16,            // matrices and what they multiply are bfloat16; enough to run a model
+  BF16WithMaster,  // the same, beside float32 matrices that an optimizer changes
+};
+
 // A configuration with its parameters.
 class Megalodon {
  public:
-  // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory).
-  explicit Megalodon(const ModelConfig& config);
+  // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory), and
+  // Error(Unsupported) for bfloat16 on a processor that does not multiply it.
+  explicit Megalodon(const ModelConfig& config, Precision precision = Precision::F32);
 
-  void initialize(std::uint64_t seed) { initialize_parameters(config_, layout_, flat(), seed); }
+  void initialize(std::uint64_t seed);
+  // Sets the parameter at `index` of layout().entries(), in every precision that is kept. values: its elements, F32 or BF16.
+  void set(std::size_t index, const Tensor& values);
+  // Rounds the float32 matrices into the bfloat16 ones, after a change of flat().
+  void round_matrices();
 
   const ModelConfig& config() const noexcept { return config_; }
   const ParameterLayout& layout() const noexcept { return layout_; }
-  const Tensor& flat() const noexcept { return flat_; }  // [layout().total()] f32, all parameters
+  DType dtype() const noexcept { return matrices_ ? DType::BF16 : DType::F32; }  // of what products multiply
+  const Tensor& flat() const noexcept { return flat_; }          // [layout().total()] f32; with BF16 [layout().vectors()]
+  const Tensor& matrices() const noexcept { return matrices_; }  // [total - vectors] bf16; null with F32
   const Parameters& parameters() const noexcept { return parameters_; }
   const Tensor& rotary_table() const noexcept { return rotary_table_; }
 
@@ -33,6 +48,7 @@ class Megalodon {
   ParameterLayout layout_;
   Arena arena_;
   Tensor flat_;
+  Tensor matrices_;
   Parameters parameters_;
   Tensor rotary_table_;  // [C, z_head_dim / 2, 2]
 };
@@ -49,7 +65,7 @@ class Inference {
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
   Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
   ~Inference();
-  static MemoryPlan plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads);
 
   std::int64_t length() const noexcept;  // the longest window
 
@@ -77,7 +93,7 @@ class Training {
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
   Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
   ~Training();
-  static MemoryPlan plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads);
 
   // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum)/d(parameters) to `gradients`, a
   // flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from it (its

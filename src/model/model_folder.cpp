@@ -28,17 +28,18 @@ void refuse_prior(const SafetensorsFile& file, const std::string& name) {
 
 }  // namespace
 
-void read_parameters(const Megalodon& model, const SafetensorsFile& file, const std::string& prefix) {
+void read_parameters(Megalodon& model, const SafetensorsFile& file, const std::string& prefix) {
   std::set<std::string> wanted;
-  for (const ParameterInfo& entry : model.layout().entries()) {
-    const std::string name = prefix + entry.name;
+  const auto& entries = model.layout().entries();
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const std::string name = prefix + entries[i].name;
     wanted.insert(name);
     if (!file.contains(name)) {
       throw Error(ErrorKind::Mismatch, "the tensor " + name + " that the configuration asks for is missing", file.path(),
                   "Use the config.json that was saved with the file");
     }
-    const Tensor values = file.tensor(name, DType::F32, entry.shape);
-    std::memcpy(model.flat().data<float>() + entry.offset, values.raw(), values.bytes());
+    const DType dtype = file.tensor(name).dtype() == DType::BF16 ? DType::BF16 : DType::F32;
+    model.set(i, file.tensor(name, dtype, entries[i].shape));
   }
   for (const std::string& name : file.names()) {
     if (!name.starts_with(prefix) || wanted.contains(name)) continue;
@@ -64,7 +65,10 @@ void save_model(const Megalodon& model, const std::string& folder) {
 std::uint64_t write_model_file(const Megalodon& model, const std::string& path) {
   std::vector<NamedTensor> tensors;
   for (const ParameterInfo& entry : model.layout().entries()) {
-    tensors.push_back({entry.name, model.layout().view(model.flat(), entry.name)});
+    const bool rounded = entry.offset >= model.flat().numel();  // there is no float32 of it
+    tensors.push_back(
+        {entry.name, rounded ? Tensor(model.matrices().data<BFloat16>() + entry.offset - model.layout().vectors(), entry.shape)
+                             : model.layout().view(model.flat(), entry.name)});
   }
   return write_safetensors(path, tensors, {{"format", "pt"}});
 }
@@ -77,10 +81,10 @@ ModelConfig load_config(const std::string& folder) {
   return config_from_json(read_text_file(path, kMaxConfigBytes), path);
 }
 
-std::unique_ptr<Megalodon> load_model(const std::string& folder) {
+std::unique_ptr<Megalodon> load_model(const std::string& folder, Precision precision) {
   const ModelConfig config = load_config(folder);
   const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
-  auto model = std::make_unique<Megalodon>(config);
+  auto model = std::make_unique<Megalodon>(config, precision);
   read_parameters(*model, file, "");
   return model;
 }

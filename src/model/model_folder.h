@@ -11,7 +11,8 @@
 
 namespace megalodon {
 
-// Writes DIR/config.json and DIR/model.safetensors (created if need be), each atomically. Throws Error(Io).
+// Writes DIR/config.json and DIR/model.safetensors (created if need be), each atomically. What the model holds in float32 is
+// written so, matrices that it holds in bfloat16 alone as bfloat16. Throws Error(Io).
 void save_model(const Megalodon& model, const std::string& folder);
 
 // Writes the parameters alone to `path`, and returns the file's checksum. Not atomic.
@@ -19,11 +20,12 @@ std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for.
-std::unique_ptr<Megalodon> load_model(const std::string& folder);
+// The file's tensors may be F32 or BF16, whatever `precision` is.
+std::unique_ptr<Megalodon> load_model(const std::string& folder, Precision precision = Precision::F32);
 ModelConfig load_config(const std::string& folder);
 
 // Fills the model's parameters from the tensors named `prefix` + parameter name. Names that begin otherwise are passed over; the
 // buffers that released checkpoints hold besides parameters are too. Throws Error(Mismatch) as load_model does.
-void read_parameters(const Megalodon& model, const SafetensorsFile& file, const std::string& prefix);
+void read_parameters(Megalodon& model, const SafetensorsFile& file, const std::string& prefix);
 
 }  // namespace megalodon

@@ -10,13 +10,11 @@
 
 namespace megalodon {
 
-void ParameterLayout::add(const std::string& name, const Shape& shape) {
-  entries_.push_back({name, shape, total_});
-  total_ += shape.numel();
-}
-
 // The order makes neighbours of what one product reads: wz, wr, wh1; their biases; fc1, fc3.
 ParameterLayout::ParameterLayout(const ModelConfig& c) {
+  const auto add = [&](const std::string& name, const Shape& shape) {
+    entries_.push_back({name, shape, shape.rank() == 2 && name.ends_with(".weight")});
+  };
   const std::int64_t d = c.model_dim, z = c.z_dim, v = c.value_dim, f = c.ffn_hidden_dim, n = c.cema_ndim;
   add("embed.weight", {c.vocab_size, d});
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
@@ -53,23 +51,38 @@ ParameterLayout::ParameterLayout(const ModelConfig& c) {
   add("output.final_norm.weight", {d});
   add("output.final_norm.bias", {d});
   if (!c.share_emb) add("output.output.weight", {c.outputs(), d});
+  const auto matrices = std::stable_partition(entries_.begin(), entries_.end(), [](const auto& e) { return !e.is_matrix; });
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry == matrices) vectors_ = total_;
+    entry->offset = total_;
+    total_ += entry->shape.numel();
+  }
 }
 
-Tensor ParameterLayout::view(const Tensor& flat, const std::string& name) const {
+const ParameterInfo& ParameterLayout::entry(const std::string& name) const {
   const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const ParameterInfo& e) { return e.name == name; });
   if (found == entries_.end()) {
     std::vector<std::string> names;
     for (const ParameterInfo& entry : entries_) names.push_back(entry.name);
     throw Error(ErrorKind::NotFound, "no parameter of this name", name, did_you_mean(name, names));
   }
-  return {flat.data<float>() + found->offset, found->shape};
+  return *found;
 }
 
-Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, const Tensor& flat) {
+Tensor ParameterLayout::view(const Tensor& flat, const std::string& name) const {
+  const ParameterInfo& info = entry(name);
+  return {flat.data<float>() + info.offset, info.shape};
+}
+
+Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, const Tensor& flat, const Tensor& matrices) {
   const std::int64_t d = c.model_dim, z = c.z_dim, v = c.value_dim, f = c.ffn_hidden_dim;
-  const auto named = [&](const std::string& name) { return layout.view(flat, name); };
-  // A matrix that begins with the named one and goes on over its neighbours.
-  const auto packed = [&](const std::string& first, const Shape& shape) { return Tensor(named(first).data<float>(), shape); };
+  // Packed entries begin with the named one and go on over its neighbours.
+  const auto packed = [&](const std::string& first, const Shape& shape) {
+    const ParameterInfo& info = layout.entry(first);
+    if (matrices && info.is_matrix) return Tensor(matrices.data<BFloat16>() + info.offset - layout.vectors(), shape);
+    return Tensor(flat.data<float>() + info.offset, shape);
+  };
+  const auto named = [&](const std::string& name) { return packed(name, layout.entry(name).shape); };
   Parameters p;
   p.embed = named("embed.weight");
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
@@ -132,32 +145,32 @@ void fill_theta(Rng& rng, float* values, std::int64_t dim) {
   }
 }
 
+// 7 of "layers.7.nffn.alpha".
+double layer_of(const std::string& name) { return std::stod(name.substr(name.find('.') + 1)); }
+
 }  // namespace
 
-void initialize_parameters(const ModelConfig& c, const ParameterLayout& layout, const Tensor& flat, std::uint64_t seed) {
-  std::fill_n(flat.data<float>(), flat.numel(), 0.0F);
-  std::int64_t layer = 0;
-  for (std::size_t index = 0; index < layout.entries().size(); ++index) {
-    const ParameterInfo& entry = layout.entries()[index];
-    float* values = flat.data<float>() + entry.offset;
-    const std::int64_t count = entry.shape.numel();
-    Rng rng(seed, index);  // a stream a tensor: one tensor's size does not move another's values
-    if (entry.name == "embed.weight" || entry.name == "output.output.weight") {
-      const double std = 1 / std::sqrt(static_cast<double>(c.model_dim));
-      fill_truncated_normal(rng, values, count, std, 3 * std);
-    } else if (ends_with(entry.name, "cema.alpha") || ends_with(entry.name, "cema.delta")) {
-      fill_normal(rng, values, count, 0.2);
-    } else if (ends_with(entry.name, "cema.theta")) {
-      fill_theta(rng, values, count);
-    } else if (ends_with(entry.name, "cema.gamma")) {
-      for (std::int64_t i = 0; i < count; i += 2) values[i] = static_cast<float>(rng.normal());  // the imaginary part stays zero
-    } else if (ends_with(entry.name, "cema.omega")) {
-      fill_truncated_normal(rng, values, count, 0.25, 1.0);
-    } else if (ends_with(entry.name, "nffn.alpha")) {
-      std::fill_n(values, count, static_cast<float>(0.1 * std::pow(0.5, static_cast<double>(layer++))));
-    } else if (entry.shape.rank() == 2 && ends_with(entry.name, ".weight")) {
-      fill_normal(rng, values, count, 1 / std::sqrt(3.0 * static_cast<double>(entry.shape[-1])));
-    }
+void initialize_parameter(const ModelConfig& c, const ParameterLayout& layout, std::size_t index, float* values,
+                          std::uint64_t seed) {
+  const ParameterInfo& entry = layout.entries()[index];
+  const std::int64_t count = entry.shape.numel();
+  std::fill_n(values, count, 0.0F);
+  Rng rng(seed, index);  // a stream a tensor: one tensor's size does not move another's values
+  if (entry.name == "embed.weight" || entry.name == "output.output.weight") {
+    const double std = 1 / std::sqrt(static_cast<double>(c.model_dim));
+    fill_truncated_normal(rng, values, count, std, 3 * std);
+  } else if (ends_with(entry.name, "cema.alpha") || ends_with(entry.name, "cema.delta")) {
+    fill_normal(rng, values, count, 0.2);
+  } else if (ends_with(entry.name, "cema.theta")) {
+    fill_theta(rng, values, count);
+  } else if (ends_with(entry.name, "cema.gamma")) {
+    for (std::int64_t i = 0; i < count; i += 2) values[i] = static_cast<float>(rng.normal());  // the imaginary part stays zero
+  } else if (ends_with(entry.name, "cema.omega")) {
+    fill_truncated_normal(rng, values, count, 0.25, 1.0);
+  } else if (ends_with(entry.name, "nffn.alpha")) {
+    std::fill_n(values, count, static_cast<float>(0.1 * std::pow(0.5, layer_of(entry.name))));
+  } else if (entry.shape.rank() == 2 && ends_with(entry.name, ".weight")) {
+    fill_normal(rng, values, count, 1 / std::sqrt(3.0 * static_cast<double>(entry.shape[-1])));
   }
 }
 

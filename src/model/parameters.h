@@ -1,5 +1,6 @@
 // The parameters of a model: one flat float32 array, laid out so that matrices with a common input are one matrix, and named as
-// in the released checkpoints. Values, gradients and both moments of the optimizer share the layout.
+// in the released checkpoints. Values, gradients and both moments of the optimizer share the layout. What products multiply, the
+// matrices, stands at the end, so that one array of bfloat16 can hold all of them and nothing else.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ namespace megalodon {
 struct ParameterInfo {
   std::string name;  // "layers.0.mega.wz.weight"
   Shape shape;
-  std::int64_t offset;  // into the flat array, in elements
+  bool is_matrix;           // of a product or of the embedding; the others are vectors, which stay float32
+  std::int64_t offset = 0;  // into the flat array, in elements
 };
 
 class ParameterLayout {
@@ -24,15 +26,17 @@ class ParameterLayout {
   explicit ParameterLayout(const ModelConfig& config);
 
   const std::vector<ParameterInfo>& entries() const noexcept { return entries_; }
-  std::int64_t total() const noexcept { return total_; }  // elements of the flat array: the number of parameters
-  // The named tensor inside a flat array of this layout. Throws Error(NotFound).
+  std::int64_t total() const noexcept { return total_; }      // elements of the flat array: the number of parameters
+  std::int64_t vectors() const noexcept { return vectors_; }  // of them in vectors: where the matrices begin
+  // The named entry, or Error(NotFound).
+  const ParameterInfo& entry(const std::string& name) const;
+  // The named tensor inside a flat array of this layout.
   Tensor view(const Tensor& flat, const std::string& name) const;
 
  private:
-  void add(const std::string& name, const Shape& shape);
-
   std::vector<ParameterInfo> entries_;
   std::int64_t total_ = 0;
+  std::int64_t vectors_ = 0;
 };
 
 // One block's parameters (or their gradients) as the ops take them.
@@ -57,10 +61,14 @@ struct Parameters {
   Tensor output;                              // [outputs, D]; the same memory as embed with share_emb
 };
 
-// Typed views into `flat`, an array of this layout.
-Parameters parameters_in(const ModelConfig& config, const ParameterLayout& layout, const Tensor& flat);
+// Typed views into `flat`, [total] f32. With `matrices`, [total - vectors] bf16, the matrices are taken from there instead, and
+// [vectors] of `flat` are enough.
+Parameters parameters_in(const ModelConfig& config, const ParameterLayout& layout, const Tensor& flat,
+                         const Tensor& matrices = {});
 
-// Fills `flat` with the released code's initial distributions (design in docs/math): the same seed gives the same values.
-void initialize_parameters(const ModelConfig& config, const ParameterLayout& layout, const Tensor& flat, std::uint64_t seed);
+// Fills `values`, one parameter, with the released code's initial distribution (docs/math/model.md): the same seed gives the
+// same values, whatever the size of the other parameters.
+void initialize_parameter(const ModelConfig& config, const ParameterLayout& layout, std::size_t index, float* values,
+                          std::uint64_t seed);
 
 }  // namespace megalodon

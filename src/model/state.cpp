@@ -13,14 +13,14 @@ TimestepNormState allocate_norm(Arena& arena, const ModelConfig& c, std::int64_t
           arena.allocate(DType::F64, {batch, c.norm_num_groups})};
 }
 
-void lay_out(Arena& arena, const ModelConfig& c, std::int64_t batch, ModelState& state) {
+void lay_out(Arena& arena, const ModelConfig& c, std::int64_t batch, DType dtype, ModelState& state) {
   state.positions = arena.allocate(DType::I64, {batch});
   state.blocks.clear();
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
-    state.blocks.push_back({allocate_norm(arena, c, batch),
-                            {arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2})},
-                            {arena.allocate(DType::F32, {batch, c.chunk_size, c.z_dim}),
-                             arena.allocate(DType::F32, {batch, c.chunk_size, c.value_dim})}});
+    state.blocks.push_back(
+        {allocate_norm(arena, c, batch),
+         {arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2})},
+         {arena.allocate(dtype, {batch, c.chunk_size, c.z_dim}), arena.allocate(dtype, {batch, c.chunk_size, c.value_dim})}});
   }
   state.final_norm = allocate_norm(arena, c, batch);
 }
@@ -33,11 +33,11 @@ void append(std::vector<std::pair<std::string, Tensor>>& list, const std::string
 
 }  // namespace
 
-ModelState::ModelState(const ModelConfig& config, std::int64_t batch) : arena_(Arena::counter()) {
+ModelState::ModelState(const ModelConfig& config, std::int64_t batch, DType dtype) : arena_(Arena::counter()) {
   require(batch > 0, "model state", "needs at least one sequence");
-  lay_out(arena_, config, batch, *this);
+  lay_out(arena_, config, batch, dtype, *this);
   arena_ = Arena(arena_.peak(), "decode state");  // zeroed: the state before the first token
-  lay_out(arena_, config, batch, *this);
+  lay_out(arena_, config, batch, dtype, *this);
 }
 
 void ModelState::reset() {

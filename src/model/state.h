@@ -23,7 +23,8 @@ struct BlockState {
 class ModelState {
  public:
   // The state before the first token, for `batch` sequences. Throws Error(OutOfMemory).
-  ModelState(const ModelConfig& config, std::int64_t batch);
+  // dtype: the model's.
+  ModelState(const ModelConfig& config, std::int64_t batch, DType dtype = DType::F32);
 
   std::int64_t batch() const noexcept { return positions.numel(); }
   std::size_t bytes() const noexcept { return arena_.size(); }

@@ -15,31 +15,31 @@ struct Buffers {
   BlockScratch scratch;
   BlockGradients gradients;
   TimestepNormSaved final_norm;
-  Tensor normed;   // [B, L, D] the head's input, then its gradient
-  Tensor d_x;      // [B, L, D]
-  Tensor logits;   // [head_slice, K]
-  Tensor lse;      // [head_slice]
+  Tensor normed;  // [B, L, D] the model's dtype: the head's input
+  Tensor d_x;     // [B, L, D]
+  HeadScratch head;
   Tensor losses;   // [B, L]
   Tensor origins;  // [B] i64: where the window begins in each sequence
 };
 
-Buffers allocate(Arena& arena, const ModelConfig& c, std::int64_t batch, std::int64_t length) {
+Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
   const auto rows = [&] { return arena.allocate(DType::F32, {batch, length, c.model_dim}); };
   Buffers b;
   b.x.push_back(rows());
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
-    b.saved.push_back(allocate_saved(arena, c, batch, length, /*for_backward=*/true));
+    b.saved.push_back(allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true));
     b.x.push_back(rows());
   }
-  b.scratch = allocate_scratch(arena, c, batch, length);
-  b.gradients = allocate_gradients(arena, c, batch, length);
+  b.scratch = allocate_scratch(arena, c, dtype, batch, length);
+  b.gradients = allocate_gradients(arena, c, dtype, batch, length);
   b.final_norm = {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F32, {batch, length, c.norm_num_groups}),
                   arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
-  b.normed = rows();
+  b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
   b.d_x = rows();
   const std::int64_t slice = head_slice(c, batch * length);
-  b.logits = arena.allocate(DType::F32, {slice, c.outputs()});
-  b.lse = arena.allocate(DType::F32, {slice});
+  b.head.logits = arena.allocate(DType::F32, {slice, c.outputs()});
+  b.head.d_logits = dtype == DType::F32 ? b.head.logits : arena.allocate(dtype, {slice, c.outputs()});
+  b.head.lse = arena.allocate(DType::F32, {slice});
   b.losses = arena.allocate(DType::F32, {batch, length});
   b.origins = arena.allocate(DType::I64, {batch});
   return b;
@@ -53,7 +53,7 @@ struct Training::Impl {
         model(m),
         ops(m.config()),
         arena(memory.activations, "activations"),
-        buffers(allocate(arena, m.config(), batch, length)) {
+        buffers(allocate(arena, m.config(), m.dtype(), batch, length)) {
     ctx.reserve_workspace(memory.workspace);
   }
 
@@ -89,7 +89,7 @@ struct Training::Impl {
 
     // The head's forward and backward are one, slice by slice.
     const std::int64_t count = tokens.numel();
-    head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.logits, b.lse, scale,
+    head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.head, scale,
                          b.losses.view({count}), b.gradients.d_b.view({count, c.model_dim}), g.output);
 
     // Backward.
@@ -118,14 +118,15 @@ struct Training::Impl {
 };
 
 Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), batch, length, ctx.threads().size()))) {}
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length,
+                                   plan(model.config(), model.dtype(), batch, length, ctx.threads().size()))) {}
 
 Training::~Training() = default;
 
-MemoryPlan Training::plan(const ModelConfig& config, std::int64_t batch, std::int64_t length, int threads) {
+MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads) {
   require(batch > 0 && length > 0, "training", "batch and length must be positive");
   Arena arena = Arena::counter();
-  allocate(arena, config, batch, length);
+  allocate(arena, config, dtype, batch, length);
   return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, threads)};
 }
 

@@ -33,7 +33,7 @@ struct Progress {
 // What is saved and restored, where it lies in the trainer.
 struct CheckpointView {
   const RunConfig& config;
-  const Megalodon& model;
+  Megalodon& model;
   Tensor m;           // [P] f32
   Tensor v;           // [P] f32
   ModelState* state;  // null in fresh mode

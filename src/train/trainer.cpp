@@ -41,7 +41,7 @@ std::size_t TrainingMemory::total() const noexcept {
 
 TrainingMemory plan_training(const RunConfig& config, int threads) {
   const std::size_t flat = bytes_of_flat(ParameterLayout(config.model).total());
-  const MemoryPlan training = Training::plan(config.model, config.data.batch, config.data.length, threads);
+  const MemoryPlan training = Training::plan(config.model, DType::F32, config.data.batch, config.data.length, threads);
   TrainingMemory memory;
   memory.parameters = flat;
   memory.gradients = flat;
@@ -51,7 +51,7 @@ TrainingMemory plan_training(const RunConfig& config, int threads) {
   const std::size_t state = ModelState(config.model, 1).bytes() * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
   if (config.train.validate_every > 0) {
-    const MemoryPlan inference = Inference::plan(config.model, config.data.batch, config.data.length, threads);
+    const MemoryPlan inference = Inference::plan(config.model, DType::F32, config.data.batch, config.data.length, threads);
     memory.validation = inference.activations + state;
     memory.workspace = std::max(memory.workspace, inference.workspace);
   }
