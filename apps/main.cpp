@@ -1,5 +1,4 @@
 // The program `megalodon`: chooses the command, and turns what a command throws into one line and an exit code.
-#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -7,10 +6,12 @@
 #include <iostream>
 #include <new>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "apps/commands.h"
 #include "core/suggest.h"
+#include "io/utf8.h"
 #include "megalodon/error.h"
 
 namespace {
@@ -48,11 +49,27 @@ Exit codes:
   2 wrong usage           6 input or output failed    70 a fault of the program
   3 not found             7 out of memory            141 nobody reads the output)";
 
+// Messages quote what was read: line ends and other controls become spaces, and what is not UTF-8 becomes U+FFFD.
+std::string one_clean_line(std::string_view message) {
+  std::string line;
+  while (!message.empty()) {
+    const megalodon::Utf8Char next = megalodon::next_utf8(message);
+    const auto first = static_cast<unsigned char>(message.front());
+    const bool control = next.bytes == 1 && (first < 0x20 || first == 0x7F);
+    if (next.status == megalodon::Utf8Status::Complete) {
+      line += control ? " " : message.substr(0, next.bytes);
+    } else {
+      line += "\xEF\xBF\xBD";
+    }
+    message.remove_prefix(next.bytes);
+  }
+  return line;
+}
+
 // One line on stderr, whatever the message holds; returns `code`.
-int fail(std::string message, int code) {
-  std::replace(message.begin(), message.end(), '\n', ' ');
+int fail(const std::string& message, int code) {
   std::cout.flush();
-  std::fprintf(stderr, "megalodon: %s\n", message.c_str());
+  std::fprintf(stderr, "megalodon: %s\n", one_clean_line(message).c_str());
   return code;
 }
 

@@ -20,6 +20,7 @@ megalodon_check(package ${CMAKE_COMMAND} -DBUILD_DIR=${PROJECT_BINARY_DIR} -DCXX
                 -DVERSION=${PROJECT_VERSION} -P tests/package/check.cmake)
 megalodon_check(format ${Python3_EXECUTABLE} tools/check_format.py)
 megalodon_check(clang_tidy ${Python3_EXECUTABLE} tools/run_clang_tidy.py ${PROJECT_BINARY_DIR})
+megalodon_check(commands ${Python3_EXECUTABLE} tests/apps/cli_test.py $<TARGET_FILE:megalodon_cli>)
 megalodon_check(kill ${Python3_EXECUTABLE} tests/kill/kill_test.py $<TARGET_FILE:megalodon_cli> --kills 8)
 megalodon_check(train_command ${Python3_EXECUTABLE} tests/kill/damage_test.py $<TARGET_FILE:megalodon_cli>)
 # The longest first, and those that use every processor not beside others.

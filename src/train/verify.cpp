@@ -1,5 +1,6 @@
 #include "train/verify.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -92,19 +93,21 @@ std::string sibling(const std::string& path, const std::string& ending) {
   return path.substr(0, path.size() - ending.size()) + ".safetensors";
 }
 
-std::int32_t token(std::int64_t value, const SafetensorsFile& file) {
-  if (value < std::numeric_limits<std::int32_t>::min() || value > std::numeric_limits<std::int32_t>::max()) {
-    throw Error(ErrorKind::Corrupt, "token " + std::to_string(value) + " is no token", file.path());
-  }
-  return static_cast<std::int32_t>(value);
+// -1 is a target that does not count.
+std::int32_t token(std::int64_t value, const ModelConfig& config, const SafetensorsFile& file) {
+  const std::int64_t size = std::max(config.vocab_size, config.outputs());
+  if (value >= -1 && value < size) return static_cast<std::int32_t>(value);
+  throw Error(ErrorKind::Corrupt, "token " + std::to_string(value) + " is outside the vocabulary of " + std::to_string(size),
+              file.path());
 }
 
 // Columns [begin, begin + count) of I64 [rows, L], or all of them, as I32.
-std::vector<std::int32_t> tokens_of(const SafetensorsFile& file, const Tensor& wide, std::int64_t begin, std::int64_t count) {
+std::vector<std::int32_t> tokens_of(const SafetensorsFile& file, const ModelConfig& config, const Tensor& wide,
+                                    std::int64_t begin, std::int64_t count) {
   std::vector<std::int32_t> tokens;
   for (std::int64_t row = 0; row < wide.rows(); ++row) {
     for (std::int64_t i = 0; i < count; ++i) {
-      tokens.push_back(token(wide.data<std::int64_t>()[row * wide.cols() + begin + i], file));
+      tokens.push_back(token(wide.data<std::int64_t>()[row * wide.cols() + begin + i], config, file));
     }
   }
   return tokens;
@@ -148,13 +151,13 @@ void compare_parameters(const ModelConfig& config, const SafetensorsFile& file, 
 struct Window {
   Window(const Shape& window, std::vector<std::int32_t> inputs, std::vector<std::int32_t> next)
       : shape(window), tokens(std::move(inputs)), targets(std::move(next)) {}
-  explicit Window(const SafetensorsFile& file) {
+  Window(const SafetensorsFile& file, const ModelConfig& config) {
     const Tensor wide = matrix_of_tokens(file, "tokens");
     const Tensor next = matrix_of_tokens(file, "targets");
     if (!(next.shape() == wide.shape())) throw Error(ErrorKind::Mismatch, "tokens and targets differ in shape", file.path());
     shape = wide.shape();
-    tokens = tokens_of(file, wide, 0, wide.cols());
-    targets = tokens_of(file, next, 0, wide.cols());
+    tokens = tokens_of(file, config, wide, 0, wide.cols());
+    targets = tokens_of(file, config, next, 0, wide.cols());
   }
 
   double add_gradient(GoldenModel& model) const { return model.add_gradient(shape, tokens, targets); }
@@ -166,7 +169,7 @@ struct Window {
 std::vector<Verified> verify_plain(const SafetensorsFile& file, const MakeGoldenModel& make) {
   const ModelConfig config = config_of(file);
   const auto model = make(config, file);
-  const Window window(file);
+  const Window window(file, config);
   std::vector<Verified> out;
   out.push_back(compare("logits", {window.shape[0], window.shape[1], config.outputs()},
                         model->logits(window.shape, window.tokens), truth_of(file, "logits"), kLogits));
@@ -183,6 +186,7 @@ std::vector<Verified> verify_stream(const SafetensorsFile& file, const MakeGolde
   const auto model = make(config, whole);
   const Tensor wide = matrix_of_tokens(file, "tokens");
   const Tensor splits = file.tensor("splits");
+  if (splits.dtype() != DType::I64) throw Error(ErrorKind::Mismatch, "splits must be I64", file.path());
   const std::int64_t batch = wide.shape()[0];
   const std::int64_t outputs = config.outputs();
   std::vector<double> logits(static_cast<std::size_t>(wide.numel() * outputs));
@@ -192,7 +196,7 @@ std::vector<Verified> verify_stream(const SafetensorsFile& file, const MakeGolde
     if (length < 1 || at + length > wide.cols()) {
       throw Error(ErrorKind::Mismatch, "splits do not add up to the tokens", file.path());
     }
-    const std::vector<double> part = model->logits({batch, length}, tokens_of(file, wide, at, length));
+    const std::vector<double> part = model->logits({batch, length}, tokens_of(file, config, wide, at, length));
     for (std::int64_t b = 0; b < batch; ++b) {
       std::copy_n(part.data() + b * length * outputs, length * outputs, logits.data() + (b * wide.cols() + at) * outputs);
     }
@@ -243,9 +247,10 @@ Optimizer optimizer_of(const SafetensorsFile& file) {
 // The run behind an X_adamw file may have gone on from the backward pass over X's window without clearing the gradient, so that
 // its first step is taken along the sum of both. Which it was shows in the first recorded norm: the nearer of the two is taken,
 // and has to be within the bound like everything else.
-void add_what_was_left(GoldenModel& model, const SafetensorsFile& start, double recorded_norm, const Window& first) {
+void add_what_was_left(GoldenModel& model, const SafetensorsFile& start, const ModelConfig& config, double recorded_norm,
+                       const Window& first) {
   const double alone = model.gradient_norm();
-  Window(start).add_gradient(model);
+  Window(start, config).add_gradient(model);
   if (std::abs(model.gradient_norm() - recorded_norm) < std::abs(alone - recorded_norm)) return;
   model.clear_gradient();
   first.add_gradient(model);
@@ -266,10 +271,10 @@ std::vector<Verified> verify_adamw(const SafetensorsFile& file, const MakeGolden
   std::vector<Verified> out;
   for (std::int64_t step = 0; step < steps; ++step) {
     const Tensor batch = batches.view({steps * shape[0], shape[1] + 1}).row_range(step * shape[0], shape[0]);
-    const Window window(shape, tokens_of(file, batch, 0, shape[1]), tokens_of(file, batch, 1, shape[1]));
+    const Window window(shape, tokens_of(file, config, batch, 0, shape[1]), tokens_of(file, config, batch, 1, shape[1]));
     model->clear_gradient();
     const double loss = window.add_gradient(*model);
-    if (step == 0) add_what_was_left(*model, start, truth("grad_norm", 0), window);
+    if (step == 0) add_what_was_left(*model, start, config, truth("grad_norm", 0), window);
     const double norm = model->gradient_norm();
     AdamW adamw = optimizer.adamw;
     adamw.lr = optimizer.schedule.at(step);

@@ -13,6 +13,8 @@ run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${outside} -G Ninja -DCMAKE
     -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_PREFIX_PATH=${prefix} -DEXPECTED_VERSION=${VERSION})
 run(${CMAKE_COMMAND} --build ${outside})
 run(${outside}/outside)
+run(${prefix}/bin/megalodon init ${CMAKE_CURRENT_LIST_DIR}/config.json --seed 1 --out ${outside}/model)
+run(${outside}/generate ${outside}/model "It was" ${CMAKE_CURRENT_LIST_DIR}/main.cpp)
 run(${prefix}/bin/megalodon --version)
 
 # Only the API is installed.

@@ -1,0 +1,571 @@
+#!/usr/bin/env python3
+"""Drives the program as a user does: every command's help and documentation, the happy path on models that take milliseconds, and bad
+input, each of which must give one line that says what, where and what to do, and the exit code of its kind. `train` has tests of its
+own in tests/kill.
+
+    tests/apps/cli_test.py build/cpu/bin/megalodon [unittest options]"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM = None
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "tiny_plain.safetensors"
+FAILED, WRONG_USE, NOT_FOUND, CORRUPT, MISMATCH, IO, OUT_OF_MEMORY, UNSUPPORTED, NOT_FINITE = 1, 2, 3, 4, 5, 6, 7, 8, 9
+
+CONFIG = {"num_layers": 2, "model_dim": 32, "z_dim": 16, "value_dim": 48, "num_heads": 2, "ffn_hidden_dim": 40, "cema_ndim": 4,
+          "chunk_size": 8, "vocab_size": 256, "norm_num_groups": 4, "swiglu": True}
+PRESETS = {"200M": 220627968, "1.3B": 1342832640, "1.3B-pg19": 1327628288, "7.1B": 7117381632, "7.3B": 7385817088,
+           "paper-7B": 7385817088}
+TEXT = "It was the best of times, it was the worst of times. W\u00e4re es sch\u00f6n?\n" * 40
+
+
+def start(*arguments, **options):
+    return subprocess.Popen([PROGRAM, *map(str, arguments)], stdin=subprocess.DEVNULL,
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+
+
+def run(*arguments, **options):
+    """Returns exit code, standard output (bytes), standard error."""
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err.decode()
+
+
+class Safetensors:
+    """A safetensors file taken apart, to be changed and put together again, well-formed or not."""
+
+    def __init__(self, path):
+        content = pathlib.Path(path).read_bytes()
+        length, = struct.unpack("<Q", content[:8])
+        self.header = json.loads(content[8:8 + length])
+        self.data = bytearray(content[8 + length:])
+
+    def bytes(self, length=None):
+        text = json.dumps(self.header).encode()
+        return struct.pack("<Q", len(text) if length is None else length) + text + bytes(self.data)
+
+    def last(self):
+        """The name of the tensor whose bytes come last."""
+        return max((entry["data_offsets"], name) for name, entry in self.header.items() if name != "__metadata__")[1]
+
+    def remove(self, name):
+        begin, end = self.header.pop(name)["data_offsets"]
+        del self.data[begin:end]
+        for key, entry in self.header.items():
+            if key != "__metadata__" and entry["data_offsets"][0] >= end:
+                entry["data_offsets"] = [offset - (end - begin) for offset in entry["data_offsets"]]
+
+    def add(self, name, dtype, shape, data):
+        self.header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(self.data), len(self.data) + len(data)]}
+        self.data += data
+
+    def set(self, name, format, value, index=0):
+        struct.pack_into(format, self.data, self.header[name]["data_offsets"][0] + index * struct.calcsize(format), value)
+
+
+class CliTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory(prefix="megalodon_cli_")
+        cls.shared = pathlib.Path(cls.temporary.name)
+        (cls.shared / "config.json").write_text(json.dumps(CONFIG))
+        (cls.shared / "text.txt").write_text(TEXT)
+        cls.text = cls.shared / "text.txt"
+        cls.model = cls.shared / "model"
+        code, _, err = run("init", cls.shared / "config.json", "--seed", 1, "--out", cls.model)
+        if code != 0:
+            raise AssertionError(err)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def setUp(self):
+        self.folder = self.shared / self._testMethodName
+        self.folder.mkdir()
+
+    def ok(self, *arguments, **options):
+        """The command succeeds and says nothing on stderr; returns its output."""
+        code, out, err = run(*arguments, **options)
+        self.assertEqual((code, err), (0, ""))
+        return out
+
+    def refused(self, code, parts, *arguments, **options):
+        """The command fails with this code and one line on stderr that holds these parts, and prints nothing else."""
+        got, out, err = run(*arguments, **options)
+        self.assertEqual(got, code, err)
+        self.assertEqual(err.count("\n"), 1, err)
+        self.assertTrue(err.startswith("megalodon: ") and err.endswith("\n"), err)
+        self.assertLess(len(err), 1000)
+        self.assertEqual(out, b"")
+        for part in parts:
+            self.assertIn(str(part), err)
+
+    def write(self, name, content):
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def copy_of_model(self, name="broken"):
+        return pathlib.Path(shutil.copytree(self.model, self.folder / name))
+
+
+class Help(CliTest):
+    def commands(self):
+        text = self.ok("--help").decode()
+        return re.findall(r"^  (\w+)  ", text.split("Subcommands:")[1].split("\n\n")[0], re.M)
+
+    def test_every_command_has_help_and_is_documented(self):
+        commands = self.commands()
+        self.assertEqual(commands, ["prepare", "init", "train", "eval", "generate", "inspect", "verify", "bench"])
+        documented = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.M)
+        sections = {section.split("\n")[0]: section for section in documented}
+        for command in commands:
+            text = self.ok(command, "--help").decode()
+            self.assertIn("Usage: megalodon " + command, text)
+            self.assertIn(command, sections)
+            self.assertIn("    megalodon " + command, sections[command])
+            for flag in re.findall(r"^  (?:-\w,)?(--[\w-]+)", text, re.M):
+                if flag != "--help" and command != "train":  # train's flags are the keys of its run file
+                    self.assertIn(flag, sections[command], command)
+
+    def test_no_command_shows_the_help(self):
+        self.assertEqual(self.ok(), self.ok("--help"))
+
+    def test_version(self):
+        self.assertRegex(self.ok("--version").decode(), r"^megalodon \d+\.\d+\.\d+\n$")
+
+    def test_exit_codes_are_those_of_the_help(self):
+        text = self.ok("--help").decode()
+        for code in (1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 141):
+            self.assertRegex(text, rf"\b{code} \w")
+
+
+class HappyPath(CliTest):
+    def generate(self, *arguments):
+        return self.ok("generate", self.model, "--max-tokens", 60, *arguments)
+
+    def evaluate(self, *arguments):
+        return json.loads(self.ok("eval", self.model, "--json", "--data", *arguments))
+
+    def test_init_repeats_with_the_seed(self):
+        for name, seed in (("same", 1), ("other", 2)):
+            self.ok("init", self.model, "--seed", seed, "--out", self.folder / name)
+        ours = (self.model / "model.safetensors").read_bytes()
+        self.assertEqual((self.folder / "same" / "model.safetensors").read_bytes(), ours)
+        self.assertNotEqual((self.folder / "other" / "model.safetensors").read_bytes(), ours)
+        self.assertEqual((self.folder / "same" / "config.json").read_bytes(), (self.model / "config.json").read_bytes())
+
+    def test_generate_depends_on_the_seed_alone(self):
+        text = self.generate("--prompt", "It was", "--seed", 1)
+        self.assertEqual(self.generate("--prompt", "It was", "--seed", 1), text)
+        self.assertNotEqual(self.generate("--prompt", "It was", "--seed", 2), text)
+        self.assertNotEqual(self.generate("--prompt", "It is", "--seed", 1), text)
+
+    def test_generate_takes_the_prompt_from_a_file(self):
+        self.assertEqual(self.generate("--prompt-file", self.text), self.generate("--prompt", TEXT))
+        self.assertEqual(self.generate(), self.generate("--prompt", "\n"))  # bytes begin a document with a newline
+
+    def test_generate_samples_as_told(self):
+        greedy = self.generate("--prompt", "It was", "--temperature", 0)
+        for same in (("--top-k", 1), ("--top-p", 1e-9), ("--temperature", 0, "--seed", 5)):
+            self.assertEqual(self.generate("--prompt", "It was", *same), greedy)
+        self.assertNotEqual(self.generate("--prompt", "It was"), greedy)
+
+    def test_generate_writes_as_many_tokens_as_told(self):
+        self.assertEqual(self.ok("generate", self.model, "--prompt", "a", "--max-tokens", 0), b"\n")
+        code, out, err = run("generate", self.model, "--prompt", "It was", "--max-tokens", 7, "--stats")
+        self.assertEqual(code, 0)
+        self.assertIn("prompt     6 tokens", err)
+        self.assertIn("generated  7 tokens", err)
+
+    def test_generate_streams_whole_characters(self):
+        process = start("generate", self.model, "--prompt", "a", "--max-tokens", 3000, "--seed", 3)
+        pieces = []
+        while piece := os.read(process.stdout.fileno(), 4096):
+            pieces.append(piece.decode())  # each by itself: a character cut in two would not decode
+        self.assertEqual(process.communicate()[1], b"")
+        self.assertGreater(len(pieces), 1)
+        self.assertTrue(any(ord(c) > 127 and c != "\ufffd" for c in "".join(pieces)))
+
+    def test_generate_does_not_grow(self):
+        code, _, err = run("generate", self.model, "--prompt", "a", "--max-tokens", 8000, "--stats", "--threads", 1)
+        self.assertEqual(code, 0)
+        self.assertEqual(len(re.findall(r"^time .* ms a token for tokens", err, re.M)), 2, err)
+        first, last = map(int, re.search(r"memory +(\d+) KiB resident after 8 tokens, (\d+) KiB at the end", err).groups())
+        self.assertLessEqual(last, first + 512)
+        self.assertIn("growth     not measured", run("generate", self.model, "--max-tokens", 10, "--stats")[2])
+
+    def test_a_closed_pipe_ends_it_quietly(self):
+        for restore in (True, False):  # whether we hand it a SIGPIPE that is ignored
+            process = start("generate", self.model, "--prompt", "a", "--max-tokens", 10**9, restore_signals=restore)
+            self.assertEqual(len(process.stdout.read(10)), 10)
+            process.stdout.close()
+            self.assertEqual(process.stderr.read(), b"")
+            self.assertEqual(process.wait(60), -signal.SIGPIPE)
+            process.stderr.close()
+
+    def test_eval_measures(self):
+        e = self.evaluate(self.text)
+        size = len(TEXT.encode())
+        self.assertEqual((e["tokens"], e["bytes"], e["documents"], e["predicted"]), (size, size, 1, size - 1))
+        self.assertTrue(5 < e["nats_per_token"] < 8)  # a random model is near ln 256
+        self.assertAlmostEqual(e["nats_per_token"], e["nats"] / e["predicted"])
+        self.assertAlmostEqual(e["perplexity"], math.exp(e["nats_per_token"]))
+        self.assertAlmostEqual(e["bits_per_byte"], e["nats_per_token"] / math.log(2))
+        text = self.ok("eval", self.model, "--data", self.text).decode()
+        for line in (f"nats per token  {e['nats_per_token']:.6f}", f"bits per byte   {e['bits_per_byte']:.6f}", "context         unlimited"):
+            self.assertIn(line, text)
+
+    def test_eval_of_prepared_data_is_that_of_its_text(self):
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
+        for part in ("data", "data/train"):
+            self.assertEqual(self.evaluate(self.folder / part)["nats"], self.evaluate(self.text)["nats"])
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "split", "--valid-fraction", 0.25)
+        sizes = [self.evaluate(self.folder / "split" / part)["tokens"] for part in ("train", "valid")]
+        self.assertEqual(sum(sizes), len(TEXT.encode()))
+        self.assertEqual(self.evaluate(self.folder / "split")["tokens"], sizes[1])
+
+    def test_eval_bounds_the_context(self):
+        results = [self.evaluate(self.text, "--context", n) for n in (0, 1, 20, 10**6)]
+        self.assertEqual({e["predicted"] for e in results}, {len(TEXT.encode()) - 1})
+        self.assertEqual(results[0]["nats"], results[3]["nats"])
+        self.assertEqual(len({e["nats"] for e in results}), 3)
+
+    def test_eval_reads_jsonl_and_several_files(self):
+        lines = self.write("two.jsonl", '{"text": "hello there"}\n{"text": "and goodbye"}\n')
+        e = self.evaluate(lines)
+        self.assertEqual((e["documents"], e["tokens"], e["predicted"]), (2, 22, 20))
+        both = self.evaluate(lines, self.text)
+        self.assertEqual(both["tokens"], 22 + len(TEXT.encode()))
+
+    def test_inspect_counts_parameters(self):
+        self.assertEqual(json.loads(self.ok("inspect", "--json"))["presets"], PRESETS)
+        for name, count in PRESETS.items():
+            report = json.loads(self.ok("inspect", name, "--json"))
+            self.assertEqual(report["parameters"]["total"], count)
+            self.assertEqual(sum(report["parameters"]["parts"].values()), count)
+            self.assertIn(f"{count:,}", self.ok("inspect", name).decode())
+
+    def test_inspect_shows_a_model_and_the_machine(self):
+        report = json.loads(self.ok("inspect", self.model, "--json"))
+        self.assertEqual({key: report["config"][key] for key in CONFIG}, CONFIG)
+        stored = Safetensors(self.model / "model.safetensors")
+        self.assertEqual(report["parameters"]["total"], len(stored.data) // 4)
+        self.assertEqual(report["parameters"]["tensors"], len(stored.header) - ("__metadata__" in stored.header))
+        for key in ("processor", "processors", "memory_bytes", "highway_target", "onednn_isa", "versions"):
+            self.assertIn(key, report["machine"])
+        self.assertEqual(json.loads(self.ok("inspect", self.model / "config.json", "--json"))["config"], report["config"])
+
+    def test_verify_passes_and_fails(self):
+        self.assertIn("quantities within their bounds", self.ok("verify", GOLDEN).decode())
+        golden = Safetensors(GOLDEN)
+        for name in golden.header:
+            if name == "logits" or name == "oracle.logits":
+                golden.set(name, "<d" if golden.header[name]["dtype"] == "F64" else "<f", 1e3)
+        code, out, err = run("verify", self.write("wrong.safetensors", golden.bytes()))
+        self.assertEqual((code, err), (FAILED, ""))
+        self.assertIn(b"FAIL", out)
+
+
+class WrongUse(CliTest):
+    def test_unknown_names_are_answered_with_the_nearest(self):
+        for parts, *arguments in (
+            (("unknown command evaluate", "--help"), "evaluate"),
+            (("unknown command inspec", "Did you mean inspect?"), "inspec", "1.3B"),
+            (("unknown flag --verison", "Did you mean --version?"), "--verison"),
+            (("generate", "unknown flag --max-token", "Did you mean --max-tokens?"), "generate", self.model, "--max-token=5"),
+            (("eval", "unknown flag --contxt", "Did you mean --context?"), "eval", self.model, "--contxt", 5),
+            (("prepare", "unknown flag --imput", "Did you mean --input?"), "prepare", "--imput", self.text),
+            (("init", "unknown flag --sed", "Did you mean --seed?"), "init", "200M", "--sed", 5),
+            (("inspect", "unknown flag --jsno", "Did you mean --json?"), "inspect", "--jsno"),
+            (("inspect", "unexpected argument 7.3B"), "inspect", "1.3B", "7.3B"),
+        ):
+            self.refused(WRONG_USE, parts, *arguments)
+        for command in (("inspect",), ("init", "--out", self.folder / "out")):
+            self.refused(NOT_FOUND, ("1.3b", "no preset", "Did you mean 1.3B?"), *command, "1.3b")
+            self.refused(NOT_FOUND, ("unheard-of", "The presets are 200M"), *command, "unheard-of")
+        self.assertFalse((self.folder / "out").exists())
+
+    def test_wrong_types_and_values_name_the_flag(self):
+        for flag, value, part in (
+            ("--max-tokens", "many", '"many" is not a whole number'),
+            ("--max-tokens", -3, '"-3" is not a whole number'),
+            ("--max-tokens", "9223372036854775808", "is not a whole number from 0 to 9223372036854775807"),
+            ("--max-tokens", 1.5, '"1.5" is not a whole number'),
+            ("--top-k", -1, '"-1" is not a whole number'),
+            ("--seed", -1, '"-1" is not a whole number'),
+            ("--seed", "18446744073709551616", "is not a whole number"),
+            ("--threads", 10000, "from 0 to 9999"),
+            ("--temperature", "warm", "warm"),
+        ):
+            self.refused(WRONG_USE, (flag, part, "megalodon generate --help"), "generate", self.model, flag, value)
+        for flag, value in (("temperature", "nan"), ("temperature", -1), ("temperature", "inf"), ("top_p", 0), ("top_p", 1.5)):
+            self.refused(WRONG_USE, (flag + " is ", "must be"), "generate", self.model, "--" + flag.replace("_", "-"), value)
+        self.refused(WRONG_USE, ("--context", "whole number"), "eval", self.model, "--data", self.text, "--context", -1)
+        self.refused(WRONG_USE, ("--prompt",), "generate", self.model, "--prompt", "a", "--prompt-file", self.text)
+
+    def test_what_is_missing_is_named(self):
+        self.refused(WRONG_USE, ("generate", "model", "--help"), "generate")
+        self.refused(WRONG_USE, ("eval", "--data", "--help"), "eval", self.model)
+        self.refused(WRONG_USE, ("init", "--out", "--help"), "init", "200M")
+        self.refused(WRONG_USE, ("prepare", "--help"), "prepare", "--input", self.text)
+
+    def test_nothing_is_overwritten(self):
+        self.refused(WRONG_USE, (self.model, "exists already", "--out"), "init", "200M", "--out", self.model)
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
+        self.refused(WRONG_USE, (self.folder / "data",), "prepare", "--input", self.text, "--tokenizer", "bytes", "--out",
+                     self.folder / "data")
+
+    def test_what_this_build_has_not_is_said(self):
+        self.refused(UNSUPPORTED, ("--device cuda", "Use --device cpu"), "verify", GOLDEN, "--device", "cuda")
+        self.refused(UNSUPPORTED, ("--dtype bf16", "Use --dtype f32"), "verify", GOLDEN, "--dtype", "bf16")
+
+
+class BadConfig(CliTest):
+    def refused_config(self, code, parts, content):
+        path = self.write("config.json", content if isinstance(content, (str, bytes)) else json.dumps(content))
+        self.refused(code, (path, *parts), "init", path, "--out", self.folder / "out")
+        self.refused(code, (path, *parts), "inspect", path)
+        broken = self.folder / "model"
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(self.model, broken)
+        shutil.copy(path, broken / "config.json")
+        self.refused(code, (broken / "config.json", *parts), "generate", broken)
+        self.assertFalse((self.folder / "out").exists())
+
+    def test_keys(self):
+        self.refused_config(WRONG_USE, ('unknown key "chunksize"', "Did you mean chunk_size?"), {**CONFIG, "chunksize": 8})
+        self.refused_config(WRONG_USE, ('"chunk_size" is "8"', "whole number"), {**CONFIG, "chunk_size": "8"})
+        self.refused_config(WRONG_USE, ('"swiglu" is 1', "true or false"), {**CONFIG, "swiglu": 1})
+        self.refused_config(WRONG_USE, ('"dropout" is true', "a number"), {**CONFIG, "dropout": True})
+        self.refused_config(WRONG_USE, ('"model_dim" is missing',), {key: CONFIG[key] for key in CONFIG if key != "model_dim"})
+
+    def test_dimensions(self):
+        self.refused_config(WRONG_USE, ("z_dim = 16", "not divisible by num_heads = 3"), {**CONFIG, "num_heads": 3})
+        self.refused_config(WRONG_USE, ("model_dim = 32", "not divisible by norm_num_groups = 5"), {**CONFIG, "norm_num_groups": 5})
+        self.refused_config(WRONG_USE, ("chunk_size = 0", "from 1"), {**CONFIG, "chunk_size": 0})
+        self.refused_config(WRONG_USE, ("model_dim",), {**CONFIG, "model_dim": 2**62})
+        self.refused_config(WRONG_USE, ("dropout",), {**CONFIG, "dropout": 1.5})
+
+    def test_files(self):
+        self.refused_config(CORRUPT, ("not JSON",), "")
+        self.refused_config(CORRUPT, ("not JSON",), '{"num_layers": 2,\n')
+        self.refused_config(CORRUPT, ("not JSON",), b"\xff\xfe\x00")
+        self.refused_config(CORRUPT, ("must hold one JSON object",), "[]")
+
+
+class BadModel(CliTest):
+    def refused_model(self, code, parts, change):
+        """`change` takes a Safetensors and returns nothing, or what to write in its place."""
+        broken = self.copy_of_model()
+        path = broken / "model.safetensors"
+        stored = Safetensors(path)
+        content = change(stored)
+        path.write_bytes(stored.bytes() if content is None else content)
+        self.refused(code, (path, *parts), "generate", broken, "--prompt", "a")
+        self.refused(code, (path, *parts), "eval", broken, "--data", self.text)
+        shutil.rmtree(broken)
+
+    def test_damage(self):
+        whole = (self.model / "model.safetensors").read_bytes()
+        for length in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+            self.refused_model(CORRUPT, (), lambda stored: whole[:length])
+        self.refused_model(CORRUPT, (str(2**60),), lambda stored: stored.bytes(2**60))
+        self.refused_model(CORRUPT, (str(2**64 - 1),), lambda stored: stored.bytes(2**64 - 1))
+        self.refused_model(CORRUPT, ("JSON",), lambda stored: whole[:8] + b"x" + whole[9:])
+        self.refused_model(CORRUPT, (), lambda stored: whole + b"more")
+
+    def test_offsets(self):
+        def move(by, end_by):
+            def change(stored):
+                begin, end = stored.header[stored.last()]["data_offsets"]
+                stored.header[stored.last()]["data_offsets"] = [begin + by, end + end_by]
+            return change
+
+        self.refused_model(CORRUPT, ("begins at byte",), move(-4, -4))  # overlapping
+        self.refused_model(CORRUPT, (" lies at bytes ",), move(4, 4))  # out of range
+        self.refused_model(CORRUPT, (" lies at bytes ",), move(2**60, 2**60))
+        self.refused_model(CORRUPT, (" takes ",), move(4, 0))  # another size than dtype and shape
+        self.refused_model(CORRUPT, ("data offset",), move(-2**40, 0))
+
+    def test_tensors(self):
+        name = "embed.weight"
+
+        def reshape(stored):
+            stored.header[name]["shape"].reverse()
+
+        def retype(stored):
+            stored.header[name]["dtype"] = "I32"
+
+        def half(stored):
+            stored.header[name]["dtype"] = "F16"
+
+        self.refused_model(MISMATCH, (name, "[256, 32]", "[32, 256]"), reshape)
+        self.refused_model(MISMATCH, (name, "F32", "I32"), retype)
+        self.refused_model(UNSUPPORTED, (name, "F16"), half)
+        self.refused_model(MISMATCH, (name, "missing", "config.json"), lambda stored: stored.remove(name))
+        self.refused_model(MISMATCH, ("embed.wait", "Did you mean embed.weight?"),
+                           lambda stored: stored.add("embed.wait", "F32", [1], b"\0" * 4))
+
+    def test_parameters_that_are_not_finite(self):
+        broken = self.copy_of_model()
+        stored = Safetensors(broken / "model.safetensors")
+        stored.set("output.output.weight", "<f", math.nan)
+        (broken / "model.safetensors").write_bytes(stored.bytes())
+        for command in (("generate", broken, "--prompt", "a"), ("eval", broken, "--data", self.text)):
+            self.refused(NOT_FINITE, (" is nan", "diverged"), *command)
+
+    def test_files_that_are_not_there(self):
+        for name, code in (("config.json", NOT_FOUND), ("model.safetensors", NOT_FOUND), ("tokenizer", NOT_FOUND)):
+            broken = self.copy_of_model()
+            (broken / name).unlink()
+            self.refused(code, (broken,), "generate", broken)
+            shutil.rmtree(broken)
+        self.refused(NOT_FOUND, ("nowhere", "no such folder"), "generate", self.folder / "nowhere")
+        self.refused(NOT_FOUND, (self.folder, "neither config.json nor a checkpoint"), "eval", self.folder, "--data", self.text)
+        self.refused(WRONG_USE, ("is a file", "model folder"), "generate", self.model / "config.json")
+
+    def test_the_tokenizer_must_fit(self):
+        small = self.write("small.json", json.dumps({**CONFIG, "vocab_size": 255}))
+        self.refused(MISMATCH, ("256 tokens", "vocab_size is 255"), "init", small, "--out", self.folder / "out")
+        broken = self.copy_of_model()
+        (broken / "tokenizer").write_text("words")
+        self.refused(CORRUPT, (broken / "tokenizer", "bytes"), "generate", broken)
+        (broken / "tokenizer.model").write_bytes(b"no model at all")
+        self.refused(CORRUPT, (broken / "tokenizer.model", "SentencePiece"), "generate", broken)
+
+    def test_a_damaged_checkpoint_is_passed_over_and_said(self):
+        run_folder = self.folder / "run"
+        for step in ("step-00000001", "step-00000002"):
+            target = run_folder / "checkpoints" / step
+            shutil.copytree(self.model, target)
+            checksums = {"tokenizer": self.checksum(target / "tokenizer")}
+            (target / "checksums.json").write_text(json.dumps({"algorithm": "xxh3-64", "files": checksums}))
+        newest = run_folder / "checkpoints" / "step-00000002"
+        self.assertEqual(self.ok("generate", run_folder, "--seed", 1), self.ok("generate", self.model, "--seed", 1))
+        (newest / "tokenizer").write_text("bytez\n")
+        code, out, err = run("generate", run_folder, "--seed", 1)
+        self.assertEqual((code, out), (0, self.ok("generate", self.model, "--seed", 1)))
+        self.assertEqual(err.count("\n"), 1)
+        for part in (newest, "tokenizer is damaged", f"{run_folder}/checkpoints/step-00000001 is taken"):
+            self.assertIn(str(part), err)
+        self.refused(CORRUPT, (newest, "tokenizer is damaged"), "generate", newest)
+
+    def checksum(self, path):
+        """The XXH3 of a file: Python has none, but the index of a data set of bytes states it."""
+        data = self.folder / "checksum"
+        self.ok("prepare", "--input", path, "--tokenizer", "bytes", "--out", data, "--force")
+        return json.loads((data / "train" / "index.json").read_text())["shards"][0]["tokens_checksum"]
+
+
+class BadData(CliTest):
+    def test_text(self):
+        cases = (
+            (CORRUPT, ("empty",), "empty.txt", b""),
+            (CORRUPT, ("byte 3 ", "UTF-8", "iconv"), "latin.txt", b"Sch\xf6n"),
+            (CORRUPT, ("byte 2 ", "UTF-8"), "cut.txt", b"ab\xe2\x82"),
+            (CORRUPT, (":2: ", "text"), "no_text.jsonl", b'{"text": "a b"}\n{"txt": "a"}\n'),
+            (CORRUPT, (":1: ", "JSON"), "no.jsonl", b"no JSON\n"),
+        )
+        for code, parts, name, content in cases:
+            path = self.write(name, content)
+            self.refused(code, (path, *parts), "eval", self.model, "--data", path)
+            self.refused(code, (path, *parts), "prepare", "--input", path, "--tokenizer", "bytes", "--out", self.folder / "data")
+            self.assertFalse((self.folder / "data").exists())
+            if name.endswith(".txt") and content:
+                self.refused(code, (path, *parts), "generate", self.model, "--prompt-file", path)
+        self.refused(CORRUPT, ("--prompt", "byte 1 ", "UTF-8"), "generate", self.model, "--prompt", os.fsdecode(b"a\xff"))
+
+    def test_too_little_to_predict(self):
+        self.refused(WRONG_USE, ("nothing to predict",), "eval", self.model, "--data", self.write("one.txt", "a"))
+
+    def test_files_that_cannot_be_read(self):
+        missing = self.folder / "missing.txt"
+        self.refused(NOT_FOUND, (missing,), "eval", self.model, "--data", missing)
+        self.refused(NOT_FOUND, (missing,), "generate", self.model, "--prompt-file", missing)
+        self.refused(NOT_FOUND, (missing,), "prepare", "--input", missing, "--tokenizer", "bytes", "--out", self.folder / "data")
+        self.refused(NOT_FOUND, (missing,), "prepare", "--input", self.text, "--tokenizer", missing, "--out", self.folder / "data")
+        self.refused(NOT_FOUND, (missing,), "verify", missing)
+        self.refused(NOT_FOUND, (missing,), "inspect", missing)
+        self.refused(IO, (self.folder,), "generate", self.model, "--prompt-file", self.folder)
+        # Reading this one fails for every user, root too.
+        self.refused(IO, ("/proc/self/mem",), "generate", self.model, "--prompt-file", "/proc/self/mem")
+        self.refused(IO, ("/proc/self/mem",), "eval", self.model, "--data", "/proc/self/mem")
+
+    def test_data_sets(self):
+        data = self.folder / "data"
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", data)
+        self.refused(NOT_FOUND, (self.folder, "no data set", "prepare"), "eval", self.model, "--data", self.folder)
+        index = data / "train" / "index.json"
+        whole = index.read_text()
+
+        def changed(key, value):
+            index.write_text(json.dumps({**json.loads(whole), key: value}))
+
+        changed("tokenizer", "sentencepiece:0123456789abcdef")
+        self.refused(MISMATCH, (data / "train", "sentencepiece:0123456789abcdef", "bytes"), "eval", self.model, "--data", data)
+        for size in (100, 1000):  # tokens outside the vocabulary, and a vocabulary that is not the tokenizer's
+            changed("vocab_size", size)
+            self.refused(CORRUPT, (data / "train",), "eval", self.model, "--data", data)
+        index.write_text(whole[:50])
+        self.refused(CORRUPT, (index,), "eval", self.model, "--data", data)
+        index.write_text(whole)
+        tokens = data / "train" / "00000.tokens"
+        tokens.write_bytes(tokens.read_bytes()[:-1])
+        self.refused(CORRUPT, (tokens,), "eval", self.model, "--data", data)
+        index.unlink()
+        self.refused(NOT_FOUND, (data,), "eval", self.model, "--data", data)
+
+    def test_tokens_outside_the_vocabulary(self):
+        golden = Safetensors(GOLDEN)
+        golden.set("tokens", "<q" if golden.header["tokens"]["dtype"] == "I64" else "<i", 10**6)
+        path = self.write("outside.safetensors", golden.bytes())
+        self.refused(CORRUPT, (path, "1000000"), "verify", path)
+
+    def test_golden_files(self):
+        self.refused(CORRUPT, ("cut.safetensors",), "verify", self.write("cut.safetensors", GOLDEN.read_bytes()[:-5]))
+        self.refused(CORRUPT, (self.text,), "verify", self.text)
+
+
+class Limits(CliTest):
+    def test_a_full_disk(self):
+        with open("/dev/full", "wb") as full:
+            code, _, err = run("generate", self.model, "--prompt", "a", stdout=full)
+            self.assertEqual((code, err.count("\n")), (IO, 1), err)
+            self.assertIn("standard output", err)
+            self.assertEqual(run("inspect", stdout=full)[0], IO)
+
+        def small_files():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
+
+        out = self.folder / "out"
+        self.refused(IO, (out,), "init", self.model, "--out", out, preexec_fn=small_files)
+        self.assertFalse((out / "model.safetensors").exists())
+        self.refused(NOT_FOUND, ("/proc/none",), "init", self.model, "--out", "/proc/none/out")
+
+    def test_too_little_memory(self):
+        def little_memory():
+            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+        self.refused(OUT_OF_MEMORY, ("parameters",), "init", "7.3B", "--out", self.folder / "out", preexec_fn=little_memory)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    PROGRAM = str(pathlib.Path(sys.argv.pop(1)).resolve())
+    unittest.main()
