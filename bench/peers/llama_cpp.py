@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Prefill and decode at 1.3 B parameters beside llama.cpp: builds it, measures in turns, prints one table."""
+
+import argparse
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+from common import BUILD, Failed, environment, megalodon, positive, print_table, run, say, use_threads
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = "llama-cpp-python"
+FLAGS = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"] + [
+    f"-DLLAMA_{part}=OFF" for part in ("CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER", "BUILD_APP")
+]
+MODEL = BUILD / "llama-1.35B-bf16.gguf"
+CEILINGS = ("onednn_bf16_flops", "read_bandwidth")  # fields of our reports: of prefill, of decode
+EMBEDDING = 32000 * 2048  # parameters, in either model, of which a token reads one row only
+
+
+def build_llama_bench() -> tuple[Path, str]:
+    """The llama-bench program, built for this machine on first use, and the version of the package it comes from."""
+    source, build = BUILD / "llama-cpp-source", BUILD / "llama-cpp-build"
+    program = build / "bin" / "llama-bench"
+    if not program.exists():
+        say(f"downloading the source archive of {PACKAGE}")
+        pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE]
+        run([environment("gguf", ["gguf"]), *pip, "--dest", source, PACKAGE])
+    (archive,) = source.glob("*.tar.gz")
+    folder = source / archive.name.removesuffix(".tar.gz")
+    if not program.exists():
+        with tarfile.open(archive) as tar:
+            wanted = [member for member in tar if "/vendor/llama.cpp/" in member.name and "/.git" not in member.name]
+            tar.extractall(source, wanted, filter="data")
+        say("building llama-bench, which takes some minutes")
+        run(["cmake", "-G", "Ninja", "-S", folder / "vendor" / "llama.cpp", "-B", build, *FLAGS])
+        run(["nice", "-n", "10", "ninja", "-C", build, "llama-bench"])
+    return program, folder.name.rpartition("-")[2]
+
+
+def write_model() -> None:
+    """The random Llama, 2.7 GB."""
+    if not MODEL.exists():
+        say(f"writing {MODEL.name}")
+        run([environment("gguf", ["gguf"]), HERE / "random_llama_gguf.py", MODEL])
+
+
+class Contender:
+    """A row of the table: the best tokens a second of each work, or why there are none."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.parameters = 0
+        self.best: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+
+    def note(self, work: str, rate: float) -> None:
+        """Takes in what a turn measured."""
+        self.best[work] = max(rate, self.best.get(work, 0.0))
+        say(f"{self.label}: {work}: {rate:.2f} tokens/s")
+
+
+def turn_of_llama(row: Contender, program: Path, prompts: list[int], decode: int, threads: int) -> None:
+    """Runs llama-bench once: each prompt, and decoding behind an empty one."""
+    flags = f"-p {','.join(map(str, prompts))} -n {decode} -t {threads} -r 1 -o json"
+    tests = json.loads(run([program, "-m", MODEL, *flags.split()]))
+    for test in tests:
+        row.parameters = test["model_n_params"]
+        row.note(f"prefill {test['n_prompt']}" if test["n_prompt"] else "decode", max(test["samples_ts"]))
+
+
+def turn_of_ours(row: Contender, ceilings: dict[str, float], prompts: list[int], decode: int, threads: int) -> None:
+    """Runs `megalodon bench prefill` for each prompt, then `bench decode`; notes the ceilings they print."""
+    common = ["--preset", "1.3B", "--dtype", "bf16", "--threads", threads]
+    works = {f"prefill {tokens}": ["prefill", "--length", tokens] for tokens in prompts}
+    works["decode"] = ["decode", "--tokens", decode]
+    for work, flags in works.items():
+        if work in row.failures:
+            continue
+        try:
+            report = megalodon("bench", *flags, *common)
+        except Failed as failure:
+            row.failures[work] = str(failure)
+            say(f"{row.label}: {work}: {failure}")
+            continue
+        row.parameters = report["parameters"]
+        row.note(work, report["tokens_per_second"])
+        for name in CEILINGS:
+            ceilings[name] = max(ceilings.get(name, 0.0), report.get(name, 0.0))
+
+
+def cells(row: Contender, work: str, ceilings: dict[str, float]) -> list[str]:
+    """A table row: the rate of a work, in tokens, in operations or bytes, and as a share of the machine's."""
+    if work not in row.best:
+        return [work, row.label, *["-"] * 4]
+    rate = row.best[work]
+    if work == "decode":
+        done, ceiling, unit = 2 * (row.parameters - EMBEDDING) * rate, ceilings.get(CEILINGS[1]), "GB/s"
+    else:
+        done, ceiling, unit = 2 * row.parameters * rate, ceilings.get(CEILINGS[0]), "GFLOP/s"
+    return [
+        work,
+        row.label,
+        f"{row.parameters / 1e9:.3f} G",
+        f"{rate:.2f}",
+        f"{done / 1e9:.1f} {unit}",
+        f"{100 * done / ceiling:.1f} %" if ceiling else "-",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--prefill", type=positive, nargs="+", default=[512, 4096], metavar="TOKENS", help="prompts (512 4096)"
+    )
+    parser.add_argument("--decode", type=positive, default=64, metavar="TOKENS", help="tokens to decode (%(default)s)")
+    parser.add_argument(
+        "--turns", type=positive, default=3, help="turns each contender gets; its best counts (%(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="threads, and processors to run on; 0 means all (0)")
+    options = parser.parse_args()
+    threads = use_threads(options.threads)
+    works = [*(f"prefill {tokens}" for tokens in options.prefill), "decode"]
+    ours, ceilings = Contender("megalodon"), {}
+    try:
+        program, version = build_llama_bench()
+        write_model()
+        theirs = Contender(f"llama.cpp (llama-cpp-python {version})")
+        for _ in range(options.turns):
+            turn_of_ours(ours, ceilings, options.prefill, options.decode, threads)
+            turn_of_llama(theirs, program, options.prefill, options.decode, threads)
+    except Failed as failure:
+        sys.exit(str(failure))
+    notes = ["Prefill as 2 x parameters x tokens; decode as bytes of weights: all but the embedding, once a token."]
+    if ceilings:
+        product, read = (ceilings[name] / 1e9 for name in CEILINGS)
+        notes.append(f"Ceilings: oneDNN bf16 product, packed, {product:.0f} GFLOP/s; reading memory {read:.1f} GB/s.")
+    notes += [f"Not measured: {ours.label}, {work}: {failure}" for work, failure in ours.failures.items()]
+    print_table(
+        f"Prefill, and decode of {options.decode} tokens, bf16, {threads} threads; best of {options.turns} turns",
+        ["", "", "parameters", "tokens/s", "rate", "of the ceiling"],
+        [cells(row, work, ceilings) for work in works for row in (ours, theirs)],
+        notes,
+    )
+
+
+if __name__ == "__main__":
+    main()
