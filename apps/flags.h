@@ -5,7 +5,10 @@
 #include <charconv>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
+
+#include "model/megalodon.h"
 
 namespace megalodon::apps {
 
@@ -32,6 +35,19 @@ inline void add_seed_flag(CLI::App* command, std::uint64_t& seed, const char* he
       ->check(whole_number(std::numeric_limits<std::uint64_t>::max()))
       ->capture_default_str()
       ->type_name("N");
+}
+
+// auto: what the model's file holds, where this processor multiplies it.
+inline void add_dtype_flag(CLI::App* command, std::optional<Precision>& precision) {
+  const auto set = [&precision](const std::string& text) {
+    precision.reset();
+    if (text == "f32") precision = Precision::F32;
+    if (text == "bf16") precision = Precision::BF16;
+  };
+  command->add_option_function<std::string>("--dtype", set, "What to compute in; auto: what the model's file holds")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->default_str("auto")
+      ->type_name("auto|f32|bf16");
 }
 
 }  // namespace megalodon::apps

@@ -21,6 +21,7 @@ struct Options {
   std::string out;
   std::string tokenizer = "bytes";
   std::uint64_t seed = 0;
+  std::string dtype = "f32";
 };
 
 void run(const Options& options) {
@@ -35,7 +36,7 @@ void run(const Options& options) {
                     std::to_string(config.vocab_size),
                 options.config, "Raise vocab_size or choose another --tokenizer");
   }
-  Megalodon model(config);
+  Megalodon model(config, options.dtype == "bf16" ? Precision::BF16 : Precision::F32);
   model.initialize(options.seed);
   save_model(model, options.out);
   tokenizer->save_to(options.out);
@@ -55,6 +56,10 @@ void add_init_command(CLI::App& app) {
   command->add_option("--tokenizer", options->tokenizer, "`bytes`, or a SentencePiece model")
       ->capture_default_str()
       ->type_name("bytes|FILE");
+  command->add_option("--dtype", options->dtype, "What to store matrices in")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str()
+      ->type_name("f32|bf16");
   command->footer("\nExample:\n  megalodon init config.json --seed 1 --out fresh");
   command->callback([options] { run(*options); });
 }

@@ -1,6 +1,7 @@
 // What MODEL, PRESET and CONFIG on the command line stand for.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "infer/loaded_model.h"
@@ -9,7 +10,7 @@
 namespace megalodon::apps {
 
 // load_model_with_tokenizer(), saying on stderr which newer checkpoints are damaged and passed over.
-LoadedModel model_of(const std::string& argument);
+LoadedModel model_of(const std::string& argument, std::optional<Precision> precision = {});
 
 // The configuration of a model folder, a run folder, a config.json, or a preset, in this order.
 // Throws Error(NotFound) naming the nearest preset when it is none of them.

@@ -2,6 +2,7 @@
 // Rounding::Bf16), and what makes and proves golden files in tests.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <utility>
@@ -81,5 +82,19 @@ class ReferenceModel : public GoldenModel {
   reference::Parameters gradients_;
   reference::Optimizer optimizer_;
 };
+
+// verify_golden_file() of the library's model in bfloat16, each quantity with a bound of twice what a naive version is off by.
+// How far one naive version is off in a single number is luck, and may be nothing: so the worst of several is taken that differ
+// in where their roundings fall, and in nothing else.
+inline std::vector<Verified> verify_in_bf16(Context& ctx, const std::string& path) {
+  constexpr int kVersions = 16;
+  std::vector<Verified> verified = verify_golden_file(ctx, path, Precision::BF16WithMaster);
+  const std::vector<Verified> exact = verify_golden_file(path, ReferenceModel::rounding(reference::Rounding::None));
+  for (int i = 0; i < kVersions; ++i) {
+    const reference::Rounding rounding{true, std::exp2(i / static_cast<double>(kVersions))};
+    widen_to_twice(verify_golden_file(path, ReferenceModel::rounding(rounding)), exact, verified);
+  }
+  return verified;
+}
 
 }  // namespace megalodon

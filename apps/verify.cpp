@@ -7,7 +7,9 @@
 
 #include "apps/commands.h"
 #include "apps/format.h"
+#include "apps/reference_model.h"
 #include "core/context.h"
+#include "core/suggest.h"
 #include "megalodon/error.h"
 #include "train/verify.h"
 
@@ -27,8 +29,9 @@ void require_built(const Options& options) {
   if (options.device != "cpu") {
     throw Error(ErrorKind::Unsupported, "this build runs on the cpu alone", "--device " + options.device, "Use --device cpu");
   }
-  if (options.dtype != "f32") {
-    throw Error(ErrorKind::Unsupported, "this build computes in f32 alone", "--dtype " + options.dtype, "Use --dtype f32");
+  if (options.dtype != "f32" && options.dtype != "bf16") {
+    throw Error(ErrorKind::Unsupported, "must be f32 or bf16", "--dtype " + options.dtype,
+                did_you_mean(options.dtype, {"f32", "bf16"}));
   }
 }
 
@@ -62,7 +65,7 @@ void run(const Options& options) {
   bool passed = true;
   nlohmann::ordered_json report = nlohmann::ordered_json::array();
   for (const std::string& file : options.files) {
-    const std::vector<Verified> verified = verify_golden_file(ctx, file);
+    const std::vector<Verified> verified = options.dtype == "f32" ? verify_golden_file(ctx, file) : verify_in_bf16(ctx, file);
     for (const Verified& v : verified) passed = passed && v.passed();
     if (options.json) {
       report.push_back(to_json(file, verified));
@@ -81,7 +84,10 @@ void add_verify_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("verify", "Recompute golden files of the original code and measure the distance");
   command->add_option("files", options->files, "Golden files: X, X_stream or X_adamw .safetensors")->required();
   command->add_option("--device", options->device, "Where to compute: cpu")->capture_default_str();
-  command->add_option("--dtype", options->dtype, "What to compute in: f32")->capture_default_str();
+  command
+      ->add_option("--dtype", options->dtype,
+                   "What to compute in: f32, or bf16, within twice the error of a naive bfloat16 version")
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "Threads; 0 means one a processor")->capture_default_str();
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options] { run(*options); });

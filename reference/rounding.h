@@ -6,9 +6,16 @@
 
 namespace megalodon::reference {
 
-enum class Rounding { None, Bf16 };
+struct Rounding {
+  bool to_bf16 = false;
+  double unit = 1;  // what 1.0 stands for; with another one the same values are rounded elsewhere, and no worse
 
-// The values as a product takes them: with Bf16 the nearest bfloat16 of each, ties to even.
+  static const Rounding None, Bf16;
+};
+inline constexpr Rounding Rounding::None{};
+inline constexpr Rounding Rounding::Bf16{true};
+
+// The values as a product takes them: to_bf16 the nearest multiple of the unit by a bfloat16, ties to even.
 std::vector<double> rounded(Rounding rounding, std::vector<double> values);
 
 }  // namespace megalodon::reference

@@ -18,6 +18,9 @@ inline constexpr double kFiniteDifference = 1e-6;  // float64 gradients against 
 // something else is, its result or o in do . o. Where terms do not cancel the first is no larger than the second.
 inline constexpr double kBFloat16Product = 2 * kBFloat16;
 
+// A whole model's logits: some ten roundings one after the other in each of its layers.
+inline constexpr double kBFloat16Model = 10 * kBFloat16;
+
 // What an output of this dtype may differ by, when `exact` is what float32 may.
 constexpr double of(DType dtype, double exact) { return dtype == DType::BF16 ? kBFloat16 : exact; }
 

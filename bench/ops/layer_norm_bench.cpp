@@ -28,14 +28,15 @@ const Register kBench("layer_norm", [](Bench& bench) {
     layer_norm_forward(bench.context(), op, Tensor(weight.data(), {dim}), Tensor(bias.data(), {dim}), Tensor(x.data(), shape), to,
                        saved);
   };
-  const auto backward = [&](bool accumulate) {
+  std::vector<float> total(x.size());
+  const auto backward = [&](const Tensor& to, const Tensor& sum) {
     layer_norm_backward(bench.context(), op, Tensor(weight.data(), {dim}), Tensor(x.data(), shape), saved,
-                        Tensor(dy.data(), shape), Tensor(dx.data(), shape), Tensor(dweight.data(), {dim}),
-                        Tensor(dbias.data(), {dim}), accumulate);
+                        Tensor(dy.data(), shape), to, Tensor(dweight.data(), {dim}), Tensor(dbias.data(), {dim}), sum);
   };
   const Tensor wide_y(y.data(), shape);
   forward(wide_y);
-  backward(false);
+  const Tensor wide_dx(dx.data(), shape);
+  backward(wide_dx, Tensor());
   const auto truth = reference::layer_norm_backward(dim, op.eps, test::widen(weight), test::widen(x), test::widen(dy));
   bench.check(
       "layer_norm forward",
@@ -45,8 +46,9 @@ const Register kBench("layer_norm", [](Bench& bench) {
   const double size = static_cast<double>(rows * dim);
   bench.time("layer_norm forward  [4096, 1024]", 8 * size, 0, [&] { forward(wide_y); });
   bench.time("layer_norm forward  [4096, 1024], bf16", 6 * size, 0, [&] { forward(Tensor(narrow_y.data(), shape)); });
-  bench.time("layer_norm backward [4096, 1024]", 12 * size, 0, [&] { backward(false); });
-  bench.time("layer_norm backward [4096, 1024], dx +=", 16 * size, 0, [&] { backward(true); });
+  bench.time("layer_norm backward [4096, 1024]", 12 * size, 0, [&] { backward(wide_dx, Tensor()); });
+  bench.time("layer_norm backward [4096, 1024], bf16 and a residual's sum", 18 * size, 0,
+             [&] { backward(Tensor(narrow_y.data(), shape), Tensor(total.data(), shape)); });
 });
 
 }  // namespace

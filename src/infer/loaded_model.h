@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct LoadedModel {
 
 // Throws what resolve_model, load_model and load_tokenizer throw, and Error(Mismatch) for a tokenizer of more tokens than the
 // model's vocabulary has. (Fewer are in order: vocabularies get padded.)
-LoadedModel load_model_with_tokenizer(const std::string& path);
+// precision: as for load_model.
+LoadedModel load_model_with_tokenizer(const std::string& path, std::optional<Precision> precision = {});
 
 }  // namespace megalodon

@@ -103,8 +103,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   const Packed a(c, s.zrh, s.fc13);
 
   // The average of the past, and what it says to attend to.
-  timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm);
-  cema_forward(ctx, op.cema, p.cema, s.tn, state.cema, s.ce, s.cema);
+  timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm, t.tn);
+  cema_forward(ctx, op.cema, p.cema, t.tn ? t.tn : s.tn, state.cema, s.ce, s.cema);
   normed_average(ctx, op, p, masks, s, t);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
@@ -133,7 +133,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   const Packed a(c, s.zrh, s.fc13);
   const Packed da(c, d.d_zrh, d.d_fc13);
 
-  // Through the feed-forward. d_a = gradient of its normed input, then of y.
+  // Through the feed-forward. d_a = gradient of its normed input.
   activate(ctx, op, masks, a, t);
   if (p.alpha) {  // only alpha's gradient needs the value that it scales
     linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
@@ -148,13 +148,12 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
   linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
-  layer_norm_backward(ctx, op.nffn, p.nffn_weight, s.y, s.nffn, d.d_a, d.d_a, g.nffn_weight, g.nffn_bias);
 
-  // y's residual joins the other path of x.
-  residual_forward(ctx, Tensor(), d_out, d.d_a, d_out);
+  // The gradient of y goes two ways: to what was added to x, in h1's place, and to x itself, where it joins that of out.
+  // d_zrh is filled slice by slice: h1 and r here, z below.
+  layer_norm_backward(ctx, op.nffn, p.nffn_weight, s.y, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias, d_out);
 
-  // Through the gated attention. d_zrh is filled slice by slice: h1 and r here, z below.
-  residual_backward(ctx, Tensor(), Tensor(), d.d_a, da.h1, Tensor());
+  // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
   gate(ctx, op, masks, a, s, t);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
@@ -167,7 +166,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   rotary_backward(ctx, op.rotary, table, positions, d.d_k, d.d_k);
   head_norm_backward(ctx, op.head, p.gamma, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
-  // Through the average. d_a = gradient of mx, then of ce, then of x; d_b = gradient of tn.
+  // Through the average. d_a = gradient of mx, then of ce; d_b = gradient of tn.
   normed_average(ctx, op, p, masks, s, t);
   linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
   linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
@@ -177,8 +176,8 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
-  timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d.d_a, g.timenorm_weight, g.timenorm_bias);
-  residual_forward(ctx, Tensor(), d_out, d.d_a, d_out);
+  timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d_out, g.timenorm_weight, g.timenorm_bias,
+                         /*accumulate=*/true);
 }
 
 namespace {
@@ -203,6 +202,7 @@ void visit_saved(const ModelConfig& c, DType dtype, BlockSaved& s, bool for_back
 
 template <class Visit>
 void visit_scratch(const ModelConfig& c, DType dtype, BlockScratch& t, Visit&& visit) {
+  visit(t.tn, DType::F32, c.model_dim);
   visit(t.mx, dtype, c.model_dim);
   visit(t.unrotated_q, DType::F32, c.z_dim);
   visit(t.unrotated_k, DType::F32, c.z_dim);
@@ -239,8 +239,8 @@ BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::
 BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
   BlockScratch t;
   visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
-    const bool rotates_in_place = dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k);
-    if (!rotates_in_place) tensor = arena.allocate(element, {batch, length, width});
+    const bool is_spare = dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn);
+    if (!is_spare) tensor = arena.allocate(element, {batch, length, width});
   });
   if (!t.q) t.q = t.unrotated_q;
   if (!t.k) t.k = t.unrotated_k;
@@ -273,7 +273,9 @@ BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length) {
 
 BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length) {
   BlockScratch t = scratch;
-  visit_scratch(ModelConfig{}, DType::F32, t, [&](Tensor& tensor, DType, std::int64_t) { tensor = shorter(tensor, length); });
+  visit_scratch(ModelConfig{}, DType::F32, t, [&](Tensor& tensor, DType, std::int64_t) {
+    if (tensor) tensor = shorter(tensor, length);
+  });
   return t;
 }
 

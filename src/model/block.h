@@ -73,6 +73,7 @@ struct BlockSaved {
 
 // Values that backward computes again: one set serves all blocks.
 struct BlockScratch {
+  Tensor tn;                        // [B, L, D] TimestepNorm's output as CEMA reads it; with float32 null, and saved.tn serves
   Tensor mx;                        // [B, L, D] T the normed average
   Tensor unrotated_q, unrotated_k;  // [B, L, Z] before the rotation; with float32 the same memory as q and k
   Tensor q, k;                      // [B, L, Z] T rotated queries and keys

@@ -32,16 +32,16 @@ Storage allocate(Arena& arena, const ModelConfig& c, const ParameterLayout& layo
   return s;
 }
 
-std::size_t storage_bytes(const ModelConfig& config, const ParameterLayout& layout, Precision precision) {
+}  // namespace
+
+std::size_t Megalodon::storage_bytes(const ModelConfig& config, Precision precision) {
   Arena arena = Arena::counter();
-  allocate(arena, config, layout, precision);
+  allocate(arena, config, ParameterLayout(config), precision);
   return arena.peak();
 }
 
-}  // namespace
-
 Megalodon::Megalodon(const ModelConfig& config, Precision precision)
-    : config_(validated(config, precision)), layout_(config_), arena_(storage_bytes(config_, layout_, precision), "parameters") {
+    : config_(validated(config, precision)), layout_(config_), arena_(storage_bytes(config_, precision), "parameters") {
   const Storage storage = allocate(arena_, config_, layout_, precision);
   flat_ = storage.flat;
   matrices_ = storage.matrices;

@@ -28,6 +28,8 @@ class Megalodon {
   // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory), and
   // Error(Unsupported) for bfloat16 on a processor that does not multiply it.
   explicit Megalodon(const ModelConfig& config, Precision precision = Precision::F32);
+  // What that takes in memory.
+  static std::size_t storage_bytes(const ModelConfig& config, Precision precision);
 
   void initialize(std::uint64_t seed);
   // Sets the parameter at `index` of layout().entries(), in every precision that is kept. values: its elements, F32 or BF16.

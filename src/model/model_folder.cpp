@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/suggest.h"
+#include "cpu/matmul.h"
 #include "io/file.h"
 #include "megalodon/error.h"
 
@@ -24,6 +25,12 @@ void refuse_prior(const SafetensorsFile& file, const std::string& name) {
   const Tensor count = file.tensor(name);
   if (count.dtype() == DType::I64 && count.numel() == 1 && *count.data<std::int64_t>() == 0) return;
   throw Error(ErrorKind::Unsupported, name + " is not 0: TimestepNorm with a prior is not known here", file.path());
+}
+
+Precision stored_precision(const SafetensorsFile& file) {
+  const std::string matrix = "embed.weight";
+  const bool narrow = file.contains(matrix) && file.tensor(matrix).dtype() == DType::BF16;
+  return narrow && cpu::has_bfloat16_products() ? Precision::BF16 : Precision::F32;
 }
 
 }  // namespace
@@ -81,10 +88,10 @@ ModelConfig load_config(const std::string& folder) {
   return config_from_json(read_text_file(path, kMaxConfigBytes), path);
 }
 
-std::unique_ptr<Megalodon> load_model(const std::string& folder, Precision precision) {
+std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision) {
   const ModelConfig config = load_config(folder);
   const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
-  auto model = std::make_unique<Megalodon>(config, precision);
+  auto model = std::make_unique<Megalodon>(config, precision ? *precision : stored_precision(file));
   read_parameters(*model, file, "");
   return model;
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "io/safetensors.h"
@@ -20,8 +21,9 @@ std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for.
-// The file's tensors may be F32 or BF16, whatever `precision` is.
-std::unique_ptr<Megalodon> load_model(const std::string& folder, Precision precision = Precision::F32);
+// The file's tensors may be F32 or BF16, whatever `precision` is. Without one it is that of the file's matrices: BF16 where they
+// are and this processor multiplies it, else F32.
+std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision = {});
 ModelConfig load_config(const std::string& folder);
 
 // Fills the model's parameters from the tensors named `prefix` + parameter name. Names that begin otherwise are passed over; the

@@ -84,7 +84,8 @@ Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, co
   };
   const auto named = [&](const std::string& name) { return packed(name, layout.entry(name).shape); };
   Parameters p;
-  p.embed = named("embed.weight");
+  // Looked up, not multiplied: exact where there is float32 to look it up in.
+  p.embed = flat.numel() == layout.total() ? layout.view(flat, "embed.weight") : named("embed.weight");
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
     const std::string mega = "layers." + std::to_string(i) + ".mega.";
     const std::string nffn = "layers." + std::to_string(i) + ".nffn.";
@@ -112,7 +113,7 @@ Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, co
   }
   p.final_norm_weight = named("output.final_norm.weight");
   p.final_norm_bias = named("output.final_norm.bias");
-  p.output = c.share_emb ? p.embed : named("output.output.weight");
+  p.output = named(c.share_emb ? "embed.weight" : "output.output.weight");
   return p;
 }
 

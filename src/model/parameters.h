@@ -55,10 +55,10 @@ struct BlockParameters {
 };
 
 struct Parameters {
-  Tensor embed;  // [K, D]
+  Tensor embed;  // [K, D], float32 where all of `flat` is there
   std::vector<BlockParameters> blocks;
   Tensor final_norm_weight, final_norm_bias;  // [D] each
-  Tensor output;                              // [outputs, D]; the same memory as embed with share_emb
+  Tensor output;                              // [outputs, D]; with share_emb embed itself, or its bfloat16 copy
 };
 
 // Typed views into `flat`, [total] f32. With `matrices`, [total - vectors] bf16, the matrices are taken from there instead, and

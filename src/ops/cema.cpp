@@ -31,7 +31,7 @@ void check(const Cema& op, const CemaParameters& parameters, const Tensor& x, co
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
                   const Tensor& y, const CemaSaved& saved) {
   check(op, parameters, x, saved);
-  require_tensor(y, x.dtype(), x.shape(), kName, "y");
+  require_activations(y, x.shape(), kName, "y");
   if (state.h) require_contiguous(state.h, DType::F32, {x.shape()[0], op.dim, op.order, 2}, kName, "state.h");
   dispatch(ctx, x.dtype(), kName, [&] { cpu::cema_forward(ctx, op, parameters, x, state, y, saved); });
 }

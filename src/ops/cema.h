@@ -3,7 +3,7 @@
 //   q_n = (1 - p_n * sigmoid(delta_n)) * exp(i * n * 2 pi / N * sigmoid(theta)),  n = 1..N
 //   h_t,n = q_n h_{t-1},n + p_n x_t
 //   y_t = Re(sum over n of (gamma_n / sqrt(N)) * h_t,n) + omega * x_t
-// T, F32 or BF16, is the dtype of x and y. All else is float32, computed in float64.
+// x and y may be F32 or BF16, each for itself. All else is float32, computed in float64.
 #pragma once
 
 #include "core/context.h"
@@ -37,9 +37,9 @@ struct CemaSaved {
 // Writes y, saved.h0 and the new state.h. x and y may be pitched, and the same tensor.
 // Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit.
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters,
-                  const Tensor& x,         // [B, L, D] T
+                  const Tensor& x,         // [B, L, D] f32 or bf16
                   const CemaState& state,  // read and updated
-                  const Tensor& y,         // [B, L, D] T
+                  const Tensor& y,         // [B, L, D] f32 or bf16
                   const CemaSaved& saved);
 
 // With V_t,n = dy_t + conj(q_n) V_{t+1},n and g_n = gamma_n / sqrt(N):
@@ -47,7 +47,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
 // and gradients of the parameters as derived in cema_cpu.cpp. No gradient flows into the carried state.
 // Overwrites dx, adds to gradients. dy and dx may be pitched, and the same tensor.
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters,
-                   const Tensor& x,  // [B, L, D] T
+                   const Tensor& x,  // [B, L, D] f32 or bf16
                    const CemaSaved& saved,
                    const Tensor& dy,  // [B, L, D] f32
                    const Tensor& dx,  // [B, L, D] f32

@@ -34,16 +34,16 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, bool accumulate) {
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum) {
   check(op, weight, x, saved);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
-  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
+  require_activations(dx, x.shape(), kName, "dx");
+  if (sum) require_tensor(sum, DType::F32, x.shape(), kName, "sum");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved.mean and saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   if (dbias) require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, x.dtype(), kName,
-           [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
+  dispatch(ctx, dx.dtype(), kName, [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); });
 }
 
 std::size_t layer_norm_workspace_bytes(const LayerNorm& op, int threads) {

@@ -1,6 +1,6 @@
 // LayerNorm over the last dimension (Ba, Kiros and Hinton, arXiv 1607.06450), scale stored minus one:
 //   y = (x - mean) * rstd * (w + 1) + b,  mean = mean(x),  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
-// T, F32 or BF16, is the dtype of y. All else is float32.
+// T, F32 or BF16, is the dtype of y and of dx. All else is float32.
 #pragma once
 
 #include "core/context.h"
@@ -29,17 +29,17 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op,
 
 // With g = dy * (w + 1) and n = (x - mean) * rstd:
 //   dx = rstd * (g - mean(g) - n * mean(g * n)),  dw += sum over rows of dy * n,  db += sum over rows of dy.
-// Overwrites dx, or with accumulate adds to it; adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same
-// tensor.
+// Overwrites dx; adds to sum, dweight and dbias. x, dy, dx and sum may be pitched; dy and dx may be the same tensor where dx is
+// f32. sum is for a residual, where x goes on beside the norm: it has the gradient of that path and gets that of both.
 void layer_norm_backward(Context& ctx, const LayerNorm& op,
                          const Tensor& weight,  // [D] f32, or null
                          const Tensor& x,       // [B, L, D] f32
                          const LayerNormSaved& saved,
                          const Tensor& dy,       // [B, L, D] f32
-                         const Tensor& dx,       // [B, L, D] f32
+                         const Tensor& dx,       // [B, L, D] T
                          const Tensor& dweight,  // [D] f32, or null when weight is
                          const Tensor& dbias,    // [D] f32, or null: no bias
-                         bool accumulate = false);
+                         const Tensor& sum);     // [B, L, D] f32 += dx before its rounding, or null
 
 // Bytes of workspace that backward takes; forward takes none.
 std::size_t layer_norm_workspace_bytes(const LayerNorm& op, int threads);
@@ -48,7 +48,7 @@ namespace cpu {
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                         const Tensor& y, const LayerNormSaved& saved);
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, bool accumulate);
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum);
 }  // namespace cpu
 
 }  // namespace megalodon

@@ -46,9 +46,9 @@ void layer_norm_forward_row(const float* weight, const float* bias, const float*
   });
 }
 
-// dweight and dbias are this thread's own.
-template <bool kAccumulate>
-void layer_norm_backward_row(const float* weight, const float* x, float mean, float rstd, const float* dy, float* dx,
+// dweight and dbias are this thread's own; residual may be null.
+template <class T>
+void layer_norm_backward_row(const float* weight, const float* x, float mean, float rstd, const float* dy, T* dx, float* residual,
                              float* dweight, float* dbias, std::int64_t dim) {
   const FloatVec center = hn::Set(kFloats, mean);
   const FloatVec scale = hn::Set(kFloats, rstd);
@@ -68,7 +68,8 @@ void layer_norm_backward_row(const float* weight, const float* x, float mean, fl
     const FloatVec normed = hn::Mul(hn::Sub(load(x + i, n), center), scale);
     const FloatVec g = weight != nullptr ? hn::MulAdd(d, load(weight + i, n), d) : d;
     const FloatVec change = hn::Mul(scale, hn::NegMulAdd(normed, mean_gn, hn::Sub(g, mean_g)));
-    store(kAccumulate ? hn::Add(load(dx + i, n), change) : change, dx + i, n);
+    store(change, dx + i, n);
+    if (residual != nullptr) store(hn::Add(load(residual + i, n), change), residual + i, n);
     store(hn::MulAdd(d, normed, load(dweight + i, n)), dweight + i, n);
     store(hn::Add(d, load(dbias + i, n)), dbias + i, n);
   });
@@ -91,14 +92,17 @@ void layer_norm_forward_rows(const LayerNorm& op, const Tensor& weight, const Te
 }
 
 void layer_norm_backward_rows(const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                              const Tensor& dy, const Tensor& dx, bool accumulate, const BlockSums& sums, std::int64_t begin,
-                              std::int64_t end, int thread) {
+                              const Tensor& dy, const Tensor& dx, const Tensor& residual, const BlockSums& sums,
+                              std::int64_t begin, std::int64_t end, int thread) {
   const float* w = weight.row<float>(0);
   const float* mean = saved.mean.data<float>();
   const float* rstd = saved.rstd.data<float>();
-  const auto row = accumulate ? layer_norm_backward_row<true> : layer_norm_backward_row<false>;
-  sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
-    row(w, x.row<float>(t), mean[t], rstd[t], dy.row<float>(t), dx.row<float>(t), block, block + op.dim, op.dim);
+  with_elements(dx.dtype(), [&](auto element) {
+    using T = decltype(element);
+    sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
+      layer_norm_backward_row(w, x.row<float>(t), mean[t], rstd[t], dy.row<float>(t), dx.row<T>(t), residual.row<float>(t), block,
+                              block + op.dim, op.dim);
+    });
   });
 }
 
@@ -119,12 +123,12 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, bool accumulate) {
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum) {
   const auto rows = HWY_DYNAMIC_DISPATCH(layer_norm_backward_rows);
   ArenaScope scope(ctx.workspace());
   const BlockSums sums(ctx, 2 * op.dim);  // dweight, dbias
   ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    rows(op, weight, x, saved, dy, dx, accumulate, sums, begin, end, thread);
+    rows(op, weight, x, saved, dy, dx, sum, sums, begin, end, thread);
   });
   if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
   if (dbias) sums.add_to(dbias.data<float>(), op.dim, op.dim);

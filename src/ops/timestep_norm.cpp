@@ -37,12 +37,13 @@ void check_state(const TimestepNorm& op, std::int64_t batch, const TimestepNormS
 }  // namespace
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved) {
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
   check(op, weight, x, saved);
   require_activations(y, x.shape(), kName, "y");
+  if (exact) require_tensor(exact, DType::F32, x.shape(), kName, "exact");
   require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   check_state(op, x.shape()[0], state);
-  dispatch(ctx, y.dtype(), kName, [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved); });
+  dispatch(ctx, y.dtype(), kName, [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,

@@ -31,7 +31,7 @@ struct TimestepNormSaved {
   Tensor rstd;   // [B, L, G] f32: 1 / sqrt(var + eps)
 };
 
-// Writes y and saved, moves state on by L timesteps. x and y may be pitched, and the same tensor where y is f32.
+// Writes y, exact and saved, moves state on by L timesteps. x and y may be pitched, and the same tensor where y is f32.
 // Throws Error(InvalidArgument) naming the tensor that does not fit, a negative state count among it.
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
                            const Tensor& weight,            // [D] f32, minus one
@@ -39,7 +39,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
                            const Tensor& x,                 // [B, L, D] f32
                            const TimestepNormState& state,  // read and updated
                            const Tensor& y,                 // [B, L, D] T
-                           const TimestepNormSaved& saved);
+                           const TimestepNormSaved& saved,
+                           const Tensor& exact = {});  // [B, L, D] f32: y before its rounding, any pitch; or null
 
 // With g = dy * (w + 1), a_t = sum over the group's features of g_t, c_t = the same of g_t * (x_t - mean_t), r = rstd:
 //   dx_s = r_s g_s - sum over t >= s of (r_t a_t + r_t^3 c_t (x_s - mean_t)) / n_t
@@ -62,7 +63,7 @@ std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
 
 namespace cpu {
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved);
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
                             const Tensor& dbias, bool accumulate);

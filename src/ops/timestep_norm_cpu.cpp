@@ -38,7 +38,8 @@ struct Piece {
   const float *x, *dy;
   float *mean, *rstd;  // null when nothing is saved
   std::int64_t x_pitch, dy_pitch;
-  Tensor out;  // this piece's rows and columns of y or dx
+  Tensor out;    // this piece's rows and columns of y or dx
+  Tensor exact;  // and of exact; null for none
 };
 
 }  // namespace megalodon::cpu
@@ -112,6 +113,7 @@ void timestep_norm_forward_rows(const Piece& p, std::int64_t length) {
   for (std::int64_t t = 0; t < length; ++t) {
     const float* x = p.x + t * p.x_pitch;
     T* y = p.out.row<T>(t);
+    float* exact = p.exact.row<float>(t);
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) {
       const FloatVec d = hn::Sub(load(x + i, n), hn::LoadU(kFloats, center + i));
       hn::StoreU(d, kFloats, first + i);
@@ -152,7 +154,9 @@ void timestep_norm_forward_rows(const Piece& p, std::int64_t length) {
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) {
       const FloatVec d = hn::Sub(load(x + i, n), hn::LoadU(kFloats, center + i));
       const FloatVec normed = hn::MulAdd(d, hn::LoadU(kFloats, scale + i), hn::LoadU(kFloats, shift + i));
-      store(hn::MulAdd(normed, load(p.weight + i, n), hn::Add(normed, load(p.bias + i, n))), y + i, n);
+      const FloatVec result = hn::MulAdd(normed, load(p.weight + i, n), hn::Add(normed, load(p.bias + i, n)));
+      store(result, y + i, n);
+      if (exact != nullptr) store(result, exact + i, n);
     });
     if (p.mean != nullptr) {
       std::copy_n(g_center, p.groups, p.mean + t * p.all_groups);
@@ -318,13 +322,14 @@ TimestepNormScratch::TimestepNormScratch(Arena& arena, const TimestepNorm& op, i
       moments(arena.allocate(DType::F64, {threads, 2, padded(op.groups)})) {}
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved) {
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
   const auto run = HWY_DYNAMIC_DISPATCH(timestep_norm_forward_piece);
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
   ArenaScope scope(ctx.workspace());
   for_each_piece(ctx, op, weight, x, y, saved, [&](Piece& piece, std::int64_t b, std::int64_t first, int) {
     piece.bias = bias.data<float>() + first * piece.width;
+    if (exact) piece.exact = exact.row_range(b * length, length).column_range(first * piece.width, piece.groups * piece.width);
     if (!state.count) return run(piece, length);
     piece.count = state.count.data<std::int64_t>()[b];
     double* mean = state.mean.data<double>() + b * op.groups + first;

@@ -111,7 +111,7 @@ void remove_checkpoint(const std::string& run, std::int64_t step) {
 // Whether a run may go on with another value of this key.
 bool is_fixed(const std::string& key) {
   return key.starts_with("model.") || key == "data.length" || key == "data.batch" || key == "data.mode" || key == "data.seed" ||
-         key == "train.accumulate" || key == "train.seed";
+         key == "train.accumulate" || key == "train.seed" || key == "train.dtype";
 }
 
 // Whether another value changes what is computed from here on.

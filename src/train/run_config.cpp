@@ -19,7 +19,11 @@ const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ?
 
 namespace {
 
-using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*>;
+using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, DType*>;
+
+const char* name_of(DataMode mode) { return to_string(mode); }
+const char* name_of(Scheduler scheduler) { return to_string(scheduler); }
+const char* name_of(DType dtype) { return dtype == DType::BF16 ? "bf16" : "f32"; }
 
 struct Key {
   const char* name;
@@ -76,6 +80,7 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.accumulate", &c.train.accumulate, "Batches that make one step"},
       {"train.seed", &c.train.seed, "Seed of the initial parameters and of dropout"},
       {"train.threads", &c.train.threads, "Threads; 0: all processors"},
+      {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
       {"train.log_every", &c.train.log_every, "Steps between printed lines"},
       {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
       {"train.validate_tokens", &c.train.validate_tokens, "About how many tokens to validate on; 0: all"},
@@ -102,6 +107,7 @@ std::string type_of(const Target& target) {
     std::string operator()(const std::string*) const { return "a string"; }
     std::string operator()(const DataMode*) const { return "\"fresh\" or \"carry\""; }
     std::string operator()(const Scheduler*) const { return "\"linear\", \"cosine\" or \"constant\""; }
+    std::string operator()(const DType*) const { return "\"f32\" or \"bf16\""; }
   };
   return std::visit(Visitor{}, target);
 }
@@ -128,8 +134,9 @@ std::string value_text(const Target& target) {
     std::string operator()(const std::optional<double>* value) const { return *value ? number_text(**value) : std::string(); }
     std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
     std::string operator()(const std::string* value) const { return string_text(*value); }
-    std::string operator()(const DataMode* value) const { return string_text(to_string(*value)); }
-    std::string operator()(const Scheduler* value) const { return string_text(to_string(*value)); }
+    std::string operator()(const DataMode* value) const { return string_text(name_of(*value)); }
+    std::string operator()(const Scheduler* value) const { return string_text(name_of(*value)); }
+    std::string operator()(const DType* value) const { return string_text(name_of(*value)); }
   };
   return std::visit(Visitor{}, target);
 }
@@ -165,12 +172,13 @@ struct Assign {
   }
   bool operator()(DataMode* target) const { return choose(target, {DataMode::Fresh, DataMode::Carry}); }
   bool operator()(Scheduler* target) const { return choose(target, {Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant}); }
+  bool operator()(DType* target) const { return choose(target, {DType::F32, DType::BF16}); }
 
   template <class E>
   bool choose(E* target, std::initializer_list<E> choices) const {
     const auto* text = std::get_if<std::string>(&given.value);
     for (const E choice : choices) {
-      if (!text || *text != to_string(choice)) continue;
+      if (!text || *text != name_of(choice)) continue;
       *target = choice;
       return true;
     }
@@ -209,7 +217,7 @@ std::optional<T> whole(const std::string& text) {
 Given given_on_command_line(const Target& target, const std::string& text) {
   Given given{{}, "'" + text + "'"};
   const bool is_text = std::holds_alternative<std::string*>(target) || std::holds_alternative<DataMode*>(target) ||
-                       std::holds_alternative<Scheduler*>(target);
+                       std::holds_alternative<Scheduler*>(target) || std::holds_alternative<DType*>(target);
   if (is_text) {
     given.value = text;
   } else if (const auto integer = whole<std::int64_t>(text)) {

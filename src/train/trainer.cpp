@@ -7,6 +7,7 @@
 
 #include "megalodon/error.h"
 #include "ops/adamw.h"
+#include "train/update.h"
 
 namespace megalodon {
 
@@ -31,6 +32,11 @@ std::size_t bytes_of_flat(std::int64_t parameters) {
 
 bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
 
+// What an optimizer changes stays float32.
+Precision precision_of(const RunConfig& config) {
+  return config.train.dtype == DType::BF16 ? Precision::BF16WithMaster : Precision::F32;
+}
+
 std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_t>(config.train.seed); }
 
 }  // namespace
@@ -40,18 +46,20 @@ std::size_t TrainingMemory::total() const noexcept {
 }
 
 TrainingMemory plan_training(const RunConfig& config, int threads) {
-  const std::size_t flat = bytes_of_flat(ParameterLayout(config.model).total());
-  const MemoryPlan training = Training::plan(config.model, DType::F32, config.data.batch, config.data.length, threads);
+  const DType dtype = config.train.dtype;
+  const ParameterLayout layout(config.model);
+  const std::size_t flat = bytes_of_flat(layout.total());
+  const MemoryPlan training = Training::plan(config.model, dtype, config.data.batch, config.data.length, threads);
   TrainingMemory memory;
-  memory.parameters = flat;
+  memory.parameters = Megalodon::storage_bytes(config.model, precision_of(config));
   memory.gradients = flat;
   memory.optimizer = 2 * flat;
   memory.activations = training.activations;
   memory.workspace = training.workspace;
-  const std::size_t state = ModelState(config.model, 1).bytes() * static_cast<std::size_t>(config.data.batch);
+  const std::size_t state = ModelState(config.model, 1, dtype).bytes() * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
   if (config.train.validate_every > 0) {
-    const MemoryPlan inference = Inference::plan(config.model, DType::F32, config.data.batch, config.data.length, threads);
+    const MemoryPlan inference = Inference::plan(config.model, dtype, config.data.batch, config.data.length, threads);
     memory.validation = inference.activations + state;
     memory.workspace = std::max(memory.workspace, inference.workspace);
   }
@@ -66,7 +74,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       tokenizer_(tokenizer),
       schedule_(config.schedule()),
       loader_(train, config.data),
-      model_(config.model),
+      model_(config.model, precision_of(config)),
       arena_(3 * bytes_of_flat(model_.layout().total()), "gradients and optimizer"),
       gradients_(arena_.allocate(DType::F32, {model_.layout().total()})),
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
@@ -75,7 +83,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
   std::memset(m_.raw(), 0, m_.bytes());
   std::memset(v_.raw(), 0, v_.bytes());
   model_.initialize(seed_of(config_));
-  if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch);
+  if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch, model_.dtype());
   if (config_.train.validate_every == 0) return;
   if (!valid) {
     throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
@@ -134,8 +142,7 @@ StepReport Trainer::step() {
     ++progress_.updates;
     progress_.bad_in_a_row = 0;
     const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
-    const double clip = config_.optim.clip > 0 ? clip_scale(report.grad_norm, config_.optim.clip) : 1.0;
-    adamw_step(ctx_, adamw, progress_.updates, static_cast<float>(clip), model_.flat(), gradients_, m_, v_);
+    update_parameters(ctx_, adamw, progress_.updates, report.grad_norm, config_.optim.clip, model_, gradients_, m_, v_);
   }
   report.step = progress_.step;
   report.skipped_total = progress_.skipped;

@@ -16,6 +16,7 @@
 #include "core/context.h"
 #include "io/safetensors.h"
 #include "megalodon/config.h"
+#include "model/megalodon.h"
 #include "ops/adamw.h"
 
 namespace megalodon {
@@ -30,8 +31,14 @@ struct Verified {
   bool passed() const noexcept { return error <= bound; }
 };
 
-// One line a quantity. Throws Error(NotFound, Corrupt, Mismatch) for a file that is not one of the three kinds.
-std::vector<Verified> verify_golden_file(Context& ctx, const std::string& path);
+// One line a quantity, with the bounds that float32 is held to. Throws Error(NotFound, Corrupt, Mismatch) for a file that is not
+// one of the three kinds.
+std::vector<Verified> verify_golden_file(Context& ctx, const std::string& path, Precision precision = Precision::F32);
+
+// Widens the bounds of `verified` to twice what `naive` is off by; none gets tighter. `exact`, like the others the same
+// quantities of the same file, is what float64 comes to: where even that is past its bound the file is wrong, and nothing is
+// widened.
+void widen_to_twice(const std::vector<Verified>& naive, const std::vector<Verified>& exact, std::vector<Verified>& verified);
 
 // What computes: a model that begins with the parameters of X. Its numbers are handed over in float64, which holds every
 // precision exactly. `window` is the shape [B, L] of tokens.

@@ -275,9 +275,49 @@ class HappyPath(CliTest):
         for name in golden.header:
             if name == "logits" or name == "oracle.logits":
                 golden.set(name, "<d" if golden.header[name]["dtype"] == "F64" else "<f", 1e3)
-        code, out, err = run("verify", self.write("wrong.safetensors", golden.bytes()))
-        self.assertEqual((code, err), (FAILED, ""))
-        self.assertIn(b"FAIL", out)
+        wrong = self.write("wrong.safetensors", golden.bytes())
+        for dtype in ("f32", "bf16") if self.has_bf16() else ("f32",):
+            code, out, err = run("verify", wrong, "--dtype", dtype)
+            self.assertEqual((code, err), (FAILED, ""))
+            self.assertIn(b"FAIL", out)
+
+    def has_bf16(self):
+        code, _, err = run("verify", GOLDEN, "--dtype", "bf16")
+        if code == UNSUPPORTED:
+            self.assertIn("this processor does not multiply bfloat16", err)
+        return code != UNSUPPORTED
+
+    def test_verify_in_bf16(self):
+        if not self.has_bf16():
+            self.skipTest("this processor does not multiply bfloat16")
+        files = sorted(GOLDEN.parent.glob("*.safetensors"))
+        self.assertEqual(len(files), 6)
+        report = json.loads(self.ok("verify", *files, "--dtype", "bf16", "--json"))
+        bounds = [quantity["bound"] for file in report for quantity in file["quantities"]]
+        errors = [quantity["error"] for file in report for quantity in file["quantities"]]
+        self.assertLess(max(bounds), 0.1, "a bound that means something")
+        self.assertGreater(max(errors), 1e-3, "products of bfloat16 are off by more than those of float32")
+
+    def test_models_in_bf16(self):
+        if not self.has_bf16():
+            self.skipTest("this processor does not multiply bfloat16")
+        narrow = self.folder / "narrow"
+        self.ok("init", self.model, "--seed", 3, "--dtype", "bf16", "--out", narrow)
+        wide = self.folder / "wide"
+        self.ok("init", self.model, "--seed", 3, "--out", wide)
+        sizes = [(model / "model.safetensors").stat().st_size for model in (narrow, wide)]
+        self.assertLess(sizes[0], 0.7 * sizes[1])
+
+        def nats(model, *flags):
+            return json.loads(self.ok("eval", model, "--data", self.text, "--json", *flags))["nats_per_token"]
+
+        self.assertEqual(nats(narrow), nats(narrow, "--dtype", "bf16"))
+        self.assertEqual(nats(wide), nats(wide, "--dtype", "f32"))
+        self.assertNotEqual(nats(wide), nats(wide, "--dtype", "bf16"))
+        self.assertEqual(nats(narrow), nats(wide, "--dtype", "bf16"))
+        self.assertAlmostEqual(nats(narrow), nats(wide), delta=0.01)
+        text = [self.ok("generate", model, "--prompt", "It", "--max-tokens", 40, "--dtype", "bf16") for model in (narrow, wide)]
+        self.assertEqual(*text)
 
 
 class WrongUse(CliTest):
@@ -331,7 +371,7 @@ class WrongUse(CliTest):
 
     def test_what_this_build_has_not_is_said(self):
         self.refused(UNSUPPORTED, ("--device cuda", "Use --device cpu"), "verify", GOLDEN, "--device", "cuda")
-        self.refused(UNSUPPORTED, ("--dtype bf16", "Use --dtype f32"), "verify", GOLDEN, "--dtype", "bf16")
+        self.refused(UNSUPPORTED, ("--dtype fp16", "f32 or bf16"), "verify", GOLDEN, "--dtype", "fp16")
 
 
 class BadConfig(CliTest):

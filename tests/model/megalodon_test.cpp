@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <span>
+
+#include "core/bfloat16.h"
+#include "cpu/matmul.h"
 #include "megalodon/error.h"
 #include "support/compare.h"
 #include "tolerances.h"
@@ -186,6 +190,41 @@ TEST_P(MegalodonTest, ATokenOutsideTheVocabularyLeavesTheStateAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Configurations, MegalodonTest, testing::Bool());
+
+// Parameters that bfloat16 holds exactly: then float32 master weights beside it change nothing.
+TEST_P(MegalodonTest, BFloat16AloneEqualsBFloat16BesideMasterWeights) {
+  if (!cpu::has_bfloat16_products()) GTEST_SKIP() << "this processor does not multiply bfloat16";
+  Megalodon alone(model.config(), Precision::BF16);
+  Megalodon beside(model.config(), Precision::BF16WithMaster);
+  EXPECT_LT(alone.flat().numel(), beside.flat().numel());
+  for (std::size_t i = 0; i < model.layout().entries().size(); ++i) {
+    const ParameterInfo& entry = model.layout().entries()[i];
+    Tensor values = model.layout().view(model.flat(), entry.name);
+    for (float& v : std::span(values.data<float>(), static_cast<std::size_t>(values.numel()))) v = rounded_to_bfloat16(v);
+    alone.set(i, values);
+    beside.set(i, values);
+  }
+  const std::int64_t length = 21;
+  auto tokens = random_tokens(length, model.config().vocab_size, 1);
+  const auto logits_of = [&](const Megalodon& of) {
+    ModelState state(of.config(), 1, of.dtype());
+    auto logits = unwritten(length * of.config().outputs());
+    Inference(ctx, of, 1, length)
+        .logits(Tensor(tokens.data(), {1, length}), state, Tensor(logits.data(), {1, length, of.config().outputs()}));
+    return logits;
+  };
+  const auto exact = logits_of(model);
+  const auto narrow = logits_of(alone);
+  EXPECT_EQ(logits_of(beside), narrow);
+  EXPECT_LE(relative_error(narrow, widen(exact)), tolerance::kBFloat16Model);
+  EXPECT_GE(relative_error(narrow, widen(exact)), 1e-4) << "activations are rounded";
+
+  for (float& v : std::span(beside.flat().data<float>(), static_cast<std::size_t>(beside.flat().numel()))) v *= 1.1F;
+  EXPECT_EQ(logits_of(alone), narrow);
+  const auto scaled_vectors = logits_of(beside);
+  beside.round_matrices();
+  EXPECT_NE(logits_of(beside), scaled_vectors) << "the matrices follow when they are told to";
+}
 
 TEST(ModelStateTest, SequencesCanBeCopiedBetweenStates) {
   const Megalodon model(small(true));

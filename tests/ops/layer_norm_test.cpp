@@ -51,6 +51,7 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
     Pitched y(shape, gap);
     Pitched narrow_y(shape, gap, DType::BF16);
     Pitched dx(shape, gap);
+    Pitched narrow_dx(shape, gap, DType::BF16);
     Pitched sum(before, shape, gap);
     auto mean = unwritten(rows);
     auto rstd = unwritten(rows);
@@ -60,7 +61,7 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
     const LayerNormSaved saved{Tensor(mean.data(), {batch, length}), Tensor(rstd.data(), {batch, length})};
     layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), y.tensor(), saved);
     layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), dx.tensor(), optional(dweight),
-                        optional(dbias));
+                        optional(dbias), Tensor());
     expect_close(y.values(), truth_y, tolerance::kForward, "y");
     expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
     y.expect_gaps_untouched("y");
@@ -71,14 +72,16 @@ TEST_P(LayerNormTest, ForwardAndBackwardAgreeWithTheReference) {
     layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), narrow_y.tensor(), {});
     EXPECT_EQ(narrow_y.values(), Pitched(y.values(), shape, 0, DType::BF16).values()) << "rounded once";
     narrow_y.expect_gaps_untouched("y in bfloat16");
-    layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), sum.tensor(), optional(dweight),
-                        optional(dbias), true);
-    expect_close(sum.values(), truth_sum, tolerance::kGradient, "dx, accumulated");
-    sum.expect_gaps_untouched("dx, accumulated");
+    layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), narrow_dx.tensor(), optional(dweight),
+                        optional(dbias), sum.tensor());
+    EXPECT_EQ(narrow_dx.values(), Pitched(dx.values(), shape, 0, DType::BF16).values()) << "rounded once";
+    narrow_dx.expect_gaps_untouched("dx in bfloat16");
+    expect_close(sum.values(), truth_sum, tolerance::kGradient, "sum");
+    sum.expect_gaps_untouched("sum");
 
     // In place, without saving: the same bits.
     layer_norm_backward(ctx, op, optional(weight), x.tensor(), saved, dy.tensor(), dy.tensor(), optional(dweight),
-                        optional(dbias));
+                        optional(dbias), Tensor());
     EXPECT_EQ(dy.values(), dx.values());
     layer_norm_forward(ctx, op, optional(weight), optional(bias), x.tensor(), x.tensor(), {});
     EXPECT_EQ(x.values(), y.values());
@@ -134,16 +137,17 @@ TEST(LayerNormErrorTest, NamesTheTensorThatDoesNotFit) {
                            const LayerNormSaved& out) {
     expect_error(ErrorKind::InvalidArgument, {message}, [&] { layer_norm_forward(ctx, {4}, Tensor(), bias, in, y, out); });
   };
-  const auto backward = [&](const std::string& message, const Tensor& dy, const Tensor& dx) {
+  const auto backward = [&](const std::string& message, const Tensor& dy, const Tensor& dx, const Tensor& sum) {
     expect_error(ErrorKind::InvalidArgument, {message},
-                 [&] { layer_norm_backward(ctx, {4}, Tensor(), x, saved, dy, dx, Tensor(), Tensor()); });
+                 [&] { layer_norm_backward(ctx, {4}, Tensor(), x, saved, dy, dx, Tensor(), Tensor(), sum); });
   };
   forward("layer_norm: bias must be F32 [4], not F32 [3]", Tensor(data.data(), {3}), x, x, {});
   forward("layer_norm: saved.mean goes with saved.rstd", Tensor(), x, x, {Tensor(data.data(), {3}), Tensor()});
   forward("layer_norm: x must be F32 [3, 4], not BF16 [3, 4]", Tensor(), narrow, narrow, {});
   forward("layer_norm: y must be F32 or BF16 [3, 4], not U16 [3, 4]", Tensor(), x, Tensor(halves.data(), DType::U16, {3, 4}), {});
-  backward("layer_norm: dy must be F32 [3, 4], not BF16 [3, 4]", narrow, x);
-  backward("layer_norm: dx must be F32 [3, 4], not BF16 [3, 4]", x, narrow);
+  backward("layer_norm: dy must be F32 [3, 4], not BF16 [3, 4]", narrow, x, Tensor());
+  backward("layer_norm: dx must be F32 or BF16 [3, 4], not U16 [3, 4]", x, Tensor(halves.data(), DType::U16, {3, 4}), Tensor());
+  backward("layer_norm: sum must be F32 [3, 4], not BF16 [3, 4]", x, x, narrow);
 }
 
 }  // namespace

@@ -97,6 +97,7 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
     Pitched dy(upstream, shape, gap);
     Pitched y(shape, gap + 1);
     Pitched narrow_y(shape, gap + 1, DType::BF16);
+    Pitched exact(shape, gap);
     Pitched dx(shape, gap);
     Pitched sum(before, shape, gap);
     State state = start;
@@ -119,11 +120,14 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
     dx.expect_gaps_untouched("dx");
 
     State beside = start;
-    timestep_norm_forward(ctx, op, channels(weight), channels(bias), x.tensor(), beside.view(), narrow_y.tensor(), {});
+    timestep_norm_forward(ctx, op, channels(weight), channels(bias), x.tensor(), beside.view(), narrow_y.tensor(), {},
+                          exact.tensor());
     EXPECT_EQ(narrow_y.values(), Pitched(y.values(), shape, 0, DType::BF16).values()) << "rounded once";
     EXPECT_EQ(beside.mean, state.mean);
     EXPECT_EQ(beside.var, state.var);
+    EXPECT_EQ(exact.values(), y.values()) << "before its rounding";
     narrow_y.expect_gaps_untouched("y in bfloat16");
+    exact.expect_gaps_untouched("exact");
     timestep_norm_backward(ctx, op, channels(weight), x.tensor(), saved.view(), dy.tensor(), sum.tensor(), channels(dweight),
                            channels(dbias), true);
     expect_close(sum.values(), truth_sum, tolerance::kGradient, "dx, accumulated");

@@ -46,10 +46,12 @@ class CheckpointTest : public test::TinyRun {
 };
 
 TEST_F(CheckpointTest, GoesOnWithTheSameBits) {
-  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+  for (const auto& [mode, dtype] : {std::pair(DataMode::Fresh, DType::F32), std::pair(DataMode::Carry, DType::F32),
+                                    std::pair(DataMode::Carry, dtypes().back())}) {
     for (const int at : {1, 4, 5}) {
-      RunConfig c = config(mode, std::string("run_") + to_string(mode) + std::to_string(at));
+      RunConfig c = config(mode, std::string("run_") + to_string(mode) + to_string(dtype) + std::to_string(at));
       c.train.accumulate = 2;
+      c.train.dtype = dtype;
       std::vector<double> straight;
       const auto whole = trainer(c);
       for (int i = 0; i < 9; ++i) straight.push_back(whole->step().loss);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "cpu/matmul.h"
 #include "io/file.h"
 #include "io/shards.h"
 #include "io/tokenizer.h"
@@ -63,6 +64,12 @@ class TinyRun : public ::testing::Test {
     c.train.threads = 2;
     c.out = join_path(folder_, run);
     return c;
+  }
+
+  // What this processor trains in.
+  static std::vector<DType> dtypes() {
+    if (cpu::has_bfloat16_products()) return {DType::F32, DType::BF16};
+    return {DType::F32};
   }
 
   std::unique_ptr<Trainer> trainer(const RunConfig& c) {
