@@ -1,9 +1,12 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "bench/harness.h"
+#include "core/bfloat16.h"
+#include "cpu/matmul.h"
 #include "reference/linear.h"
 #include "tests/support/values.h"
 
@@ -54,11 +57,67 @@ void measure(Bench& bench, std::int64_t rows, const Linear& op) {
   });
 }
 
+// A few rows through many matrices, as in generation: together they are larger than any cache, and reading them is the work.
+void measure_few_rows(Bench& bench, std::int64_t rows, const Linear& op, DType dtype) {
+  Context& ctx = bench.context();
+  const auto size = static_cast<std::int64_t>(size_of(dtype)) * op.in * op.out;
+  const std::int64_t count = (std::int64_t{768} << 20) / size;
+  const Buffer weights(static_cast<std::size_t>(count * size), "weights");
+  const auto some = test::normal(op.in * op.out, 1);
+  const auto weight = [&](std::int64_t i) { return Tensor(weights.data() + i * size, dtype, {op.out, op.in}); };
+  const auto fill = [&](const Tensor& to, const std::vector<float>& values) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (dtype == DType::F32) {
+        to.data<float>()[i] = values[i];
+      } else {
+        to.data<BFloat16>()[i] = to_bfloat16(values[i]);
+      }
+    }
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i == 0) {
+      fill(weight(0), some);
+    } else {
+      std::memcpy(weight(i).raw(), weight(0).raw(), static_cast<std::size_t>(size));
+    }
+  }
+  const auto values = test::normal(rows * op.in, 2);
+  const Buffer inputs(values.size() * size_of(dtype), "x");
+  const Tensor x(inputs.data(), dtype, {rows, op.in});
+  fill(x, values);
+  std::vector<float> y(static_cast<std::size_t>(rows * op.out));
+  const auto forward = [&](std::int64_t i) { linear_forward(ctx, op, weight(i), Tensor(), x, Tensor(y.data(), {rows, op.out})); };
+  forward(0);
+  const auto exact = [&](const Tensor& tensor) {
+    std::vector<double> out;
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+      out.push_back(dtype == DType::F32 ? tensor.data<float>()[i] : to_float(tensor.data<BFloat16>()[i]));
+    }
+    return out;
+  };
+  const auto truth = reference::linear_forward(op.in, op.out, exact(weight(0)), {}, exact(x));
+  bench.check("linear forward", test::relative_error(y, truth), 1e-6);
+  bench.time_reading(
+      "few rows " + std::string(dtype == DType::F32 ? "f32 [" : "bf16 [") + std::to_string(rows) + " x " + std::to_string(op.in) +
+          "] -> " + std::to_string(op.out),
+      static_cast<double>(count * size), 2.0 * static_cast<double>(count * rows * op.in * op.out),
+      [&] {
+        for (std::int64_t i = 0; i < count; ++i) forward(i);
+      },
+      dtype);
+}
+
 const Register kBench("linear", [](Bench& bench) {
   measure(bench, 4096, {384, 2304});
   measure(bench, 4096, {768, 384});
   measure(bench, 1, {384, 2304});
-  measure(bench, 1, {2048, 4096});
+  for (const DType dtype : {DType::BF16, DType::F32}) {
+    if (dtype == DType::BF16 && !cpu::has_bfloat16_products()) continue;
+    for (const std::int64_t rows : {1, 2, 4, 8, 16}) {
+      measure_few_rows(bench, rows, {2048, 4096}, dtype);
+      measure_few_rows(bench, rows, {4864, 2048}, dtype);
+    }
+  }
 });
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "cpu/column_sums-inl.h"
 #include "cpu/matmul.h"
+#include "ops/linear_few_rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
@@ -65,6 +66,8 @@ void run(Context& ctx, Matmul op, const Tensor& a, const Tensor& b, const Tensor
 
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate) {
+  if (x.rows() == 0) return;
+  if (x.rows() <= kFewRows) return linear_few_rows(ctx, op, weight, bias, x, y, accumulate, has_bfloat16_products());
   run(ctx, {.m = x.rows(), .n = op.out, .k = op.in, .transpose_b = true, .accumulate = accumulate}, x, weight, y,
       bias ? bias.data<float>() : nullptr);
 }

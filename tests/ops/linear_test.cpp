@@ -3,12 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <string>
+#include <tuple>
 
 #include "cpu/matmul.h"
 #include "megalodon/error.h"
+#include "ops/linear_few_rows.h"
 #include "reference/linear.h"
 #include "support/compare.h"
 #include "support/pitched.h"
+#include "support/targets.h"
 #include "tolerances.h"
 
 namespace megalodon {
@@ -79,6 +83,73 @@ INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
                                          Case{129, 48, 17, 3, true, false, 2, DType::BF16, DType::BF16},
                                          Case{257, 96, 290, 16, true, true, 2, DType::BF16, DType::F32},
                                          Case{1000, 64, 96, 0, false, false, 2, DType::BF16, DType::F32}));
+
+// A few rows have a kernel of their own: every number of rows that it takes and one more, sizes below, at and beside a vector,
+// and so long that x goes through it in blocks of columns.
+class FewRowsTest : public testing::TestWithParam<std::tuple<std::int64_t, Linear>> {
+ protected:
+  struct Kind {
+    DType dtype, result;
+    bool dot_instructions;
+  };
+
+  // Compares y with the reference on this instruction set; through linear_forward, or its kernel for few rows alone.
+  static void compare(const Kind& kind, std::int64_t rows, const Linear& op, bool accumulate) {
+    SCOPED_TRACE(std::string(kind.dtype == DType::F32 ? "f32" : "bf16") + (kind.dot_instructions ? ", dot products" : ""));
+    Context ctx(3);
+    Pitched weight(op.out, op.in, 0, normal(op.out * op.in, 1, 0.3), kind.dtype);
+    auto bias = normal(accumulate ? 0 : op.out, 2);
+    Pitched x(rows, op.in, 5, normal(rows * op.in, 3), kind.dtype);
+    Pitched y(rows, op.out, 3, accumulate ? normal(rows * op.out, 4) : unwritten(rows * op.out), kind.result);
+    const auto before = y.values();
+    const Tensor w = weight.tensor().view({op.out, op.in});
+    const Tensor b = accumulate ? Tensor() : Tensor(bias.data(), {op.out});
+    if (rows > cpu::kFewRows) {
+      linear_forward(ctx, op, w, b, x.tensor(), y.tensor(), accumulate);
+    } else {
+      cpu::linear_few_rows(ctx, op, w, b, x.tensor(), y.tensor(), accumulate, kind.dot_instructions);
+    }
+    auto truth = reference::linear_forward(op.in, op.out, widen(weight.values()), widen(bias), widen(x.values()));
+    for (std::size_t i = 0; accumulate && i < truth.size(); ++i) truth[i] += before[i];
+    expect_close(y.values(), truth, tolerance::of(kind.result, tolerance::kForward), "y");
+    y.expect_gaps_untouched("y");
+  }
+};
+
+TEST_P(FewRowsTest, AgreesWithTheReference) {
+  const auto& [rows, op] = GetParam();
+  on_each_instruction_set([&, rows = rows, op = op] {
+    for (const bool accumulate : {false, true}) {
+      compare({DType::F32, DType::F32, false}, rows, op, accumulate);
+      if (rows > cpu::kFewRows && !cpu::has_bfloat16_products()) continue;
+      compare({DType::BF16, DType::BF16, false}, rows, op, accumulate);
+      compare({DType::BF16, DType::F32, cpu::has_bfloat16_products()}, rows, op, accumulate);
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Edges, FewRowsTest,
+                         testing::Combine(testing::Range<std::int64_t>(1, cpu::kFewRows + 2),
+                                          testing::Values(Linear{1, 1}, Linear{7, 1}, Linear{1, 5}, Linear{31, 3}, Linear{32, 50},
+                                                          Linear{33, 17}, Linear{1009, 7})));
+INSTANTIATE_TEST_SUITE_P(Long, FewRowsTest,
+                         testing::Combine(testing::Values<std::int64_t>(1, 2, 3, 5, 8, 11, 16),
+                                          testing::Values(Linear{2048, 35}, Linear{2051, 98}, Linear{4864, 33},
+                                                          Linear{16411, 4})));
+
+TEST(LinearTest, ManyOutputsOfFewRowsGoThroughSeveralBands) {
+  const std::int64_t rows = 8;
+  const Linear op{1500, 601};
+  Context ctx(2);
+  auto weight = normal(op.out * op.in, 1);
+  auto x = normal(rows * op.in, 2);
+  on_each_instruction_set([&] {
+    auto y = unwritten(rows * op.out);
+    linear_forward(ctx, op, Tensor(weight.data(), {op.out, op.in}), Tensor(), Tensor(x.data(), {rows, op.in}),
+                   Tensor(y.data(), {rows, op.out}));
+    expect_close(y, reference::linear_forward(op.in, op.out, widen(weight), {}, widen(x)), tolerance::kForward, "y");
+  });
+}
 
 TEST(LinearTest, PackedProjectionsAreSlicesOfOneMatrix) {
   const std::int64_t rows = 20;
