@@ -1,34 +1,20 @@
 // megalodon bench: how fast the whole thing runs, as a share of what the machine can do at most, measured in the same run.
+#include "apps/bench.h"
+
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <iostream>
-#include <memory>
-#include <nlohmann/json.hpp>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/flags.h"
 #include "apps/format.h"
-#include "core/context.h"
 #include "core/rng.h"
-#include "cpu/ceilings.h"
-#include "megalodon/error.h"
-#include "model/megalodon.h"
-#include "ops/adamw.h"
+#include "model/model_folder.h"
 
 namespace megalodon::apps {
 
 namespace {
-
-struct Options {
-  std::string preset = "d384";
-  std::int64_t batch = 8;
-  std::int64_t length = 512;
-  int steps = 5;
-  int threads = 0;
-  bool json = false;
-};
 
 // The six-layer byte-level model of 12.1 M parameters that the project measures itself by.
 ModelConfig d384() {
@@ -47,106 +33,134 @@ ModelConfig d384() {
   return c;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+// A wider one, of four layers.
+ModelConfig d1024() {
+  ModelConfig c = d384();
+  c.num_layers = 4;
+  c.model_dim = 1024;
+  c.z_dim = 256;
+  c.value_dim = 2048;
+  c.ffn_hidden_dim = 2048;
+  c.chunk_size = 1024;
+  c.norm_num_groups = 32;
+  return c;
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
+ModelConfig config_named(const std::string& name) {
+  if (name == "d384") return d384();
+  if (name == "d1024") return d1024();
+  return preset(name);
 }
 
-struct Step {
-  double forward_backward = 0;  // seconds, medians
-  double optimizer = 0;
-  double whole = 0;
-};
+bool is_product(const std::string& op) { return op.starts_with("linear_") || op.starts_with("attention_"); }
 
-Step time_steps(Context& ctx, const Options& options, Megalodon& model) {
-  const Shape window{options.batch, options.length};
-  Rng rng(1);
-  std::vector<std::int32_t> tokens;
-  for (std::int64_t i = 0; i < window.numel(); ++i) {
-    tokens.push_back(static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(model.config().vocab_size))));
-  }
-  const Shape flat{model.layout().total()};
-  Arena arena(Arena::counter());
-  for (int i = 0; i < 3; ++i) arena.allocate(DType::F32, flat);
-  arena = Arena(arena.peak(), "optimizer");
-  const Tensor gradients = arena.allocate(DType::F32, flat);
-  const Tensor m = arena.allocate(DType::F32, flat);
-  const Tensor v = arena.allocate(DType::F32, flat);
-  Training training(ctx, model, options.batch, options.length);
-  std::vector<double> forward_backward;
-  std::vector<double> optimizer;
-  std::vector<double> whole;
-  for (int step = 0; step <= options.steps; ++step) {  // the first warms up
-    const auto start = std::chrono::steady_clock::now();
-    std::fill_n(gradients.data<float>(), gradients.numel(), 0.0F);
-    const double loss = training.forward_backward(Tensor(tokens.data(), window), Tensor(tokens.data(), window), nullptr,
-                                                  gradients, 1.0F / static_cast<float>(window.numel()));
-    if (!std::isfinite(loss)) throw Error(ErrorKind::NotFinite, "the loss of a training step", "bench");
-    const double middle = seconds_since(start);
-    const double norm = global_norm(ctx, gradients);
-    adamw_step(ctx, {1e-4}, step + 1, static_cast<float>(clip_scale(norm, 1.0)), model.flat(), gradients, m, v);
-    if (step == 0) continue;
-    forward_backward.push_back(middle);
-    whole.push_back(seconds_since(start));
-    optimizer.push_back(whole.back() - middle);
-  }
-  return {median(forward_backward), median(optimizer), median(whole)};
+std::vector<std::pair<std::string, Profile::Entry>> by_time(const Profile& profile) {
+  std::vector<std::pair<std::string, Profile::Entry>> ops(profile.entries().begin(), profile.entries().end());
+  std::sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  return ops;
 }
 
-void train(const Options& options) {
-  Context ctx(options.threads);
-  const double ceiling = cpu::measure_matmul_rate(ctx);
-  Megalodon model(options.preset == "d384" ? d384() : preset(options.preset));
-  model.initialize(1);
-  const Step step = time_steps(ctx, options, model);
-  const auto parameters = static_cast<double>(model.layout().total());
-  const auto tokens = static_cast<double>(options.batch * options.length);
-  const double rate = 6 * parameters * tokens / step.whole;
-  if (options.json) {
-    const nlohmann::ordered_json report = {{"model", options.preset},
-                                           {"parameters", model.layout().total()},
-                                           {"batch", options.batch},
-                                           {"length", options.length},
-                                           {"threads", ctx.threads().size()},
-                                           {"onednn_f32_flops", ceiling},
-                                           {"step_seconds", step.whole},
-                                           {"optimizer_seconds", step.optimizer},
-                                           {"tokens_per_second", tokens / step.whole},
-                                           {"flops", rate},
-                                           {"share_of_onednn_f32", rate / ceiling}};
-    std::cout << report.dump(2) << "\n";
-    return;
-  }
-  std::cout << "model      " << options.preset << ", " << with_commas(model.layout().total()) << " parameters, f32\n"
-            << "window     " << options.batch << " x " << options.length << " tokens, " << ctx.threads().size() << " threads\n"
-            << format("ceiling    %.1f GFLOP/s, oneDNN f32 product with packed weights\n", ceiling / 1e9)
-            << format("step       %.1f ms: forward and backward %.1f, clip and AdamW %.1f (medians of %d)\n", 1e3 * step.whole,
-                      1e3 * step.forward_backward, 1e3 * step.optimizer, options.steps)
-            << format("rate       %.0f tokens/s, %.1f GFLOP/s as 6 x parameters x tokens: %.1f %% of the ceiling\n",
-                      tokens / step.whole, rate / 1e9, 100 * rate / ceiling);
+double inside(const Profile& profile) {
+  double sum = 0;
+  for (const auto& [op, entry] : profile.entries()) sum += entry.seconds;
+  return sum;
 }
 
 }  // namespace
 
+void BenchModel::add_flags(CLI::App* command) {
+  CLI::Option* name = command
+                          ->add_option("--preset", preset,
+                                       "d384 (12.1 M parameters, bytes), d1024 (four wider layers), or a preset of `megalodon "
+                                       "inspect`; random parameters")
+                          ->capture_default_str()
+                          ->type_name("NAME");
+  command->add_option("--model", folder, "A model folder instead")->excludes(name)->type_name("DIR");
+  command
+      ->add_option_function<std::string>(
+          "--dtype", [this](const std::string& text) { dtype = text == "bf16" ? DType::BF16 : DType::F32; }, "What to compute in")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->default_str("f32")
+      ->type_name("f32|bf16");
+  command->add_flag("--json", json, "Print JSON");
+  add_threads_flag(command, threads);
+}
+
+std::unique_ptr<Megalodon> BenchModel::load(Precision precision) const {
+  if (dtype == DType::F32) precision = Precision::F32;
+  if (!folder.empty()) return load_model(folder, precision);
+  auto model = std::make_unique<Megalodon>(config_named(preset), precision);
+  model->initialize(1);
+  return model;
+}
+
+void MeasuredCeilings::remeasure() {
+  const cpu::Ceilings again = cpu::measure_ceilings(ctx_);
+  for (double cpu::Ceilings::*ceiling :
+       {&cpu::Ceilings::products_f32, &cpu::Ceilings::products_bf16, &cpu::Ceilings::read, &cpu::Ceilings::copy}) {
+    best_.*ceiling = std::max(best_.*ceiling, again.*ceiling);
+  }
+}
+
+void MeasuredCeilings::print() const {
+  std::cout << format("ceilings   oneDNN product f32 %.1f GFLOP/s, bf16 %.1f; read %.1f GB/s, copy %.1f GB/s; %d threads\n",
+                      best_.products_f32 / 1e9, best_.products_bf16 / 1e9, best_.read / 1e9, best_.copy / 1e9,
+                      ctx_.threads().size());
+}
+
+void MeasuredCeilings::add_to(Json& report) const {
+  report["threads"] = ctx_.threads().size();
+  report["onednn_f32_flops"] = best_.products_f32;
+  report["onednn_bf16_flops"] = best_.products_bf16;
+  report["read_bandwidth"] = best_.read;
+  report["copy_bandwidth"] = best_.copy;
+}
+
+void print_profile(const Profile& profile, double seconds, int times) {
+  const auto line = [&](const std::string& what, const std::string& calls, double spent) {
+    std::cout << format("  %-24s %6s calls %12.3f ms  %5.1f %%\n", what.c_str(), calls.c_str(), 1e3 * spent / times,
+                        100 * spent / seconds);
+  };
+  for (const auto& [op, entry] : by_time(profile)) line(op, std::to_string(entry.calls / times), entry.seconds);
+  line("between ops", "", seconds - inside(profile));
+  line("together", "", seconds);
+}
+
+Json profile_to_json(const Profile& profile, double seconds, int times) {
+  Json ops = Json::array();
+  for (const auto& [op, entry] : by_time(profile)) {
+    ops.push_back({{"op", op}, {"calls", entry.calls / times}, {"seconds", entry.seconds / times}});
+  }
+  ops.push_back({{"op", "between ops"}, {"calls", 0}, {"seconds", (seconds - inside(profile)) / times}});
+  return ops;
+}
+
+double share_outside_products(const Profile& profile, double seconds) {
+  double products = 0;
+  for (const auto& [op, entry] : profile.entries()) products += is_product(op) ? entry.seconds : 0;
+  return 1 - products / seconds;
+}
+
+std::vector<std::int32_t> random_tokens(const Megalodon& model, std::int64_t count) {
+  Rng rng(1);
+  std::vector<std::int32_t> tokens;
+  for (std::int64_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(model.config().vocab_size))));
+  }
+  return tokens;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 void add_bench_command(CLI::App& app) {
-  auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Measure speed against what the machine can do at most");
-  command->require_subcommand(1);
-  CLI::App* training = command->add_subcommand("train", "A training step: forward, backward, clip and AdamW");
-  training->add_option("--preset", options->preset, "d384 (12.1 M parameters, bytes), or a preset of `megalodon inspect`")
-      ->capture_default_str();
-  training->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
-  training->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(CLI::PositiveNumber);
-  training->add_option("--steps", options->steps, "Steps to take the median of")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  training->add_option("--threads", options->threads, "Threads; 0 means one a processor")->capture_default_str();
-  training->add_flag("--json", options->json, "Print JSON");
-  training->callback([options] { train(*options); });
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed against what the machine can do at most");
+  bench->require_subcommand(1);
+  add_bench_train(bench);
+  add_bench_prefill(bench);
+  add_bench_decode(bench);
+  add_bench_ops(bench);
 }
 
 }  // namespace megalodon::apps

@@ -1,26 +1,39 @@
-// Benchmarks of single ops. Each checks its result against the float64 reference first, then prints one line: time, rate, and
-// the share of what the machine can do at most, measured in the same run.
+// Benchmarks of single ops, run by `megalodon bench ops`. Each checks its result against the float64 reference first; then every
+// case is a line: time, rate, and the share of what the machine can do at most, measured in the same run.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "core/context.h"
+#include "cpu/ceilings.h"
 
 namespace megalodon::bench {
 
+struct Line {
+  std::string what;
+  double seconds = 0;  // the median
+  double bytes = 0;    // a second
+  double flops = 0;    // a second
+  std::string ceiling;
+  double share = 0;  // of it
+};
+
 class Bench {
  public:
-  explicit Bench(Context& ctx) : ctx_(ctx) {}
+  // on_line is told each line as soon as it is measured.
+  Bench(Context& ctx, const cpu::Ceilings& ceilings, std::function<void(const Line&)> on_line)
+      : ctx_(ctx), ceilings_(ceilings), on_line_(std::move(on_line)) {}
   Context& context() noexcept { return ctx_; }
 
-  // Stops the program with exit code 1 unless error <= bound.
+  // Throws Error(Internal) unless error <= bound.
   void check(const std::string& what, double error, double bound);
-  // Times `work` (median of as many runs as fit in about half a second) and prints its line.
+  // Times `work` (median of as many runs as fit in about half a second).
   // bytes: what it must read and write at least; flops: its multiplications and additions. Give 0 for what does not limit it;
-  // the share printed is that of the nearer ceiling: of copying, or for `time_reading`, whose bytes are all read, of reading; and
-  // of products of `dtype`.
+  // the share is that of the nearer ceiling: of copying, or for `time_reading`, whose bytes are all read, of reading; and of
+  // products of `dtype`.
   void time(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype = DType::F32);
   void time_reading(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype);
 
@@ -28,11 +41,18 @@ class Bench {
   void report(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype, bool reading);
 
   Context& ctx_;
+  cpu::Ceilings ceilings_;
+  std::function<void(const Line&)> on_line_;
 };
 
-// Makes `megalodon_bench NAME` run fn. Use: static const Register kBench("rms_norm", [](Bench& bench) { ... });
+// Makes `megalodon bench ops NAME` run fn. Use: static const Register kBench("rms_norm", [](Bench& bench) { ... });
 struct Register {
   Register(const std::string& name, std::function<void(Bench&)> fn);
 };
+
+// The registered names in alphabetical order.
+std::vector<std::string> names();
+// Runs one of them.
+void run(const std::string& name, Bench& bench);
 
 }  // namespace megalodon::bench

@@ -25,7 +25,7 @@ SRC = {
 }
 ALL = [*SRC]
 OUTSIDE = {
-    "apps": [*ALL, "reference"],
+    "apps": [*ALL, "reference", "bench"],
     "reference": ["core"],
     "tests": [*ALL, "reference", "support", "apps"],
     "bench": [*ALL, "reference", "tests"],

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/buffer.h"
+#include "core/profile.h"
 #include "core/thread_pool.h"
 
 namespace megalodon {
@@ -21,7 +22,12 @@ class Context {
     if (bytes > workspace_.size()) workspace_ = Arena(bytes, "workspace");
   }
 
+  // Where ops note the time they take; null, as at first, for nowhere. The profile must outlive its use.
+  Profile* profile() const noexcept { return profile_; }
+  void set_profile(Profile* profile) noexcept { profile_ = profile; }
+
  private:
+  Profile* profile_ = nullptr;
   ThreadPool threads_;
   Arena workspace_;
 };

@@ -9,6 +9,8 @@
 #include <functional>
 #include <vector>
 
+#include "cpu/matmul.h"
+
 namespace megalodon::cpu {
 
 namespace {
@@ -77,6 +79,15 @@ double measure_copy_bandwidth(Context& ctx) {
   };
   copy();
   return 2.0 * kBytes / best_seconds(copy);
+}
+
+Ceilings measure_ceilings(Context& ctx) {
+  Ceilings ceilings;
+  ceilings.products_f32 = measure_matmul_rate(ctx);
+  if (has_bfloat16_products()) ceilings.products_bf16 = measure_matmul_rate(ctx, DType::BF16);
+  ceilings.read = measure_read_bandwidth(ctx);
+  ceilings.copy = measure_copy_bandwidth(ctx);
+  return ceilings;
 }
 
 }  // namespace megalodon::cpu

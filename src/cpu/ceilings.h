@@ -13,4 +13,13 @@ double measure_read_bandwidth(Context& ctx);
 // Bytes read plus bytes written a second by a copy of 256 MiB, all threads.
 double measure_copy_bandwidth(Context& ctx);
 
+// All of them, in the order above.
+struct Ceilings {
+  double products_f32 = 0, products_bf16 = 0;  // bf16: 0 on a processor that does not multiply it
+  double read = 0, copy = 0;
+
+  double products(DType dtype) const noexcept { return dtype == DType::BF16 ? products_bf16 : products_f32; }
+};
+Ceilings measure_ceilings(Context& ctx);
+
 }  // namespace megalodon::cpu

@@ -102,10 +102,10 @@ void Inference::logits(const Tensor& tokens, ModelState& state, const Tensor& lo
 void Inference::last_logits(const Tensor& tokens, ModelState& state, const Tensor& logits) {
   require_tensor(logits, DType::F32, {tokens.shape()[0], impl_->model.config().outputs()}, "model", "logits");
   const Tensor normed = impl_->run(tokens, state);
+  const std::int64_t batch = tokens.shape()[0];
   const std::int64_t l = tokens.shape()[1];
-  for (std::int64_t b = 0; b < tokens.shape()[0]; ++b) {
-    impl_->project(normed.row_range((b + 1) * l - 1, 1), logits.row_range(b, 1));
-  }
+  const std::int64_t d = impl_->model.config().model_dim;
+  impl_->project(normed.view({batch, l * d}).column_range((l - 1) * d, d), logits);
 }
 
 void Inference::losses(const Tensor& tokens, const Tensor& targets, ModelState& state, const Tensor& losses) {

@@ -32,7 +32,8 @@ void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& l
                            const Tensor& losses, const CrossEntropySaved& saved) {
   check(op, logits, targets, saved);
   require_contiguous(losses, DType::F32, {logits.rows()}, kName, "losses");
-  dispatch(ctx, logits.dtype(), kName, [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
+  dispatch(ctx, logits.dtype(), "cross_entropy_forward",
+           [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
 }
 
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
@@ -40,7 +41,8 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& 
   check(op, logits, targets, saved);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
   require_matrix(dlogits, dlogits.dtype(), logits.rows(), op.vocab, kName, "dlogits");
-  dispatch(ctx, dlogits.dtype(), kName, [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
+  dispatch(ctx, dlogits.dtype(), "cross_entropy_backward",
+           [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
 }
 
 }  // namespace megalodon

@@ -31,13 +31,13 @@ void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, cons
 
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
   check(op, weight, tokens, x, "weight", "x");
-  dispatch(ctx, weight.dtype(), kName, [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
+  dispatch(ctx, weight.dtype(), "embedding_forward", [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
 }
 
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight) {
   check(op, dweight, tokens, dx, "dweight", "dx");
   require(dweight.dtype() == DType::F32, kName, "dweight must be f32");
-  dispatch(ctx, dx.dtype(), kName, [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); });
+  dispatch(ctx, dx.dtype(), "embedding_backward", [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); });
 }
 
 }  // namespace megalodon

@@ -48,14 +48,14 @@ void rotary_forward(Context& ctx, const Rotary& op, const Tensor& table, const T
                     const Tensor& y) {
   check(op, table, positions, x, "x");
   require_activations(y, x.shape(), kName, "y");
-  dispatch(ctx, y.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
+  dispatch(ctx, y.dtype(), "rotary_forward", [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
 }
 
 void rotary_backward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& dy,
                      const Tensor& dx) {
   check(op, table, positions, dy, "dy");
   require_tensor(dx, DType::F32, dy.shape(), kName, "dx");
-  dispatch(ctx, dy.dtype(), kName, [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); });
+  dispatch(ctx, dy.dtype(), "rotary_backward", [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); });
 }
 
 }  // namespace megalodon

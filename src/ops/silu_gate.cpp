@@ -19,7 +19,7 @@ void check(const Tensor& a, const Tensor& b, const Tensor& y, const char* y_name
 
 void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y) {
   check(a, b, y, "y");
-  dispatch(ctx, a.dtype(), kName, [&] { cpu::silu_gate_forward(ctx, a, b, y); });
+  dispatch(ctx, a.dtype(), "silu_gate_forward", [&] { cpu::silu_gate_forward(ctx, a, b, y); });
 }
 
 void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db) {
@@ -27,7 +27,7 @@ void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Te
   require_matrix(da, a.dtype(), a.rows(), a.cols(), kName, "da");
   require(static_cast<bool>(b) == static_cast<bool>(db), kName, "db goes with b");
   if (db) require_matrix(db, a.dtype(), a.rows(), a.cols(), kName, "db");
-  dispatch(ctx, a.dtype(), kName, [&] { cpu::silu_gate_backward(ctx, a, b, dy, da, db); });
+  dispatch(ctx, a.dtype(), "silu_gate_backward", [&] { cpu::silu_gate_backward(ctx, a, b, dy, da, db); });
 }
 
 }  // namespace megalodon

@@ -43,7 +43,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
   if (exact) require_tensor(exact, DType::F32, x.shape(), kName, "exact");
   require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   check_state(op, x.shape()[0], state);
-  dispatch(ctx, y.dtype(), kName, [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
+  dispatch(ctx, y.dtype(), "timestep_norm_forward",
+           [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
@@ -55,7 +56,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, x.dtype(), kName,
+  dispatch(ctx, x.dtype(), "timestep_norm_backward",
            [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
 }
 

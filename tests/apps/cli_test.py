@@ -298,6 +298,27 @@ class HappyPath(CliTest):
         self.assertLess(max(bounds), 0.1, "a bound that means something")
         self.assertGreater(max(errors), 1e-3, "products of bfloat16 are off by more than those of float32")
 
+    def test_bench_profiles_add_up(self):
+        report = json.loads(self.ok("bench", "train", "--model", self.model, "--batch", 2, "--length", 16, "--steps", 2, "--json"))
+        self.check_profile(report, report["step_seconds"])
+        self.assertGreater(report["onednn_f32_flops"], 0)
+        self.assertGreater(report["read_bandwidth"], 0)
+        report = json.loads(self.ok("bench", "prefill", "--model", self.model, "--length", 50, "--json"))
+        self.check_profile(report, report["seconds"])
+        report = json.loads(self.ok("bench", "decode", "--model", self.model, "--batch", 3, "--tokens", 2, "--context", 5, 20,
+                                    "--json"))
+        self.assertEqual([after["context"] for after in report["after"]], [5, 20])
+        for after in report["after"]:
+            self.check_profile(after, after["step_seconds"])
+        lines = json.loads(self.ok("bench", "ops", "rms_norm", "--json"))["lines"]
+        self.assertTrue(lines and all(line["seconds"] > 0 for line in lines))
+
+    def check_profile(self, report, seconds):
+        ops = {entry["op"]: entry["seconds"] for entry in report["profile"]}
+        self.assertIn("cema_forward", ops)
+        self.assertIn("between ops", ops)
+        self.assertAlmostEqual(sum(ops.values()), seconds, delta=1e-6 * seconds)
+
     def test_models_in_bf16(self):
         if not self.has_bf16():
             self.skipTest("this processor does not multiply bfloat16")

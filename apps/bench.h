@@ -1,0 +1,63 @@
+// What the parts of `megalodon bench` share: the model to measure, the machine's ceilings, the profile.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/context.h"
+#include "cpu/ceilings.h"
+#include "model/megalodon.h"
+
+namespace megalodon::apps {
+
+using Json = nlohmann::ordered_json;
+
+// Flags of every measurement of a model.
+struct BenchModel {
+  std::string preset = "d384";
+  std::string folder;  // takes the place of the preset
+  DType dtype = DType::F32;
+  int threads = 0;
+  bool json = false;
+
+  void add_flags(CLI::App* command);
+  std::string name() const { return folder.empty() ? preset : folder; }
+  // With random parameters for a preset. `precision` is what dtype BF16 means.
+  std::unique_ptr<Megalodon> load(Precision precision) const;
+};
+
+// The machine's ceilings, measured when made and again by remeasure(): the larger of the two counts, so that a moment in which
+// something else ran makes no share look better than it is.
+class MeasuredCeilings {
+ public:
+  explicit MeasuredCeilings(Context& ctx) : ctx_(ctx), best_(cpu::measure_ceilings(ctx)) {}
+  void remeasure();
+  const cpu::Ceilings& best() const noexcept { return best_; }
+  void print() const;
+  void add_to(Json& report) const;
+
+ private:
+  Context& ctx_;
+  cpu::Ceilings best_;
+};
+
+// A stretch of work of `seconds` by op, in order of time, what lies between the ops at the end: the lines add up to it. `times`
+// is how often the work ran in that stretch; shown is the mean.
+void print_profile(const Profile& profile, double seconds, int times);
+Json profile_to_json(const Profile& profile, double seconds, int times);
+// The share of `seconds` that is neither in products nor in attention.
+double share_outside_products(const Profile& profile, double seconds);
+
+// Random tokens of the model's vocabulary.
+std::vector<std::int32_t> random_tokens(const Megalodon& model, std::int64_t count);
+
+double seconds_since(std::chrono::steady_clock::time_point start);
+
+void add_bench_train(CLI::App* bench);
+void add_bench_prefill(CLI::App* bench);
+void add_bench_decode(CLI::App* bench);
+void add_bench_ops(CLI::App* bench);
+
+}  // namespace megalodon::apps

@@ -1,0 +1,116 @@
+// megalodon bench train: one training step after the other on random tokens.
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <numeric>
+#include <vector>
+
+#include "apps/bench.h"
+#include "apps/format.h"
+#include "megalodon/error.h"
+#include "ops/adamw.h"
+#include "train/update.h"
+
+namespace megalodon::apps {
+
+namespace {
+
+struct Options : BenchModel {
+  std::int64_t batch = 8;
+  std::int64_t length = 512;
+  int steps = 5;
+};
+
+struct Step {
+  double seconds = 0;
+  double optimizer = 0;  // of them
+  Profile profile;
+};
+
+// The step that took the median time.
+Step median_step(Context& ctx, const Options& options, Megalodon& model) {
+  const Shape window{options.batch, options.length};
+  std::vector<std::int32_t> tokens = random_tokens(model, window.numel());
+  const Tensor text(tokens.data(), window);
+  const Shape flat{model.layout().total()};
+  Arena arena(Arena::counter());
+  for (int i = 0; i < 3; ++i) arena.allocate(DType::F32, flat);
+  arena = Arena(arena.peak(), "optimizer");
+  const Tensor gradients = arena.allocate(DType::F32, flat);
+  const Tensor m = arena.allocate(DType::F32, flat);
+  const Tensor v = arena.allocate(DType::F32, flat);
+  Training training(ctx, model, options.batch, options.length);
+  std::vector<Step> steps;
+  for (int i = 0; i <= options.steps; ++i) {
+    Step step;
+    ctx.set_profile(&step.profile);
+    const auto start = std::chrono::steady_clock::now();
+    std::fill_n(gradients.data<float>(), gradients.numel(), 0.0F);
+    const double loss = training.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()));
+    const double before = seconds_since(start);
+    update_parameters(ctx, {1e-4}, i + 1, global_norm(ctx, gradients), 1.0, model, gradients, m, v);
+    step.seconds = seconds_since(start);
+    step.optimizer = step.seconds - before;
+    ctx.set_profile(nullptr);
+    if (!std::isfinite(loss)) throw Error(ErrorKind::NotFinite, "the loss of a training step", "bench");
+    if (i > 0) steps.push_back(std::move(step));  // the first warms up
+  }
+  const auto middle = steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2);
+  std::nth_element(steps.begin(), middle, steps.end(), [](const Step& a, const Step& b) { return a.seconds < b.seconds; });
+  return *middle;
+}
+
+void train(const Options& options) {
+  Context ctx(options.threads);
+  MeasuredCeilings ceilings(ctx);
+  const auto model = options.load(Precision::BF16WithMaster);
+  const Step step = median_step(ctx, options, *model);
+  ceilings.remeasure();
+  const std::string dtype = options.dtype == DType::BF16 ? "bf16" : "f32";
+  const auto tokens = static_cast<double>(options.batch * options.length);
+  const double rate = 6 * static_cast<double>(model->layout().total()) * tokens / step.seconds;
+  const double share = rate / ceilings.best().products(options.dtype);
+  const double outside = share_outside_products(step.profile, step.seconds);
+  if (options.json) {
+    Json report = {{"model", options.name()},
+                   {"dtype", dtype},
+                   {"parameters", model->layout().total()},
+                   {"batch", options.batch},
+                   {"length", options.length}};
+    ceilings.add_to(report);
+    report["step_seconds"] = step.seconds;
+    report["optimizer_seconds"] = step.optimizer;
+    report["tokens_per_second"] = tokens / step.seconds;
+    report["flops"] = rate;
+    report["share_of_onednn"] = share;
+    report["share_outside_products_and_attention"] = outside;
+    report["profile"] = profile_to_json(step.profile, step.seconds, 1);
+    std::cout << report.dump(2) << "\n";
+    return;
+  }
+  ceilings.print();
+  std::cout << "model      " << options.name() << ", " << with_commas(model->layout().total()) << " parameters, " << dtype << "\n"
+            << "window     " << options.batch << " x " << options.length << " tokens\n"
+            << format("step       %.1f ms: forward and backward %.1f, clip and AdamW %.1f (the median of %d)\n",
+                      1e3 * step.seconds, 1e3 * (step.seconds - step.optimizer), 1e3 * step.optimizer, options.steps)
+            << format("rate       %.0f tokens/s, %.1f GFLOP/s as 6 x parameters x tokens: %.1f %% of the %s product\n",
+                      tokens / step.seconds, rate / 1e9, 100 * share, dtype.c_str())
+            << format("outside    %.1f %% of the step is neither products nor attention\n", 100 * outside);
+  print_profile(step.profile, step.seconds, 1);
+}
+
+}  // namespace
+
+void add_bench_train(CLI::App* bench) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = bench->add_subcommand("train", "A training step: forward, backward, clip and AdamW");
+  options->add_flags(command);
+  command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--steps", options->steps, "Steps to take the median of")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->callback([options] { train(*options); });
+}
+
+}  // namespace megalodon::apps
