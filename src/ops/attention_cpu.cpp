@@ -12,6 +12,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/attention_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -157,34 +158,36 @@ void scores(const T* q, const T* k, std::int64_t pitch, std::int64_t count, std:
   for (; j < count; ++j) s[j] = dot(q, k + j * pitch, dim);
 }
 
-// o = sum_j w[j] v_j, summed in float32
+// o = sum_j w[j] v_j, summed in float32. Values are read row by row, as they lie in memory; the sums wait in the first cache.
 template <class T>
 void mix(const float* w, const T* v, std::int64_t pitch, std::int64_t count, std::int64_t dim, T* o) {
-  const auto step = static_cast<std::int64_t>(hn::Lanes(kFloats));
-  std::int64_t i = 0;
-  for (; i + 4 * step <= dim; i += 4 * step) {
-    FloatVec a = hn::Zero(kFloats);
-    FloatVec b = a;
-    FloatVec c = a;
-    FloatVec d = a;
-    const T* row = v + i;
-    for (std::int64_t j = 0; j < count; ++j, row += pitch) {
-      const FloatVec weight = hn::Set(kFloats, w[j]);
-      a = hn::MulAdd(weight, load(row, step), a);
-      b = hn::MulAdd(weight, load(row + step, step), b);
-      c = hn::MulAdd(weight, load(row + 2 * step, step), c);
-      d = hn::MulAdd(weight, load(row + 3 * step, step), d);
+  constexpr std::int64_t kColumns = 2048;
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  HWY_ALIGN float sums[kColumns];
+  for (std::int64_t begin = 0; begin < dim; begin += kColumns) {
+    const std::int64_t columns = std::min(kColumns, dim - begin);
+    std::fill_n(sums, padded(columns), 0.0F);
+    std::int64_t j = 0;
+    for (; j + 2 <= count; j += 2) {
+      const T* const row = v + j * pitch + begin;
+      const FloatVec first = hn::Set(kFloats, w[j]);
+      const FloatVec second = hn::Set(kFloats, w[j + 1]);
+      for_each_vector(columns, [&](std::int64_t i, std::int64_t n) {
+        if (i % kLine == 0) {
+          hwy::Prefetch(row + 2 * pitch + i);
+          hwy::Prefetch(row + 3 * pitch + i);
+        }
+        const FloatVec sum = hn::MulAdd(first, load(row + i, n), hn::Load(kFloats, sums + i));
+        hn::Store(hn::MulAdd(second, load(row + pitch + i, n), sum), kFloats, sums + i);
+      });
     }
-    store(a, o + i, step);
-    store(b, o + i + step, step);
-    store(c, o + i + 2 * step, step);
-    store(d, o + i + 3 * step, step);
-  }
-  for (; i < dim; i += step) {
-    const std::int64_t n = std::min(step, dim - i);
-    FloatVec a = hn::Zero(kFloats);
-    for (std::int64_t j = 0; j < count; ++j) a = hn::MulAdd(hn::Set(kFloats, w[j]), load(v + j * pitch + i, n), a);
-    store(a, o + i, n);
+    if (j < count) {
+      for_each_vector(columns, [&](std::int64_t i, std::int64_t n) {
+        const FloatVec weight = hn::Set(kFloats, w[j]);
+        hn::Store(hn::MulAdd(weight, load(v + j * pitch + begin + i, n), hn::Load(kFloats, sums + i)), kFloats, sums + i);
+      });
+    }
+    for_each_vector(columns, [&](std::int64_t i, std::int64_t n) { store(hn::Load(kFloats, sums + i), o + begin + i, n); });
   }
 }
 

@@ -63,23 +63,27 @@ constexpr Doubles kDoubles{};
 
 HWY_INLINE DoubleVec at(const double* p) { return hn::LoadU(kDoubles, p); }
 
-// to[i] = sigmoid(from[i]).
-void cema_sigmoid(const float* from, double* to, std::int64_t count) {
+HWY_INLINE DoubleVec cema_sigmoid(DoubleVec v) {
   const auto one = hn::Set(kDoubles, 1.0);
   const auto least = hn::Set(kDoubles, -200.0);  // sigmoid is 0 in float32 long before; here p stays a divisor
+  v = hn::IfThenElse(hn::Lt(v, least), least, v);
+  const auto s = hn::Div(one, hn::Add(one, hn::Exp(kDoubles, hn::Neg(v))));
+  return hn::Add(s, hn::Sub(v, v));  // Exp makes 0 of NaN: keep it
+}
+
+// to[i] = sigmoid(from[i]).
+void cema_sigmoids(const float* from, double* to, std::int64_t count) {
+  const hn::Rebind<float, Doubles> narrow;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
-  for (std::int64_t i = 0; i < count; i += lanes) {
-    const std::int64_t n = std::min(lanes, count - i);
-    double values[8] = {};
-    for (std::int64_t j = 0; j < n; ++j) values[j] = from[i + j];
-    DoubleVec v = at(values);
-    v = hn::IfThenElse(hn::Lt(v, least), least, v);
-    const auto e = hn::Exp(kDoubles, hn::Neg(hn::Abs(v)));
-    const auto r = hn::Div(one, hn::Add(one, e));
-    const auto s = hn::IfThenElse(hn::Lt(v, hn::Zero(kDoubles)), hn::Mul(e, r), r);
-    hn::StoreU(hn::Add(s, hn::Sub(v, v)), kDoubles, values);  // Exp makes 0 of NaN: keep it
-    std::copy_n(values, n, to + i);
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    hn::StoreU(cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, from + i))), kDoubles, to + i);
   }
+  if (i == count) return;
+  double rest[8] = {};
+  for (std::int64_t j = i; j < count; ++j) rest[j - i] = from[j];
+  hn::StoreU(cema_sigmoid(at(rest)), kDoubles, rest);
+  std::copy_n(rest, count - i, to + i);
 }
 
 // States n .. n + S-1 over the steps of a tile: y += Re(c u).
@@ -245,7 +249,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace megalodon::cpu {
 
-HWY_EXPORT(cema_sigmoid);
+HWY_EXPORT(cema_sigmoids);
 HWY_EXPORT(cema_forward_tile);
 HWY_EXPORT(cema_backward_tile);
 HWY_EXPORT(cema_load_tile);
@@ -285,7 +289,7 @@ double gamma_scale(const Cema& op) { return 1 / std::sqrt(static_cast<double>(op
 
 void fill_coefficients(const Range& range, CemaGroup& group) {
   const std::int64_t order = range.order();
-  const auto sigmoid = HWY_DYNAMIC_DISPATCH(cema_sigmoid);
+  const auto sigmoid = HWY_DYNAMIC_DISPATCH(cema_sigmoids);
   double theta[kChannels];
   sigmoid(range.of(range.parameters.alpha, order), group.p, range.channels * order);
   sigmoid(range.of(range.parameters.delta, order), group.d, range.channels * order);
