@@ -22,6 +22,7 @@
 #include <complex>
 #include <cstring>
 #include <numbers>
+#include <type_traits>
 #include <vector>
 
 #undef HWY_TARGET_INCLUDE
@@ -29,6 +30,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "core/bfloat16.h"
 #include "cpu/vector-inl.h"
 
 // This file is compiled once for each instruction set; what does not depend on it stands here.
@@ -49,6 +51,14 @@ struct CemaGroup {
   double *omega, *domega;     // [16]
   double *x, *y;              // [32, 16] tiles: x and y, or x and dy
   double* dx;                 // [32, 16]
+};
+
+// Channels [first, first + channels), of the parameters and of the tensors, for one step of each sequence.
+struct CemaStep {
+  std::int64_t order, dim, first, channels;
+  double turn, scale;
+  const float *alpha, *delta, *theta, *gamma, *omega;  // of all channels
+  float* h;                                            // [B, D, N, 2]
 };
 
 }  // namespace megalodon::cpu
@@ -197,6 +207,87 @@ void cema_backward_tile(const CemaGroup& group, std::int64_t order, std::int64_t
   }
 }
 
+// One step, for generation: the states of a channel are a vector as they lie in memory, and nothing is turned over. group.p .. ci
+// hold the channel's coefficients. The order is a multiple of 8.
+template <class X, class Y>
+void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, const Tensor& y) {
+  const hn::Rebind<float, Doubles> narrow;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
+  HWY_ALIGN double theta[kChannels];
+  cema_sigmoids(op.theta + op.first, theta, op.channels);
+  for (std::int64_t c = 0; c < op.channels; ++c) {
+    const std::int64_t channel = op.first + c;
+    const std::int64_t from = channel * op.order;
+    // exp(i n angle), by multiplication: one vector step by step, the others from the one before.
+    const double cosine = std::cos(op.turn * theta[c]);
+    const double sine = std::sin(op.turn * theta[c]);
+    HWY_ALIGN double powers[2][8];
+    double real = 1;
+    double imag = 0;
+    for (std::int64_t n = 0; n < lanes; ++n) {
+      const double next = real * cosine - imag * sine;
+      imag = real * sine + imag * cosine;
+      real = next;
+      powers[0][n] = real;
+      powers[1][n] = imag;
+    }
+    const DoubleVec ahead_r = hn::Set(kDoubles, real);
+    const DoubleVec ahead_i = hn::Set(kDoubles, imag);
+    DoubleVec er = at(powers[0]);
+    DoubleVec ei = at(powers[1]);
+    for (std::int64_t n = 0; n < op.order; n += lanes) {
+      const DoubleVec p = cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, op.alpha + from + n)));
+      const DoubleVec d = cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, op.delta + from + n)));
+      const DoubleVec modulus = hn::NegMulAdd(p, d, hn::Set(kDoubles, 1.0));
+      hn::Vec<hn::Rebind<float, Doubles>> gr, gi;
+      hn::LoadInterleaved2(narrow, op.gamma + 2 * (from + n), gr, gi);
+      hn::StoreU(p, kDoubles, group.p + n);
+      hn::StoreU(hn::Mul(modulus, er), kDoubles, group.qr + n);
+      hn::StoreU(hn::Mul(modulus, ei), kDoubles, group.qi + n);
+      hn::StoreU(hn::Mul(hn::PromoteTo(kDoubles, gr), hn::Set(kDoubles, op.scale)), kDoubles, group.cr + n);
+      hn::StoreU(hn::Mul(hn::PromoteTo(kDoubles, gi), hn::Set(kDoubles, op.scale)), kDoubles, group.ci + n);
+      const DoubleVec next = hn::NegMulAdd(ei, ahead_i, hn::Mul(er, ahead_r));
+      ei = hn::MulAdd(er, ahead_i, hn::Mul(ei, ahead_r));
+      er = next;
+    }
+    for (std::int64_t b = 0; b < x.rows(); ++b) {
+      float value;
+      if constexpr (std::is_same_v<X, float>) {
+        value = x.row<X>(b)[channel];
+      } else {
+        value = to_float(x.row<X>(b)[channel]);
+      }
+      const DoubleVec input = hn::Set(kDoubles, static_cast<double>(value));
+      float* const h = op.h + 2 * (b * op.dim * op.order + from);
+      DoubleVec sum = hn::Zero(kDoubles);
+      for (std::int64_t n = 0; n < op.order; n += lanes) {
+        hn::Vec<hn::Rebind<float, Doubles>> hr, hi;
+        hn::LoadInterleaved2(narrow, h + 2 * n, hr, hi);
+        const DoubleVec ur = hn::PromoteTo(kDoubles, hr);
+        const DoubleVec ui = hn::PromoteTo(kDoubles, hi);
+        const DoubleVec qr = at(group.qr + n);
+        const DoubleVec qi = at(group.qi + n);
+        const DoubleVec vr = hn::MulAdd(qr, ur, hn::NegMulAdd(qi, ui, hn::Mul(at(group.p + n), input)));
+        const DoubleVec vi = hn::MulAdd(qr, ui, hn::Mul(qi, ur));
+        sum = hn::NegMulAdd(at(group.ci + n), vi, hn::MulAdd(at(group.cr + n), vr, sum));
+        hn::StoreInterleaved2(hn::DemoteTo(narrow, vr), hn::DemoteTo(narrow, vi), narrow, h + 2 * n);
+      }
+      const double total = hn::GetLane(hn::SumOfLanes(kDoubles, sum)) + static_cast<double>(op.omega[channel]) * value;
+      if constexpr (std::is_same_v<Y, float>) {
+        y.row<Y>(b)[channel] = static_cast<float>(total);
+      } else {
+        y.row<Y>(b)[channel] = to_bfloat16(static_cast<float>(total));
+      }
+    }
+  }
+}
+
+void cema_step(const CemaStep& op, const CemaGroup& group, const Tensor& x, const Tensor& y) {
+  with_elements(x.dtype(), [&](auto in) {
+    with_elements(y.dtype(), [&](auto out) { step_channels<decltype(in), decltype(out)>(op, group, x, y); });
+  });
+}
+
 // `channels` elements to 16 doubles, zero past them, and back.
 HWY_INLINE void widen(const float* from, std::int64_t channels, double* to) {
   if (channels == kChannels) {
@@ -254,6 +345,7 @@ HWY_EXPORT(cema_forward_tile);
 HWY_EXPORT(cema_backward_tile);
 HWY_EXPORT(cema_load_tile);
 HWY_EXPORT(cema_store_tile);
+HWY_EXPORT(cema_step);
 
 namespace {
 
@@ -432,6 +524,19 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
   ArenaScope scope(ctx.workspace());
   std::vector<CemaGroup> scratch;
   for (int i = 0; i < ctx.threads().size(); ++i) scratch.push_back(take_group(ctx.workspace(), op.order));
+
+  if (length == 1 && state.h && !saved.h0 && op.order % 8 == 0) {
+    const auto step = HWY_DYNAMIC_DISPATCH(cema_step);
+    ctx.threads().parallel_for(op.dim, kChannels, [&](std::int64_t begin, std::int64_t end, int thread) {
+      for (std::int64_t first = begin; first < end; first += kChannels) {
+        step({op.order, op.dim, first, std::min(kChannels, end - first), turn(op), gamma_scale(op),
+              parameters.alpha.data<float>(), parameters.delta.data<float>(), parameters.theta.data<float>(),
+              parameters.gamma.data<float>(), parameters.omega.data<float>(), state.h.data<float>()},
+             scratch[static_cast<std::size_t>(thread)], x, y);
+      }
+    });
+    return;
+  }
 
   // A task is a group of channels for a part of the batch: the whole of it where there are groups enough for the threads.
   const std::int64_t groups = groups_of(op);

@@ -120,11 +120,14 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CemaTest,
                                          Case{2, 40, 64, 16, true, false, 3}, Case{2, 512, 384, 16},
                                          Case{1, 10007, 16, 16, true, true}, Case{1, 20, 8, 64}));
 
-TEST(CemaStateTest, AnySplitEqualsTheWhole) {
+// Single tokens of orders that are whole vectors go their own way.
+class CemaSplitTest : public testing::TestWithParam<std::int64_t> {};
+
+TEST_P(CemaSplitTest, AnySplitEqualsTheWhole) {
   const std::int64_t batch = 2;
   const std::int64_t length = 67;
   const std::int64_t dim = 19;
-  const Cema op{dim, 5};
+  const Cema op{dim, GetParam()};
   Context ctx(2, cema_workspace_bytes(op, batch, length, 2));
   Parameters parameters(dim, op.order);
   auto x = normal(batch * length * dim, 11);
@@ -153,7 +156,33 @@ TEST(CemaStateTest, AnySplitEqualsTheWhole) {
   double worst = 0;
   for (std::int64_t cut = 1; cut < length; ++cut) worst = std::max(worst, relative_error(run({cut, length - cut}), whole));
   EXPECT_LE(worst, tolerance::kSplit);
-  EXPECT_LE(relative_error(run(std::vector<std::int64_t>(length, 1)), whole), tolerance::kSplit) << "token by token";
+  on_each_instruction_set([&] {
+    EXPECT_LE(relative_error(run(std::vector<std::int64_t>(length, 1)), whole), tolerance::kSplit) << "token by token";
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, CemaSplitTest, testing::Values(5, 8, 16));
+
+TEST(CemaStateTest, ASingleTokenTakesBFloat16) {
+  const std::int64_t batch = 3;
+  const Cema op{21, 16};
+  Context ctx(2, cema_workspace_bytes(op, batch, 1, 2));
+  Parameters parameters(op.dim, op.order);
+  Pitched x(batch, op.dim, 3, normal(batch * op.dim, 11), DType::BF16);
+  Pitched y(batch, op.dim, 5, unwritten(batch * op.dim), DType::BF16);
+  auto exact = x.values();
+  auto h = normal(batch * op.dim * op.order * 2, 12);
+  auto expected_h = h;
+  auto expected = unwritten(batch * op.dim);
+  const Shape state{batch, op.dim, op.order, 2};
+  const Shape tokens{batch, 1, op.dim};
+  const auto as_tokens = [&](const Tensor& t) { return Tensor(t.raw(), t.dtype(), tokens, t.pitch(), t.device()); };
+  cema_forward(ctx, op, parameters.tensors(), Tensor(exact.data(), tokens), {Tensor(expected_h.data(), state)},
+               Tensor(expected.data(), tokens), {});
+  cema_forward(ctx, op, parameters.tensors(), as_tokens(x.tensor()), {Tensor(h.data(), state)}, as_tokens(y.tensor()), {});
+  expect_close(y.values(), widen(expected), tolerance::kBFloat16, "y");
+  expect_close(h, widen(expected_h), tolerance::kState, "h");
+  y.expect_gaps_untouched("y");
 }
 
 TEST(CemaStateTest, WorksInPlaceAndGivesTheSameBitsAgain) {
