@@ -82,18 +82,6 @@ void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters
   silu_gate_forward(ctx, s.v, Tensor(), t.v);
 }
 
-// gated = o * silu(r)
-void gate(Context& ctx, const BlockOps& op, const Masks& masks, const Packed& a, const BlockSaved& s, const BlockScratch& t) {
-  silu_gate_forward(ctx, a.r, s.o, t.gated);
-  masks.apply(ctx, Site::Gated, op.config.hidden_dropout, t.gated);
-}
-
-// hidden = silu(fc1) [* fc3]
-void activate(Context& ctx, const BlockOps& op, const Masks& masks, const Packed& a, const BlockScratch& t) {
-  silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
-  masks.apply(ctx, Site::Hidden, op.config.hidden_dropout, t.hidden);
-}
-
 }  // namespace
 
 void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
@@ -112,7 +100,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   attention_forward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
-  gate(ctx, op, masks, a, s, t);
+  silu_gate_forward(ctx, a.r, s.o, t.gated);
+  masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   linear_forward(ctx, op.wh2, p.wh2, Tensor(), t.gated, a.h1, /*accumulate=*/true);
   masks.apply(ctx, Site::Output, c.dropout, a.h1);
   residual_forward(ctx, Tensor(), x, a.h1, s.y);
@@ -120,7 +109,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   // out = x + alpha * (hidden W2): the residual is the block's input, two hops back.
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
   linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
-  activate(ctx, op, masks, a, t);
+  silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
+  masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
   linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
   masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
   residual_forward(ctx, p.alpha, x, t.n, out);
@@ -134,17 +124,19 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   const Packed da(c, d.d_zrh, d.d_fc13);
 
   // Through the feed-forward. d_a = gradient of its normed input.
-  activate(ctx, op, masks, a, t);
   if (p.alpha) {  // only alpha's gradient needs the value that it scales
+    silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
+    masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
     linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
     masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
   }
   residual_backward(ctx, p.alpha, t.n, d_out, d.d_f, g.alpha);
   masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
-  linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
   linear_backward_input(ctx, op.fc2, p.fc2, d.d_f, d.d_hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, d.d_hidden);
-  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3);
+  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3, t.hidden);
+  masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
+  linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
   linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
@@ -155,11 +147,11 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
 
   // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
-  gate(ctx, op, masks, a, s, t);
-  linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   linear_backward_input(ctx, op.wh2, p.wh2, da.h1, d.d_gated);
   masks.apply(ctx, Site::Gated, c.hidden_dropout, d.d_gated);
-  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o);
+  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o, t.gated);
+  masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
+  linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   queries_keys_values(ctx, op, p, table, positions, a, s, t);
   attention_backward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
   rotary_backward(ctx, op.rotary, table, positions, d.d_q, d.d_q);

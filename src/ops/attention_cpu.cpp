@@ -61,7 +61,7 @@ float softmax_row(float* s, T* w, std::int64_t seen, std::int64_t keys, const Ro
   const FloatVec top = hn::MaxOfLanes(kFloats, most);
   FloatVec total = hn::Zero(kFloats);
   for (std::int64_t j = 0; j < end; j += step) {
-    const FloatVec e = hn::Exp(kFloats, hn::Sub(hn::LoadU(kFloats, s + j), top));
+    const FloatVec e = exponential(hn::Sub(hn::LoadU(kFloats, s + j), top));
     total = hn::Add(total, e);
     hn::StoreU(e, kFloats, s + j);
   }
@@ -98,7 +98,7 @@ void backward_row(float* s, float* dp, std::int64_t first, std::int64_t count, c
     const std::int64_t n = std::min(step, count - i);
     FloatVec logit = load(s + i, n);
     if (mask.hide != nullptr) logit = hn::Add(logit, load(mask.hide + i, n));
-    const FloatVec w = hn::IfThenZeroElse(unseen, hn::Exp(kFloats, hn::Sub(logit, load(lse + i, n))));
+    const FloatVec w = hn::IfThenZeroElse(unseen, exponential(hn::Sub(logit, load(lse + i, n))));
     FloatVec kept = w;
     FloatVec d = load(dp + i, n);
     if (mask.keep != nullptr) {

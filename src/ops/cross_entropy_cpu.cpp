@@ -34,7 +34,7 @@ void log_sum_exp(const float* x, std::int64_t count, float* max, double* log_sum
   for (std::int64_t begin = 0; begin < count; begin += kBlock) {
     FloatVec sums = hn::Zero(kFloats);
     for_each_vector(std::min(kBlock, count - begin), [&](std::int64_t i, std::int64_t n) {
-      const FloatVec e = hn::Exp(kFloats, hn::Sub(load(x + begin + i, n), shift));
+      const FloatVec e = exponential(hn::Sub(load(x + begin + i, n), shift));
       if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) {
         sums = hn::Add(sums, e);
       } else {
@@ -52,7 +52,7 @@ void scaled_softmax(const float* x, float lse, float factor, T* y, std::int64_t 
   const auto shift = hn::Set(kFloats, lse);
   const auto scale = hn::Set(kFloats, factor);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
-    store(hn::Mul(scale, hn::Exp(kFloats, hn::Sub(load(x + i, n), shift))), y + i, n);
+    store(hn::Mul(scale, exponential(hn::Sub(load(x + i, n), shift))), y + i, n);
   });
 }
 

@@ -13,17 +13,20 @@ void silu_gate_forward(Context& ctx,
                        const Tensor& y);  // the same shape, any pitch
 
 // With s = sigmoid(a):  da = dy * b * s * (1 + a * (1 - s)),  db = dy * a * s.
-// Overwrites da and db. da may be the memory of dy or of a, db that of b.
+// Overwrites da and db, and y with what forward computed, for those who did not keep it. da may be the memory of dy or of a, db
+// that of b.
 void silu_gate_backward(Context& ctx,
-                        const Tensor& a,    // [..., F], any pitch, as are all
-                        const Tensor& b,    // null for 1
-                        const Tensor& dy,   // the gradient of y
-                        const Tensor& da,   // the gradient of a
-                        const Tensor& db);  // the gradient of b; null with b
+                        const Tensor& a,        // [..., F], any pitch, as are all
+                        const Tensor& b,        // null for 1
+                        const Tensor& dy,       // the gradient of y
+                        const Tensor& da,       // the gradient of a
+                        const Tensor& db,       // the gradient of b; null with b
+                        const Tensor& y = {});  // null for none
 
 namespace cpu {
 void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y);
-void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db);
+void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
+                        const Tensor& y);
 }  // namespace cpu
 
 }  // namespace megalodon

@@ -20,21 +20,20 @@ void silu_gate_forward_row(const T* a, const T* b, T* y, std::int64_t dim) {
   });
 }
 
-// b and db may be null. All is read before it is written: da may be dy or a, db may be b.
+// b and db may be null, and y. All is read before it is written: da may be dy or a, db may be b.
 template <class T>
-void silu_gate_backward_row(const T* a, const T* b, const T* dy, T* da, T* db, std::int64_t dim) {
+void silu_gate_backward_row(const T* a, const T* b, const T* dy, T* da, T* db, T* y, std::int64_t dim) {
   const auto one = hn::Set(kFloats, 1.0F);
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
     const FloatVec x = load(a + i, n);
     const FloatVec d = load(dy + i, n);
     const FloatVec s = sigmoid(x);
     const FloatVec slope = hn::Mul(s, hn::MulAdd(x, hn::Sub(one, s), one));
-    FloatVec dx = hn::Mul(d, slope);
-    if (b != nullptr) {
-      dx = hn::Mul(dx, load(b + i, n));
-      store(hn::Mul(d, hn::Mul(x, s)), db + i, n);
-    }
-    store(dx, da + i, n);
+    const FloatVec silu = hn::Mul(x, s);
+    const FloatVec gate = b != nullptr ? load(b + i, n) : one;
+    if (db != nullptr) store(hn::Mul(d, silu), db + i, n);
+    if (y != nullptr) store(hn::Mul(silu, gate), y + i, n);
+    store(hn::Mul(hn::Mul(d, slope), gate), da + i, n);
   });
 }
 
@@ -47,11 +46,11 @@ void silu_gate_forward_rows(const Tensor& a, const Tensor& b, const Tensor& y, s
 }
 
 void silu_gate_backward_rows(const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
-                             std::int64_t begin, std::int64_t end) {
+                             const Tensor& y, std::int64_t begin, std::int64_t end) {
   with_elements(a.dtype(), [&](auto element) {
     using T = decltype(element);
     for (std::int64_t t = begin; t < end; ++t) {
-      silu_gate_backward_row(a.row<T>(t), b.row<T>(t), dy.row<T>(t), da.row<T>(t), db.row<T>(t), a.cols());
+      silu_gate_backward_row(a.row<T>(t), b.row<T>(t), dy.row<T>(t), da.row<T>(t), db.row<T>(t), y.row<T>(t), a.cols());
     }
   });
 }
@@ -70,9 +69,11 @@ void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Ten
   ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) { rows(a, b, y, begin, end); });
 }
 
-void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db) {
+void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
+                        const Tensor& y) {
   const auto rows = HWY_DYNAMIC_DISPATCH(silu_gate_backward_rows);
-  ctx.threads().parallel_for(a.rows(), 8, [&](std::int64_t begin, std::int64_t end, int) { rows(a, b, dy, da, db, begin, end); });
+  ctx.threads().parallel_for(a.rows(), 8,
+                             [&](std::int64_t begin, std::int64_t end, int) { rows(a, b, dy, da, db, y, begin, end); });
 }
 
 }  // namespace megalodon::cpu
