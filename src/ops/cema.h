@@ -3,7 +3,8 @@
 //   q_n = (1 - p_n * sigmoid(delta_n)) * exp(i * n * 2 pi / N * sigmoid(theta)),  n = 1..N
 //   h_t,n = q_n h_{t-1},n + p_n x_t
 //   y_t = Re(sum over n of (gamma_n / sqrt(N)) * h_t,n) + omega * x_t
-// x and y may be F32 or BF16, each for itself. All else is float32, computed in float64.
+// x and y may be F32 or BF16, each for itself. All else is float32, computed in float64, but for the
+// steps that end in bfloat16 (backward: that begin with it), which are computed in float32.
 #pragma once
 
 #include "core/context.h"

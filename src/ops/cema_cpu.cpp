@@ -1,6 +1,6 @@
 // The recurrence, step by step, 16 channels at a time, in float64: a state with |q| near 1 sums tens of thousands of steps, and
-// float32 would lose three digits of it to rounding, one to the rounding of q alone. At D = 384, N = 16 float64 costs two per
-// cent of a training step.
+// float32 would lose three digits of it to rounding, one to the rounding of q alone. Where a result is rounded to bfloat16
+// anyway, the steps inside a tile are float32, and only what passes from tile to tile is kept in float64.
 //
 // Forward runs on u = h / p, which saves the product p x:  u_t = q u_{t-1} + x_t,  y_t = Re(sum_n c_n u_t,n) + omega x_t,
 // c = p g, g = gamma / sqrt(N).
@@ -49,8 +49,13 @@ struct CemaGroup {
   double* adjoint;            // [N, 8, 16] V, M, A, E (real and imaginary part each) while backward runs
   double* tail;               // [N, 4, 16] sums over the batch of conj(h_0) V_0 and of conj(h_0) M_0
   double *omega, *domega;     // [16]
-  double *x, *y;              // [32, 16] tiles: x and y, or x and dy
+  double *x, *y;              // [32, 16] tiles: x and y, or x and dy; or as many floats
   double* dx;                 // [32, 16]
+
+  template <class Real>
+  Real* tile(double* memory) const noexcept {
+    return reinterpret_cast<Real*>(memory);
+  }
 };
 
 // Channels [first, first + channels), of the parameters and of the tensors, for one step of each sequence.
@@ -72,6 +77,24 @@ using DoubleVec = hn::Vec<Doubles>;
 constexpr Doubles kDoubles{};
 
 HWY_INLINE DoubleVec at(const double* p) { return hn::LoadU(kDoubles, p); }
+HWY_INLINE FloatVec at(const float* p) { return hn::LoadU(kFloats, p); }
+HWY_INLINE void put(DoubleVec v, double* p) { hn::StoreU(v, kDoubles, p); }
+HWY_INLINE void put(FloatVec v, float* p) { hn::StoreU(v, kFloats, p); }
+
+// What passes from tile to tile, float64, as the arithmetic of a tile takes it, and back.
+HWY_INLINE DoubleVec enter(Doubles, const double* p) { return at(p); }
+HWY_INLINE void leave(Doubles, DoubleVec v, double* p) { put(v, p); }
+HWY_INLINE FloatVec enter(Floats, const double* p) {
+  const hn::Half<Floats> half;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
+  return hn::Combine(kFloats, hn::DemoteTo(half, at(p + lanes)), hn::DemoteTo(half, at(p)));
+}
+HWY_INLINE void leave(Floats, FloatVec v, double* p) {
+  const hn::Half<Floats> half;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
+  put(hn::PromoteTo(kDoubles, hn::LowerHalf(half, v)), p);
+  put(hn::PromoteTo(kDoubles, hn::UpperHalf(half, v)), p + lanes);
+}
 
 HWY_INLINE DoubleVec cema_sigmoid(DoubleVec v) {
   const auto one = hn::Set(kDoubles, 1.0);
@@ -97,77 +120,85 @@ void cema_sigmoids(const float* from, double* to, std::int64_t count) {
 }
 
 // States n .. n + S-1 over the steps of a tile: y += Re(c u).
-template <int S>
-HWY_INLINE void forward_states(const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
-  DoubleVec qr[S], qi[S], cr[S], ci[S], ur[S], ui[S];
+template <int S, class D>
+HWY_INLINE void forward_states(D d, const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
+  hn::Vec<D> qr[S], qi[S], cr[S], ci[S], ur[S], ui[S];
+  const auto* x_tile = group.tile<hn::TFromD<D>>(group.x);
+  auto* y_tile = group.tile<hn::TFromD<D>>(group.y);
   double* u = group.u + n * 2 * kChannels + lane;
   for (int s = 0; s < S; ++s) {
     const std::int64_t i = (n + s) * kChannels + lane;
-    qr[s] = at(group.qr + i);
-    qi[s] = at(group.qi + i);
-    cr[s] = at(group.cr + i);
-    ci[s] = at(group.ci + i);
-    ur[s] = at(u + 2 * s * kChannels);
-    ui[s] = at(u + (2 * s + 1) * kChannels);
+    qr[s] = enter(d, group.qr + i);
+    qi[s] = enter(d, group.qi + i);
+    cr[s] = enter(d, group.cr + i);
+    ci[s] = enter(d, group.ci + i);
+    ur[s] = enter(d, u + 2 * s * kChannels);
+    ui[s] = enter(d, u + (2 * s + 1) * kChannels);
   }
   for (std::int64_t t = 0; t < steps; ++t) {
-    const DoubleVec x = at(group.x + t * kChannels + lane);
-    DoubleVec y = at(group.y + t * kChannels + lane);
+    const auto x = at(x_tile + t * kChannels + lane);
+    auto y = at(y_tile + t * kChannels + lane);
     for (int s = 0; s < S; ++s) {
-      const DoubleVec real = hn::MulAdd(qr[s], ur[s], hn::NegMulAdd(qi[s], ui[s], x));
+      const auto real = hn::MulAdd(qr[s], ur[s], hn::NegMulAdd(qi[s], ui[s], x));
       ui[s] = hn::MulAdd(qr[s], ui[s], hn::Mul(qi[s], ur[s]));
       ur[s] = real;
       y = hn::NegMulAdd(ci[s], ui[s], hn::MulAdd(cr[s], ur[s], y));
     }
-    hn::StoreU(y, kDoubles, group.y + t * kChannels + lane);
+    put(y, y_tile + t * kChannels + lane);
   }
   for (int s = 0; s < S; ++s) {
-    hn::StoreU(ur[s], kDoubles, u + 2 * s * kChannels);
-    hn::StoreU(ui[s], kDoubles, u + (2 * s + 1) * kChannels);
+    leave(d, ur[s], u + 2 * s * kChannels);
+    leave(d, ui[s], u + (2 * s + 1) * kChannels);
   }
 }
 
-void cema_forward_tile(const CemaGroup& group, std::int64_t order, std::int64_t steps) {
-  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(kDoubles))) {
-    const DoubleVec omega = at(group.omega + lane);
+template <class D>
+void forward_tile(D d, const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  const auto* x_tile = group.tile<hn::TFromD<D>>(group.x);
+  auto* y_tile = group.tile<hn::TFromD<D>>(group.y);
+  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(d))) {
+    const auto omega = enter(d, group.omega + lane);
     for (std::int64_t t = 0; t < steps; ++t) {
-      hn::StoreU(hn::Mul(omega, at(group.x + t * kChannels + lane)), kDoubles, group.y + t * kChannels + lane);
+      put(hn::Mul(omega, at(x_tile + t * kChannels + lane)), y_tile + t * kChannels + lane);
     }
     std::int64_t n = 0;
-    for (; n + 4 <= order; n += 4) forward_states<4>(group, n, lane, steps);
-    for (; n < order; ++n) forward_states<1>(group, n, lane, steps);
+    for (; n + 4 <= order; n += 4) forward_states<4>(d, group, n, lane, steps);
+    for (; n < order; ++n) forward_states<1>(d, group, n, lane, steps);
   }
 }
 
 // States n .. n + S-1 over the steps of a tile, last step first: V, M, A, E, and dx += Re(conj(c) V).
-template <int S>
-HWY_INLINE void backward_states(const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
-  DoubleVec qr[S], qi[S], cr[S], ci[S], vr[S], vi[S], mr[S], mi[S], ar[S], ai[S], er[S], ei[S];
+template <int S, class D>
+HWY_INLINE void backward_states(D d, const CemaGroup& group, std::int64_t n, std::int64_t lane, std::int64_t steps) {
+  hn::Vec<D> qr[S], qi[S], cr[S], ci[S], vr[S], vi[S], mr[S], mi[S], ar[S], ai[S], er[S], ei[S];
+  const auto* x_tile = group.tile<hn::TFromD<D>>(group.x);
+  const auto* y_tile = group.tile<hn::TFromD<D>>(group.y);
+  auto* dx_tile = group.tile<hn::TFromD<D>>(group.dx);
   for (int s = 0; s < S; ++s) {
     const std::int64_t i = (n + s) * kChannels + lane;
     const double* adjoint = group.adjoint + (n + s) * 8 * kChannels + lane;
-    qr[s] = at(group.qr + i);
-    qi[s] = at(group.qi + i);
-    cr[s] = at(group.cr + i);
-    ci[s] = at(group.ci + i);
-    vr[s] = at(adjoint);
-    vi[s] = at(adjoint + kChannels);
-    mr[s] = at(adjoint + 2 * kChannels);
-    mi[s] = at(adjoint + 3 * kChannels);
-    ar[s] = at(adjoint + 4 * kChannels);
-    ai[s] = at(adjoint + 5 * kChannels);
-    er[s] = at(adjoint + 6 * kChannels);
-    ei[s] = at(adjoint + 7 * kChannels);
+    qr[s] = enter(d, group.qr + i);
+    qi[s] = enter(d, group.qi + i);
+    cr[s] = enter(d, group.cr + i);
+    ci[s] = enter(d, group.ci + i);
+    vr[s] = enter(d, adjoint);
+    vi[s] = enter(d, adjoint + kChannels);
+    mr[s] = enter(d, adjoint + 2 * kChannels);
+    mi[s] = enter(d, adjoint + 3 * kChannels);
+    ar[s] = enter(d, adjoint + 4 * kChannels);
+    ai[s] = enter(d, adjoint + 5 * kChannels);
+    er[s] = enter(d, adjoint + 6 * kChannels);
+    ei[s] = enter(d, adjoint + 7 * kChannels);
   }
   for (std::int64_t t = steps - 1; t >= 0; --t) {
-    const DoubleVec x = at(group.x + t * kChannels + lane);
-    const DoubleVec dy = at(group.y + t * kChannels + lane);
-    DoubleVec dx = at(group.dx + t * kChannels + lane);
+    const auto x = at(x_tile + t * kChannels + lane);
+    const auto dy = at(y_tile + t * kChannels + lane);
+    auto dx = at(dx_tile + t * kChannels + lane);
     for (int s = 0; s < S; ++s) {
-      const DoubleVec m = hn::MulAdd(qr[s], mr[s], hn::MulAdd(qi[s], mi[s], vr[s]));
+      const auto m = hn::MulAdd(qr[s], mr[s], hn::MulAdd(qi[s], mi[s], vr[s]));
       mi[s] = hn::MulAdd(qr[s], mi[s], hn::NegMulAdd(qi[s], mr[s], vi[s]));
       mr[s] = m;
-      const DoubleVec v = hn::MulAdd(qr[s], vr[s], hn::MulAdd(qi[s], vi[s], dy));
+      const auto v = hn::MulAdd(qr[s], vr[s], hn::MulAdd(qi[s], vi[s], dy));
       vi[s] = hn::NegMulAdd(qi[s], vr[s], hn::Mul(qr[s], vi[s]));
       vr[s] = v;
       dx = hn::MulAdd(ci[s], vi[s], hn::MulAdd(cr[s], vr[s], dx));
@@ -176,35 +207,48 @@ HWY_INLINE void backward_states(const CemaGroup& group, std::int64_t n, std::int
       er[s] = hn::MulAdd(x, mr[s], er[s]);
       ei[s] = hn::MulAdd(x, mi[s], ei[s]);
     }
-    hn::StoreU(dx, kDoubles, group.dx + t * kChannels + lane);
+    put(dx, dx_tile + t * kChannels + lane);
   }
   for (int s = 0; s < S; ++s) {
     double* adjoint = group.adjoint + (n + s) * 8 * kChannels + lane;
-    hn::StoreU(vr[s], kDoubles, adjoint);
-    hn::StoreU(vi[s], kDoubles, adjoint + kChannels);
-    hn::StoreU(mr[s], kDoubles, adjoint + 2 * kChannels);
-    hn::StoreU(mi[s], kDoubles, adjoint + 3 * kChannels);
-    hn::StoreU(ar[s], kDoubles, adjoint + 4 * kChannels);
-    hn::StoreU(ai[s], kDoubles, adjoint + 5 * kChannels);
-    hn::StoreU(er[s], kDoubles, adjoint + 6 * kChannels);
-    hn::StoreU(ei[s], kDoubles, adjoint + 7 * kChannels);
+    leave(d, vr[s], adjoint);
+    leave(d, vi[s], adjoint + kChannels);
+    leave(d, mr[s], adjoint + 2 * kChannels);
+    leave(d, mi[s], adjoint + 3 * kChannels);
+    leave(d, ar[s], adjoint + 4 * kChannels);
+    leave(d, ai[s], adjoint + 5 * kChannels);
+    leave(d, er[s], adjoint + 6 * kChannels);
+    leave(d, ei[s], adjoint + 7 * kChannels);
   }
 }
 
-void cema_backward_tile(const CemaGroup& group, std::int64_t order, std::int64_t steps) {
-  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(kDoubles))) {
-    const DoubleVec omega = at(group.omega + lane);
-    DoubleVec domega = at(group.domega + lane);
+template <class D>
+void backward_tile(D d, const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  const auto* x_tile = group.tile<hn::TFromD<D>>(group.x);
+  const auto* y_tile = group.tile<hn::TFromD<D>>(group.y);
+  auto* dx_tile = group.tile<hn::TFromD<D>>(group.dx);
+  for (std::int64_t lane = 0; lane < kChannels; lane += static_cast<std::int64_t>(hn::Lanes(d))) {
+    const auto omega = enter(d, group.omega + lane);
+    auto domega = enter(d, group.domega + lane);
     for (std::int64_t t = 0; t < steps; ++t) {
-      const DoubleVec dy = at(group.y + t * kChannels + lane);
-      domega = hn::MulAdd(dy, at(group.x + t * kChannels + lane), domega);
-      hn::StoreU(hn::Mul(omega, dy), kDoubles, group.dx + t * kChannels + lane);
+      const auto dy = at(y_tile + t * kChannels + lane);
+      domega = hn::MulAdd(dy, at(x_tile + t * kChannels + lane), domega);
+      put(hn::Mul(omega, dy), dx_tile + t * kChannels + lane);
     }
-    hn::StoreU(domega, kDoubles, group.domega + lane);
+    leave(d, domega, group.domega + lane);
     std::int64_t n = 0;
-    for (; n + 2 <= order; n += 2) backward_states<2>(group, n, lane, steps);
-    if (n < order) backward_states<1>(group, n, lane, steps);
+    for (; n + 2 <= order; n += 2) backward_states<2>(d, group, n, lane, steps);
+    if (n < order) backward_states<1>(d, group, n, lane, steps);
   }
+}
+
+// `narrow`: the steps are float32.
+void cema_forward_tile(bool narrow, const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  narrow ? forward_tile(kFloats, group, order, steps) : forward_tile(kDoubles, group, order, steps);
+}
+
+void cema_backward_tile(bool narrow, const CemaGroup& group, std::int64_t order, std::int64_t steps) {
+  narrow ? backward_tile(kFloats, group, order, steps) : backward_tile(kDoubles, group, order, steps);
 }
 
 // One step, for generation: the states of a channel are a vector as they lie in memory, and nothing is turned over. group.p .. ci
@@ -317,20 +361,45 @@ HWY_INLINE void narrow(const double* from, std::int64_t channels, BFloat16* to) 
   for_each_vector(channels, [&](std::int64_t i, std::int64_t n) { store(load(row + i, n), to + i, n); });
 }
 
+// The same with a row of floats.
+template <class T>
+HWY_INLINE void widen(const T* from, std::int64_t channels, float* to) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(kFloats));
+  for (std::int64_t i = 0; i < kChannels; i += lanes) {
+    const std::int64_t n = std::clamp<std::int64_t>(channels - i, 0, lanes);
+    put(n > 0 ? load(from + i, n) : hn::Zero(kFloats), to + i);
+  }
+}
+
+template <class T>
+HWY_INLINE void narrow(const float* from, std::int64_t channels, T* to) {
+  for_each_vector(channels, [&](std::int64_t i, std::int64_t n) { store(load(from + i, n), to + i, n); });
+}
+
+// Calls body(a tile as an array of its arithmetic).
+template <class Body>
+HWY_INLINE void with_tile(bool narrow, double* tile, Body&& body) {
+  narrow ? body(reinterpret_cast<float*>(tile)) : body(tile);
+}
+
 // Channels [first, first + channels) of rows [row, row + steps) of a tensor to a tile, and back.
-void cema_load_tile(const Tensor& from, std::int64_t row, std::int64_t first, std::int64_t channels, std::int64_t steps,
-                    double* to) {
+void cema_load_tile(bool narrow, const Tensor& from, std::int64_t row, std::int64_t first, std::int64_t channels,
+                    std::int64_t steps, double* to) {
   with_elements(from.dtype(), [&](auto element) {
     const auto* source = from.row<decltype(element)>(row) + first;
-    for (std::int64_t t = 0; t < steps; ++t) widen(source + t * from.pitch(), channels, to + t * kChannels);
+    with_tile(narrow, to, [&](auto* tile) {
+      for (std::int64_t t = 0; t < steps; ++t) widen(source + t * from.pitch(), channels, tile + t * kChannels);
+    });
   });
 }
 
-void cema_store_tile(const double* from, const Tensor& to, std::int64_t row, std::int64_t first, std::int64_t channels,
-                     std::int64_t steps) {
+void cema_store_tile(bool narrow_tile, double* from, const Tensor& to, std::int64_t row, std::int64_t first,
+                     std::int64_t channels, std::int64_t steps) {
   with_elements(to.dtype(), [&](auto element) {
     auto* target = to.row<decltype(element)>(row) + first;
-    for (std::int64_t t = 0; t < steps; ++t) narrow(from + t * kChannels, channels, target + t * to.pitch());
+    with_tile(narrow_tile, from, [&](const auto* tile) {
+      for (std::int64_t t = 0; t < steps; ++t) narrow(tile + t * kChannels, channels, target + t * to.pitch());
+    });
   });
 }
 
@@ -518,6 +587,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
   const std::int64_t state_size = op.dim * op.order * 2;
+  const bool narrow = y.dtype() == DType::BF16;
   const auto forward_tile = HWY_DYNAMIC_DISPATCH(cema_forward_tile);
   const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
   const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
@@ -558,9 +628,9 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
       for (std::int64_t t = 0; t < length; t += kSteps) {
         const std::int64_t steps = std::min(kSteps, length - t);
         const std::int64_t row = b * length + t;
-        load_tile(x, row, range.first, range.channels, steps, group.x);
-        forward_tile(group, op.order, steps);
-        store_tile(group.y, y, row, range.first, range.channels, steps);
+        load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
+        forward_tile(narrow, group, op.order, steps);
+        store_tile(narrow, group.y, y, row, range.first, range.channels, steps);
       }
       if (h != nullptr) store_state(range, group, h);
     }
@@ -571,6 +641,7 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
                    const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
+  const bool narrow = x.dtype() == DType::BF16;
   const auto backward_tile = HWY_DYNAMIC_DISPATCH(cema_backward_tile);
   const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
   const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
@@ -591,10 +662,10 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
       for (std::int64_t t = (length - 1) / kSteps * kSteps; t >= 0; t -= kSteps) {
         const std::int64_t steps = std::min(kSteps, length - t);
         const std::int64_t row = b * length + t;
-        load_tile(x, row, range.first, range.channels, steps, group.x);
-        load_tile(dy, row, range.first, range.channels, steps, group.y);
-        backward_tile(group, op.order, steps);
-        store_tile(group.dx, dx, row, range.first, range.channels, steps);
+        load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
+        load_tile(narrow, dy, row, range.first, range.channels, steps, group.y);
+        backward_tile(narrow, group, op.order, steps);
+        store_tile(narrow, group.dx, dx, row, range.first, range.channels, steps);
       }
       add_tail(range, saved.h0.data<float>() + (b * op.dim + range.first) * op.order * 2, group);
     }
