@@ -35,7 +35,7 @@ struct FewRows {
 
 constexpr std::int64_t kBlockBytes = 20 << 10;   // of packed x: with the weights beside it, what a first cache holds
 constexpr std::int64_t kOneRowBytes = 32 << 10;  // the same for a single row, which is read but once for each row of weights
-constexpr std::int64_t kSums = 768;              // vectors of sums of a band
+constexpr std::int64_t kSums = 1536;             // vectors of sums of a band
 constexpr std::int64_t kAheadBytes = 8 << 10;    // how far ahead weights are fetched
 
 }  // namespace megalodon::cpu
@@ -234,7 +234,7 @@ HWY_INLINE void blocks(const FewRows& op, std::int64_t begin, std::int64_t end) 
       const T* w = static_cast<const T*>(op.weight) + first * op.in + column;
       for (std::int64_t o = first; o < last;) {
         const bool whole = o + kTile <= last;
-        const T* const ahead = w + 2 * kTile * op.in;
+        const T* const ahead = w + (groups == 1 ? kTile : 2 * kTile) * op.in;  // the best distances, measured
         for (std::int64_t g = 0; g < groups; ++g) {
           float* const memory = sums + ((o - first) * groups + g * (whole ? kTile : 1)) * kRows * lanes;
           const T* const x = packed + g * group_size;
