@@ -16,7 +16,7 @@ FLAGS = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"] + [
 ]
 MODEL = BUILD / "llama-1.35B-bf16.gguf"
 CEILINGS = ("onednn_bf16_flops", "read_bandwidth")  # fields of our reports: of prefill, of decode
-EMBEDDING = 32000 * 2048  # parameters, in either model, of which a token reads one row only
+EMBEDDING = 2 * 32000 * 2048  # bytes of the Llama of which a token reads one row only
 
 
 def build_llama_bench() -> tuple[Path, str]:
@@ -52,6 +52,7 @@ class Contender:
     def __init__(self, label: str) -> None:
         self.label = label
         self.parameters = 0
+        self.weight_bytes = 0.0  # that a token reads
         self.best: dict[str, float] = {}
         self.failures: dict[str, str] = {}
 
@@ -63,10 +64,11 @@ class Contender:
 
 def turn_of_llama(row: Contender, program: Path, prompts: list[int], decode: int, threads: int) -> None:
     """Runs llama-bench once: each prompt, and decoding behind an empty one."""
-    flags = f"-p {','.join(map(str, prompts))} -n {decode} -t {threads} -r 1 -o json"
+    flags = f"-p {','.join(map(str, prompts))} -n {decode} -t {threads} -r 2 -o json"
     tests = json.loads(run([program, "-m", MODEL, *flags.split()]))
     for test in tests:
         row.parameters = test["model_n_params"]
+        row.weight_bytes = test["model_size"] - EMBEDDING
         row.note(f"prefill {test['n_prompt']}" if test["n_prompt"] else "decode", max(test["samples_ts"]))
 
 
@@ -85,28 +87,24 @@ def turn_of_ours(row: Contender, ceilings: dict[str, float], prompts: list[int],
             say(f"{row.label}: {work}: {failure}")
             continue
         row.parameters = report["parameters"]
+        row.weight_bytes = report.get("weight_bytes", row.weight_bytes)
         row.note(work, report["tokens_per_second"])
         for name in CEILINGS:
-            ceilings[name] = max(ceilings.get(name, 0.0), report.get(name, 0.0))
+            ceilings[name] = max(ceilings.get(name, 0.0), report[name])
 
 
 def cells(row: Contender, work: str, ceilings: dict[str, float]) -> list[str]:
     """A table row: the rate of a work, in tokens, in operations or bytes, and as a share of the machine's."""
+    label = f"{work}: {row.label}"
     if work not in row.best:
-        return [work, row.label, *["-"] * 4]
-    rate = row.best[work]
+        return [label, *["-"] * 4]
     if work == "decode":
-        done, ceiling, unit = 2 * (row.parameters - EMBEDDING) * rate, ceilings.get(CEILINGS[1]), "GB/s"
+        each, ceiling, unit = row.weight_bytes, CEILINGS[1], "GB/s"
     else:
-        done, ceiling, unit = 2 * row.parameters * rate, ceilings.get(CEILINGS[0]), "GFLOP/s"
-    return [
-        work,
-        row.label,
-        f"{row.parameters / 1e9:.3f} G",
-        f"{rate:.2f}",
-        f"{done / 1e9:.1f} {unit}",
-        f"{100 * done / ceiling:.1f} %" if ceiling else "-",
-    ]
+        each, ceiling, unit = 2 * row.parameters, CEILINGS[0], "GFLOP/s"
+    rate = each * row.best[work]
+    share = f"{100 * rate / ceilings[ceiling]:.1f} %" if ceilings else "-"
+    return [label, f"{row.parameters / 1e6:,.0f} M", f"{row.best[work]:.2f}", f"{rate / 1e9:.1f} {unit}", share]
 
 
 def main() -> None:
@@ -132,14 +130,14 @@ def main() -> None:
             turn_of_llama(theirs, program, options.prefill, options.decode, threads)
     except Failed as failure:
         sys.exit(str(failure))
-    notes = ["Prefill as 2 x parameters x tokens; decode as bytes of weights: all but the embedding, once a token."]
+    notes = ["Prefill as 2 x parameters x tokens; decode as bytes of weights: once a token, all but the embedding."]
     if ceilings:
         product, read = (ceilings[name] / 1e9 for name in CEILINGS)
         notes.append(f"Ceilings: oneDNN bf16 product, packed, {product:.0f} GFLOP/s; reading memory {read:.1f} GB/s.")
     notes += [f"Not measured: {ours.label}, {work}: {failure}" for work, failure in ours.failures.items()]
     print_table(
         f"Prefill, and decode of {options.decode} tokens, bf16, {threads} threads; best of {options.turns} turns",
-        ["", "", "parameters", "tokens/s", "rate", "of the ceiling"],
+        ["", "parameters", "tokens/s", "rate", "of the ceiling"],
         [cells(row, work, ceilings) for work in works for row in (ours, theirs)],
         notes,
     )
