@@ -18,8 +18,8 @@ inline constexpr double kFiniteDifference = 1e-6;  // float64 gradients against 
 // something else is, its result or o in do . o. Where terms do not cancel the first is no larger than the second.
 inline constexpr double kBFloat16Product = 2 * kBFloat16;
 
-// CEMA's states and gradients where its steps are float32: states that forget in ten thousand steps lose that much to the rounding
-// of q, others next to nothing.
+// CEMA's states and gradients where its steps are float32: states that forget in ten thousand steps lose that much to the
+// rounding of q, others next to nothing.
 inline constexpr double kCemaInFloat32 = 3e-4;
 
 // A whole model's logits: some ten roundings one after the other in each of its layers.
