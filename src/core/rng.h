@@ -30,7 +30,8 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t key, std::uint64_t low,
   return {c0, c1, c2, c3};
 }
 
-// A sequence of draws from one (seed, stream) pair; its whole state is the position.
+// A sequence of draws from one (seed, stream) pair; its whole state is the position (the last four words are
+// kept, to be drawn once).
 class Rng {
  public:
   explicit Rng(std::uint64_t seed, std::uint64_t stream = 0) : seed_(seed), stream_(stream) {}
@@ -40,7 +41,11 @@ class Rng {
 
   std::uint32_t next() noexcept {
     const std::uint64_t at = position_++;
-    return philox(seed_, at / 4, stream_)[at % 4];
+    if (at / 4 != block_at_) {
+      block_at_ = at / 4;
+      block_ = philox(seed_, block_at_, stream_);
+    }
+    return block_[at % 4];
   }
   // Uniform in [0, 1), 24 bits, exact in float32.
   float uniform() noexcept { return static_cast<float>(next() >> 8) * 0x1p-24F; }
@@ -61,6 +66,8 @@ class Rng {
   std::uint64_t seed_;
   std::uint64_t stream_;
   std::uint64_t position_ = 0;
+  std::uint64_t block_at_ = ~std::uint64_t{0};  // which four words block_ holds; at first none
+  std::array<std::uint32_t, 4> block_{};
 };
 
 }  // namespace megalodon

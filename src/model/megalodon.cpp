@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/bfloat16.h"
+#include "core/thread_pool.h"
 #include "cpu/matmul.h"
 #include "megalodon/error.h"
 #include "ops/rotary.h"
@@ -52,13 +53,14 @@ Megalodon::Megalodon(const ModelConfig& config, Precision precision)
 }
 
 void Megalodon::initialize(std::uint64_t seed) {
-  std::vector<float> values;
-  for (std::size_t i = 0; i < layout_.entries().size(); ++i) {
+  ThreadPool pool;  // billions of random numbers
+  pool.parallel_each(static_cast<std::int64_t>(layout_.entries().size()), [&](std::int64_t index, int) {
+    const auto i = static_cast<std::size_t>(index);
     const Shape& shape = layout_.entries()[i].shape;
-    values.resize(static_cast<std::size_t>(shape.numel()));
+    std::vector<float> values(static_cast<std::size_t>(shape.numel()));
     initialize_parameter(config_, layout_, i, values.data(), seed);
     set(i, Tensor(values.data(), shape));
-  }
+  });
 }
 
 void Megalodon::set(std::size_t index, const Tensor& values) {
