@@ -264,7 +264,9 @@ std::uint64_t write_safetensors(const std::string& path, const std::vector<Named
   } catch (const nlohmann::json::exception&) {
     throw Error(ErrorKind::InvalidArgument, "a tensor's name or a metadata string is not UTF-8", path);
   }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
+  // The data begin at a cache line: models are computed with as they lie in the file.
+  constexpr std::size_t kLine = 64;
+  text.resize((kLengthBytes + text.size() + kLine - 1) / kLine * kLine - kLengthBytes, ' ');
 
   FileWriter file(path);
   const std::uint64_t length = text.size();

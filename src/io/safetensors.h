@@ -43,7 +43,7 @@ struct NamedTensor {
   Tensor tensor;  // any shape, any pitch
 };
 
-// Writes the tensors in this order, the data 8-byte aligned, and fsyncs; not atomic (write beside, then rename).
+// Writes the tensors in this order, the data 64-byte aligned, and fsyncs; not atomic (write beside, then rename).
 // Returns the file's XXH3 checksum. Throws Error(Io), Error(InvalidArgument) for a name given twice or an absent tensor.
 std::uint64_t write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                                 const std::map<std::string, std::string>& metadata = {});

@@ -1,9 +1,11 @@
 #include "model/megalodon.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "core/bfloat16.h"
+#include "core/check.h"
 #include "core/thread_pool.h"
 #include "cpu/matmul.h"
 #include "megalodon/error.h"
@@ -25,25 +27,42 @@ struct Storage {
   Tensor flat, matrices, rotary_table;
 };
 
-Storage allocate(Arena& arena, const ModelConfig& c, const ParameterLayout& layout, Precision precision) {
+// `matrices` where they are not to be allocated.
+Storage allocate(Arena& arena, const ModelConfig& c, const ParameterLayout& layout, Precision precision,
+                 const Tensor& matrices = {}) {
   Storage s;
   s.flat = arena.allocate(DType::F32, {precision == Precision::BF16 ? layout.vectors() : layout.total()});
-  if (precision != Precision::F32) s.matrices = arena.allocate(DType::BF16, {layout.total() - layout.vectors()});
+  s.matrices = matrices;
+  if (precision != Precision::F32 && !matrices) s.matrices = arena.allocate(DType::BF16, {layout.total() - layout.vectors()});
   s.rotary_table = arena.allocate(DType::F32, {c.chunk_size, c.z_head_dim() / 2, 2});
   return s;
+}
+
+std::size_t bytes_of(const ModelConfig& config, Precision precision, const Tensor& matrices) {
+  Arena arena = Arena::counter();
+  allocate(arena, config, ParameterLayout(config), precision, matrices);
+  return arena.peak();
 }
 
 }  // namespace
 
 std::size_t Megalodon::storage_bytes(const ModelConfig& config, Precision precision) {
-  Arena arena = Arena::counter();
-  allocate(arena, config, ParameterLayout(config), precision);
-  return arena.peak();
+  return bytes_of(config, precision, Tensor());
 }
 
-Megalodon::Megalodon(const ModelConfig& config, Precision precision)
-    : config_(validated(config, precision)), layout_(config_), arena_(storage_bytes(config_, precision), "parameters") {
-  const Storage storage = allocate(arena_, config_, layout_, precision);
+Megalodon::Megalodon(const ModelConfig& config, Precision precision) : Megalodon(config, precision, Tensor(), nullptr) {}
+
+Megalodon::Megalodon(const ModelConfig& config, const Tensor& matrices, std::shared_ptr<const void> owner)
+    : Megalodon(config, Precision::BF16, matrices, std::move(owner)) {
+  require_contiguous(matrices, DType::BF16, {layout_.total() - layout_.vectors()}, "model", "matrices");
+}
+
+Megalodon::Megalodon(const ModelConfig& config, Precision precision, const Tensor& matrices, std::shared_ptr<const void> owner)
+    : config_(validated(config, precision)),
+      layout_(config_),
+      owner_(std::move(owner)),
+      arena_(bytes_of(config_, precision, matrices), "parameters") {
+  const Storage storage = allocate(arena_, config_, layout_, precision, matrices);
   flat_ = storage.flat;
   matrices_ = storage.matrices;
   rotary_table_ = storage.rotary_table;
@@ -77,7 +96,7 @@ void Megalodon::set(std::size_t index, const Tensor& values) {
     convert(
         flat_.data<float>() + entry.offset, [](float v) { return v; }, to_float);
   }
-  if (matrices_ && entry.is_matrix) {
+  if (matrices_ && !owner_ && entry.is_matrix) {
     convert(matrices_.data<BFloat16>() + entry.offset - layout_.vectors(), to_bfloat16, [](BFloat16 v) { return v; });
   }
 }

@@ -28,11 +28,14 @@ class Megalodon {
   // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory), and
   // Error(Unsupported) for bfloat16 on a processor that does not multiply it.
   explicit Megalodon(const ModelConfig& config, Precision precision = Precision::F32);
-  // What that takes in memory.
+  // For inference in bfloat16, of matrices that lie somewhere else: [total - vectors] bf16 in the order of the layout, never
+  // written, in memory that `owner` keeps. set() is then for vectors alone.
+  Megalodon(const ModelConfig& config, const Tensor& matrices, std::shared_ptr<const void> owner);
+  // What the former takes in memory.
   static std::size_t storage_bytes(const ModelConfig& config, Precision precision);
 
   void initialize(std::uint64_t seed);
-  // Sets the parameter at `index` of layout().entries(), in every precision that is kept. values: its elements, F32 or BF16.
+  // Sets the parameter at `index` of layout().entries(), in every precision that is kept here. values: its elements, F32 or BF16.
   void set(std::size_t index, const Tensor& values);
   // Rounds the float32 matrices into the bfloat16 ones, after a change of flat().
   void round_matrices();
@@ -46,8 +49,11 @@ class Megalodon {
   const Tensor& rotary_table() const noexcept { return rotary_table_; }
 
  private:
+  Megalodon(const ModelConfig& config, Precision precision, const Tensor& matrices, std::shared_ptr<const void> owner);
+
   ModelConfig config_;
   ParameterLayout layout_;
+  std::shared_ptr<const void> owner_;  // of matrices_; null where they are in arena_
   Arena arena_;
   Tensor flat_;
   Tensor matrices_;

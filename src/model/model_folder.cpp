@@ -33,6 +33,20 @@ Precision stored_precision(const SafetensorsFile& file) {
   return narrow && cpu::has_bfloat16_products() ? Precision::BF16 : Precision::F32;
 }
 
+// The matrices as one array, where the file holds them so: bfloat16, one behind the other in the order of the layout. Else null.
+Tensor matrices_in(const SafetensorsFile& file, const ParameterLayout& layout) {
+  Tensor first;
+  for (const ParameterInfo& entry : layout.entries()) {
+    if (!entry.is_matrix) continue;
+    if (!file.contains(entry.name)) return {};
+    const Tensor tensor = file.tensor(entry.name);
+    if (tensor.dtype() != DType::BF16 || tensor.shape() != entry.shape) return {};
+    if (!first) first = tensor;
+    if (tensor.data<BFloat16>() != first.data<BFloat16>() + entry.offset - layout.vectors()) return {};
+  }
+  return {first.data<BFloat16>(), {layout.total() - layout.vectors()}};
+}
+
 }  // namespace
 
 void read_parameters(Megalodon& model, const SafetensorsFile& file, const std::string& prefix) {
@@ -91,7 +105,10 @@ ModelConfig load_config(const std::string& folder) {
 std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision) {
   const ModelConfig config = load_config(folder);
   const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
-  auto model = std::make_unique<Megalodon>(config, precision ? *precision : stored_precision(file));
+  if (!precision) precision = stored_precision(file);
+  const Tensor matrices = precision == Precision::BF16 ? matrices_in(file, ParameterLayout(config)) : Tensor();
+  auto model = matrices ? std::make_unique<Megalodon>(config, matrices, std::make_shared<const SafetensorsFile>(file))
+                        : std::make_unique<Megalodon>(config, *precision);
   read_parameters(*model, file, "");
   return model;
 }

@@ -22,7 +22,8 @@ std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for.
 // The file's tensors may be F32 or BF16, whatever `precision` is. Without one it is that of the file's matrices: BF16 where they
-// are and this processor multiplies it, else F32.
+// are and this processor multiplies it, else F32. With BF16 a file that holds them as save_model() writes them stays mapped, and
+// is read when the matrices are first used: it must not be cut short by others as long as the model lives.
 std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision = {});
 ModelConfig load_config(const std::string& folder);
 

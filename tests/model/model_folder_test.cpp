@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/matmul.h"
 #include "io/file.h"
 #include "support/files.h"
 
@@ -60,6 +61,32 @@ TEST_F(ModelFolderTest, LoadsTheBitsThatWereSaved) {
   const auto bytes = static_cast<std::size_t>(model_.layout().total()) * sizeof(float);
   EXPECT_EQ(std::memcmp(loaded->flat().raw(), model_.flat().raw(), bytes), 0);
   EXPECT_EQ(list_directory(folder_.path()), (std::vector<std::string>{"config.json", "model.safetensors"}));
+}
+
+TEST_F(ModelFolderTest, BFloat16MatricesStayInTheFile) {
+  if (!cpu::has_bfloat16_products()) GTEST_SKIP() << "this processor does not multiply bfloat16";
+  Megalodon narrow(tiny(), Precision::BF16);
+  narrow.initialize(7);
+  save_model(narrow, folder_ / "narrow");
+  const auto bytes = [](const Tensor& t) { return std::string(static_cast<const char*>(t.raw()), t.bytes()); };
+  const auto expect_equal = [&](const Megalodon& loaded) {
+    EXPECT_EQ(loaded.dtype(), DType::BF16);
+    EXPECT_EQ(bytes(loaded.flat()), bytes(narrow.flat()));
+    EXPECT_EQ(bytes(loaded.matrices()), bytes(narrow.matrices()));
+  };
+  const auto mapped = load_model(folder_ / "narrow");
+  expect_equal(*mapped);
+  const SafetensorsFile file(folder_ / "narrow/model.safetensors");
+  remove_all(folder_ / "narrow");
+  expect_equal(*mapped);  // the mapping outlives the name
+
+  // Another order of the same tensors cannot be one array, and is copied.
+  std::vector<NamedTensor> turned;
+  for (const std::string& name : file.names()) turned.insert(turned.begin(), {name, file.tensor(name)});
+  create_directories(folder_ / "turned");
+  write_safetensors(folder_ / "turned/model.safetensors", turned);
+  write_file_atomically(folder_ / "turned/config.json", config_to_json(tiny()));
+  expect_equal(*load_model(folder_ / "turned"));
 }
 
 TEST_F(ModelFolderTest, AnyMissingTensorIsNamed) {
