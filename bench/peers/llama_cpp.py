@@ -47,7 +47,7 @@ def write_model() -> None:
 
 
 class Contender:
-    """A row of the table: the best tokens a second of each work, or why there are none."""
+    """The best tokens a second of each work, or why there are none."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -56,47 +56,60 @@ class Contender:
         self.best: dict[str, float] = {}
         self.failures: dict[str, str] = {}
 
-    def note(self, work: str, rate: float) -> None:
-        """Takes in what a turn measured."""
-        self.best[work] = max(rate, self.best.get(work, 0.0))
-        say(f"{self.label}: {work}: {rate:.2f} tokens/s")
-
-
-def turn_of_llama(row: Contender, program: Path, prompts: list[int], decode: int, threads: int) -> None:
-    """Runs llama-bench once: each prompt, and decoding behind an empty one."""
-    flags = f"-p {','.join(map(str, prompts))} -n {decode} -t {threads} -r 2 -o json"
-    tests = json.loads(run([program, "-m", MODEL, *flags.split()]))
-    for test in tests:
-        row.parameters = test["model_n_params"]
-        row.weight_bytes = test["model_size"] - EMBEDDING
-        row.note(f"prefill {test['n_prompt']}" if test["n_prompt"] else "decode", max(test["samples_ts"]))
-
-
-def turn_of_ours(row: Contender, ceilings: dict[str, float], prompts: list[int], decode: int, threads: int) -> None:
-    """Runs `megalodon bench prefill` for each prompt, then `bench decode`; notes the ceilings they print."""
-    common = ["--preset", "1.3B", "--dtype", "bf16", "--threads", threads]
-    works = {f"prefill {tokens}": ["prefill", "--length", tokens] for tokens in prompts}
-    works["decode"] = ["decode", "--tokens", decode]
-    for work, flags in works.items():
-        if work in row.failures:
-            continue
+    def turn(self, work: str, prompt: int, tokens: int, threads: int) -> None:
+        """Measures a work once more: reading a prompt, or for an empty one writing that many tokens."""
+        if work in self.failures:
+            return
         try:
-            report = megalodon("bench", *flags, *common)
+            rate = self.measure(prompt, tokens, threads)
         except Failed as failure:
-            row.failures[work] = str(failure)
-            say(f"{row.label}: {work}: {failure}")
-            continue
-        row.parameters = report["parameters"]
-        row.weight_bytes = report.get("weight_bytes", row.weight_bytes)
-        row.note(work, report["tokens_per_second"])
+            self.failures[work] = str(failure)
+            say(f"{work}: {self.label}: {failure}")
+            return
+        self.best[work] = max(rate, self.best.get(work, 0.0))
+        say(f"{work}: {self.label}: {rate:.2f} tokens/s")
+
+    def measure(self, prompt: int, tokens: int, threads: int) -> float:
+        """Tokens a second."""
+        raise NotImplementedError
+
+
+class Ours(Contender):
+    """`megalodon bench prefill` and `bench decode`, which also measure the machine's ceilings, each time anew."""
+
+    def __init__(self) -> None:
+        super().__init__("megalodon")
+        self.ceilings: dict[str, float] = {}
+
+    def measure(self, prompt: int, tokens: int, threads: int) -> float:
+        flags = ["prefill", "--length", prompt] if prompt else ["decode", "--tokens", tokens]
+        report = megalodon("bench", *flags, "--preset", "1.3B", "--dtype", "bf16", "--threads", threads)
+        self.parameters = report["parameters"]
+        self.weight_bytes = report.get("weight_bytes", self.weight_bytes)
         for name in CEILINGS:
-            ceilings[name] = max(ceilings.get(name, 0.0), report[name])
+            self.ceilings[name] = max(self.ceilings.get(name, 0.0), report[name])
+        return report["tokens_per_second"]
+
+
+class Llama(Contender):
+    """llama-bench; it decodes behind an empty prompt."""
+
+    def __init__(self, program: Path, version: str) -> None:
+        super().__init__(f"llama.cpp ({PACKAGE} {version})")
+        self.program = program
+
+    def measure(self, prompt: int, tokens: int, threads: int) -> float:
+        flags = f"-p {prompt} -n {0 if prompt else tokens} -t {threads} -r 2 -o json"
+        (test,) = json.loads(run([self.program, "-m", MODEL, *flags.split()]))
+        self.parameters = test["model_n_params"]
+        self.weight_bytes = test["model_size"] - EMBEDDING
+        return max(test["samples_ts"])
 
 
 def cells(row: Contender, work: str, ceilings: dict[str, float]) -> list[str]:
     """A table row: the rate of a work, in tokens, in operations or bytes, and as a share of the machine's."""
     label = f"{work}: {row.label}"
-    if work not in row.best:
+    if work not in row.best or work in row.failures:
         return [label, *["-"] * 4]
     if work == "decode":
         each, ceiling, unit = row.weight_bytes, CEILINGS[1], "GB/s"
@@ -119,22 +132,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="threads, and processors to run on; 0 means all (0)")
     options = parser.parse_args()
     threads = use_threads(options.threads)
-    works = [*(f"prefill {tokens}" for tokens in options.prefill), "decode"]
-    ours, ceilings = Contender("megalodon"), {}
+    works = {f"prefill {tokens}": tokens for tokens in options.prefill} | {"decode": 0}
     try:
-        program, version = build_llama_bench()
+        ours, theirs = Ours(), Llama(*build_llama_bench())
         write_model()
-        theirs = Contender(f"llama.cpp (llama-cpp-python {version})")
-        for _ in range(options.turns):
-            turn_of_ours(ours, ceilings, options.prefill, options.decode, threads)
-            turn_of_llama(theirs, program, options.prefill, options.decode, threads)
     except Failed as failure:
         sys.exit(str(failure))
+    for _ in range(options.turns):
+        for work, prompt in works.items():
+            for contender in (ours, theirs):
+                contender.turn(work, prompt, options.decode, threads)
+    ceilings = ours.ceilings
     notes = ["Prefill as 2 x parameters x tokens; decode as bytes of weights: once a token, all but the embedding."]
     if ceilings:
         product, read = (ceilings[name] / 1e9 for name in CEILINGS)
         notes.append(f"Ceilings: oneDNN bf16 product, packed, {product:.0f} GFLOP/s; reading memory {read:.1f} GB/s.")
-    notes += [f"Not measured: {ours.label}, {work}: {failure}" for work, failure in ours.failures.items()]
+    notes += [f"Not measured: {w}: {c.label}: {why}" for c in (ours, theirs) for w, why in c.failures.items()]
     print_table(
         f"Prefill, and decode of {options.decode} tokens, bf16, {threads} threads; best of {options.turns} turns",
         ["", "parameters", "tokens/s", "rate", "of the ceiling"],

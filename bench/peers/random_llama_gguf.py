@@ -10,7 +10,7 @@ LAYERS, DIM, HEADS, FFN, VOCABULARY, CONTEXT = 24, 2048, 16, 5504, 32000, 8192
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes, outputs first; 1,345.6 M values in all."""
+    """Names and shapes, outputs first; 1,345.4 M values in all."""
     result: dict[str, tuple[int, ...]] = {
         "token_embd": (VOCABULARY, DIM),
         "output": (VOCABULARY, DIM),
