@@ -1,6 +1,7 @@
 #include "ops/silu_gate.h"
 
 #include "bench/harness.h"
+#include "core/bfloat16.h"
 #include "reference/silu_gate.h"
 #include "tests/support/values.h"
 
@@ -38,6 +39,21 @@ const Register kBench("silu_gate", [](Bench& bench) {
   const double bytes = 4.0 * static_cast<double>(rows * dim);
   bench.time("silu_gate forward  [4096, 768]", 3 * bytes, 0, forward);
   bench.time("silu_gate backward [4096, 768]", 5 * bytes, 0, backward);
+
+  const auto narrow = [](std::size_t size) { return std::vector<BFloat16>(size, to_bfloat16(0.5F)); };
+  auto packed_narrow = narrow(both.size());
+  auto gradients_narrow = narrow(both.size());
+  auto dy_narrow = narrow(dy.size());
+  auto y_narrow = narrow(dy.size());
+  const Tensor in(packed_narrow.data(), {rows, 2 * dim});
+  const Tensor out(gradients_narrow.data(), {rows, 2 * dim});
+  const Tensor again(y_narrow.data(), {rows, dim});
+  bench.time("silu_gate forward  [4096, 768], bf16", 1.5 * bytes, 0,
+             [&] { silu_gate_forward(bench.context(), in.column_range(0, dim), in.column_range(dim, dim), again); });
+  bench.time("silu_gate backward [4096, 768], bf16, with y", 3 * bytes, 0, [&] {
+    silu_gate_backward(bench.context(), in.column_range(0, dim), in.column_range(dim, dim), Tensor(dy_narrow.data(), {rows, dim}),
+                       out.column_range(0, dim), out.column_range(dim, dim), again);
+  });
 });
 
 }  // namespace

@@ -115,7 +115,8 @@ void matmul(const Matmul& op, const void* a, const void* b, void* c, const float
 }
 
 bool has_bfloat16_products() {
-  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  // Asked for each row of some ops: oneDNN takes its time to answer, and answers the same.
+  static const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
   return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
 }
 

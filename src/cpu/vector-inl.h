@@ -14,7 +14,19 @@
 #include <cstdint>
 #include <cstring>
 
-#include "megalodon/dtype.h"
+#include "cpu/matmul.h"
+
+#ifndef MEGALODON_CPU_VECTOR_COMMON_
+#define MEGALODON_CPU_VECTOR_COMMON_
+namespace megalodon {
+
+// A bfloat16 that the processor rounds to itself; subnormal values become zero.
+struct RoundedByProcessor : BFloat16 {};
+template <>
+struct DTypeOf<RoundedByProcessor> : DTypeOf<BFloat16> {};
+
+}  // namespace megalodon
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
@@ -98,10 +110,28 @@ HWY_INLINE void store(FloatVec v, BFloat16* p, std::int64_t n) {
   std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
 }
 
+#if HWY_TARGET == HWY_AVX3
+// The same by AVX512-BF16, which Debian's Highway has no name for. As assembler it needs no target attribute of its own; whoever
+// has such an element has looked whether the processor has the instruction (with_elements).
+HWY_INLINE void store(FloatVec v, RoundedByProcessor* p, std::int64_t n) {
+  const hn::Rebind<std::uint16_t, Floats> narrow;
+  hn::Vec<hn::Rebind<std::uint16_t, Floats>> rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded.raw) : "v"(v.raw));
+  auto* out = reinterpret_cast<std::uint16_t*>(p);
+  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(rounded, narrow, out);
+  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)];
+  hn::Store(rounded, narrow, lanes);
+  std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
+}
+#endif
+
 // Calls body(an element of the C++ type of `dtype`), which is F32 or BF16: rows of a tensor are handled by a template of their
 // element type, and this chooses the one. The ops have checked the dtype before.
 template <class Body>
 HWY_INLINE void with_elements(DType dtype, Body&& body) {
+#if HWY_TARGET == HWY_AVX3
+  if (dtype == DType::BF16 && has_bfloat16_products()) return body(RoundedByProcessor{});
+#endif
   if (dtype == DType::BF16) {
     body(BFloat16{});
   } else {

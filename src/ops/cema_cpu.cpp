@@ -320,7 +320,7 @@ void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, 
       if constexpr (std::is_same_v<Y, float>) {
         y.row<Y>(b)[channel] = static_cast<float>(total);
       } else {
-        y.row<Y>(b)[channel] = to_bfloat16(static_cast<float>(total));
+        y.row<Y>(b)[channel] = {to_bfloat16(static_cast<float>(total))};
       }
     }
   }
