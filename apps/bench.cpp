@@ -82,13 +82,14 @@ void BenchModel::add_flags(CLI::App* command) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->default_str("f32")
       ->type_name("f32|bf16");
+  command->add_flag("--map", map, "Read bfloat16 weights of --model from the mapped file");
   command->add_flag("--json", json, "Print JSON");
   add_threads_flag(command, threads);
 }
 
 std::unique_ptr<Megalodon> BenchModel::load(Precision precision) const {
   if (dtype == DType::F32) precision = Precision::F32;
-  if (!folder.empty()) return load_model(folder, precision);
+  if (!folder.empty()) return load_model(folder, {precision, map});
   auto model = std::make_unique<Megalodon>(config_named(preset), precision);
   model->initialize(1);
   return model;

@@ -20,6 +20,7 @@ struct BenchModel {
   std::string folder;  // takes the place of the preset
   DType dtype = DType::F32;
   int threads = 0;
+  bool map = false;
   bool json = false;
 
   void add_flags(CLI::App* command);

@@ -103,50 +103,73 @@ void prefill(const Options& options) {
   print_profile(profile, seconds, 1);
 }
 
-struct Decoded {
-  std::int64_t context = 0;  // of the first sequence
+// Sequences that are being written, and what that took so far.
+struct Decoding {
+  std::int64_t context = 0;  // of the first sequence, at the start
+  ModelState state;
+  std::vector<std::int32_t> last;  // the token that each sequence ends with
   double seconds = 0;
   Profile profile;
 };
 
-// Decodes options.tokens tokens of each sequence, greedily. The sequences stand at different positions, a few tokens apart.
-Decoded decode_after(Context& ctx, const Options& options, const Megalodon& model, std::int64_t context, ModelState& first,
-                     Inference& reader) {
+// options.batch sequences: `first` after it has read on to `context` tokens, and others a few tokens further each.
+Decoding decoding_after(const Options& options, const Megalodon& model, std::int64_t context, ModelState& first,
+                        Inference& reader) {
+  std::vector<float> values(static_cast<std::size_t>(model.config().outputs()));
+  const Tensor logits(values.data(), {1, model.config().outputs()});
+  std::vector<std::int32_t> prompt = random_tokens(model, context - first.positions.data<std::int64_t>()[0]);
+  read(reader, prompt, first, logits);
+  Decoding decoding{context, ModelState(model.config(), options.batch, model.dtype()), {}, 0, {}};
+  decoding.last.resize(static_cast<std::size_t>(options.batch), 1);
+  ModelState other(model.config(), 1, model.dtype());
+  other.copy_sequence(0, first, 0);
+  decoding.state.copy_sequence(0, other, 0);
+  for (std::int64_t b = 1; b < options.batch; ++b) {
+    std::vector<std::int32_t> more = random_tokens(model, 3);
+    read(reader, more, other, logits);
+    decoding.state.copy_sequence(b, other, 0);
+  }
+  return decoding;
+}
+
+// Writes `tokens` tokens of each sequence, greedily.
+void write(Context& ctx, Inference& inference, const Tensor& logits, std::int64_t tokens, Decoding& decoding) {
+  const std::int64_t batch = logits.rows();
+  ctx.set_profile(&decoding.profile);
+  const auto start = std::chrono::steady_clock::now();
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    inference.last_logits(Tensor(decoding.last.data(), {batch, 1}), decoding.state, logits);
+    for (std::int64_t b = 0; b < batch; ++b) {
+      const float* row = logits.row<float>(b);
+      decoding.last[static_cast<std::size_t>(b)] = static_cast<std::int32_t>(std::max_element(row, row + logits.cols()) - row);
+    }
+  }
+  decoding.seconds += seconds_since(start);
+  ctx.set_profile(nullptr);
+}
+
+// All of them in turns, so that what disturbs the machine disturbs all alike.
+std::vector<Decoding> decode_in_turns(Context& ctx, const Options& options, const Megalodon& model) {
+  std::vector<Decoding> all;
+  {
+    Inference reader(ctx, model, 1, reading_window(model.config()));
+    ModelState first(model.config(), 1, model.dtype());
+    for (const std::int64_t context : options.contexts) all.push_back(decoding_after(options, model, context, first, reader));
+  }
   const std::int64_t outputs = model.config().outputs();
   std::vector<float> values(static_cast<std::size_t>(options.batch * outputs));
   const Tensor logits(values.data(), {options.batch, outputs});
-  ModelState state(model.config(), options.batch, model.dtype());
-  // `first` goes on from where the context before ended; the others read a few tokens more each.
-  std::vector<std::int32_t> prompt = random_tokens(model, context - first.positions.data<std::int64_t>()[0]);
-  read(reader, prompt, first, logits.row_range(0, 1));
-  ModelState other(model.config(), 1, model.dtype());
-  other.copy_sequence(0, first, 0);
-  for (std::int64_t b = 0; b < options.batch; ++b) {
-    state.copy_sequence(b, other, 0);
-    if (b + 1 == options.batch) break;
-    std::vector<std::int32_t> more = random_tokens(model, 3);
-    read(reader, more, other, logits.row_range(b + 1, 1));
-  }
   Inference inference(ctx, model, options.batch, 1);
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(options.batch), 1);
-  Decoded decoded;
-  decoded.context = context;
-  std::chrono::steady_clock::time_point start;
-  constexpr int kWarm = 2;
-  for (std::int64_t i = -kWarm; i < options.tokens; ++i) {
-    if (i == 0) {
-      ctx.set_profile(&decoded.profile);
-      start = std::chrono::steady_clock::now();
-    }
-    inference.last_logits(Tensor(tokens.data(), {options.batch, 1}), state, logits);
-    for (std::int64_t b = 0; b < options.batch; ++b) {
-      const float* row = logits.row<float>(b);
-      tokens[static_cast<std::size_t>(b)] = static_cast<std::int32_t>(std::max_element(row, row + outputs) - row);
-    }
+  for (Decoding& decoding : all) {
+    write(ctx, inference, logits, 1, decoding);  // warms up
+    decoding.seconds = 0;
+    decoding.profile.clear();
   }
-  decoded.seconds = seconds_since(start);
-  ctx.set_profile(nullptr);
-  return decoded;
+  constexpr std::int64_t kTurn = 4;  // tokens
+  for (std::int64_t done = 0; done < options.tokens; done += kTurn) {
+    for (Decoding& decoding : all) write(ctx, inference, logits, std::min(kTurn, options.tokens - done), decoding);
+  }
+  return all;
 }
 
 void decode(const Options& options) {
@@ -156,23 +179,25 @@ void decode(const Options& options) {
   Context ctx(options.threads);
   MeasuredCeilings ceilings(ctx);
   const auto model = options.load(Precision::BF16);
-  Inference reader(ctx, *model, 1, reading_window(model->config()));
-  ModelState first(model->config(), 1, model->dtype());
-  std::vector<Decoded> all;
-  for (const std::int64_t context : options.contexts) all.push_back(decode_after(ctx, options, *model, context, first, reader));
+  const std::vector<Decoding> all = decode_in_turns(ctx, options, *model);
   ceilings.remeasure();
   const double bytes = weight_bytes(*model);
-  Json report = {{"model", options.name()},     {"dtype", options.dtype_name()}, {"parameters", model->layout().total()},
-                 {"batch", options.batch},      {"tokens", options.tokens},      {"weight_bytes", bytes},
-                 {"state_bytes", first.bytes()}};
+  Json report = {{"model", options.name()},
+                 {"dtype", options.dtype_name()},
+                 {"parameters", model->layout().total()},
+                 {"batch", options.batch},
+                 {"tokens", options.tokens},
+                 {"weight_bytes", bytes},
+                 {"state_bytes", all.front().state.bytes() / static_cast<std::size_t>(options.batch)}};
   ceilings.add_to(report);
   if (!options.json) {
     ceilings.print();
     std::cout << "model      " << options.name() << ", " << with_commas(model->layout().total()) << " parameters, "
               << options.dtype_name() << ": " << format_bytes(bytes) << " of weights a token, "
-              << format_bytes(static_cast<double>(first.bytes())) << " of state a sequence\n";
+              << format_bytes(static_cast<double>(all.front().state.bytes()) / static_cast<double>(options.batch))
+              << " of state a sequence\n";
   }
-  for (const Decoded& d : all) {
+  for (const Decoding& d : all) {
     const double step = d.seconds / static_cast<double>(options.tokens);
     const double rate = bytes / step;
     const double share = rate / ceilings.best().read;

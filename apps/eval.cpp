@@ -24,7 +24,7 @@ struct Options {
   EvaluateOptions evaluate;
   bool json = false;
   int threads = 0;
-  std::optional<Precision> precision;
+  LoadOptions load;
 };
 
 void print_json(const Options& options, const LoadedModel& loaded, const Evaluator& evaluator, double seconds) {
@@ -63,7 +63,7 @@ void print_text(const Options& options, const LoadedModel& loaded, const Evaluat
 
 void run(const Options& options) {
   Context ctx(options.threads);
-  const LoadedModel loaded = model_of(options.model, options.precision);
+  const LoadedModel loaded = model_of(options.model, options.load);
   Evaluator evaluator(ctx, *loaded.model, *loaded.tokenizer, options.evaluate);
   double seconds = 0;
   for (const std::string& path : options.data) {
@@ -94,7 +94,7 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str()
       ->type_name("N");
   command->add_flag("--json", options->json, "Print JSON");
-  add_dtype_flag(command, options->precision);
+  add_load_flags(command, options->load);
   add_threads_flag(command, options->threads);
   command->footer("\nExample:\n  megalodon eval runs/first --data data --context 512");
   command->callback([options] { run(*options); });

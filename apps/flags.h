@@ -5,10 +5,9 @@
 #include <charconv>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <string>
 
-#include "model/megalodon.h"
+#include "model/model_folder.h"
 
 namespace megalodon::apps {
 
@@ -37,17 +36,19 @@ inline void add_seed_flag(CLI::App* command, std::uint64_t& seed, const char* he
       ->type_name("N");
 }
 
-// auto: what the model's file holds, where this processor multiplies it.
-inline void add_dtype_flag(CLI::App* command, std::optional<Precision>& precision) {
-  const auto set = [&precision](const std::string& text) {
-    precision.reset();
-    if (text == "f32") precision = Precision::F32;
-    if (text == "bf16") precision = Precision::BF16;
+// How a model is loaded.
+inline void add_load_flags(CLI::App* command, LoadOptions& options) {
+  const auto set = [&options](const std::string& text) {
+    options.precision.reset();
+    if (text == "f32") options.precision = Precision::F32;
+    if (text == "bf16") options.precision = Precision::BF16;
   };
   command->add_option_function<std::string>("--dtype", set, "What to compute in; auto: what the model's file holds")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->default_str("auto")
       ->type_name("auto|f32|bf16");
+  command->add_flag("--map", options.map,
+                    "Read bfloat16 weights from the mapped file: starts at once in less memory, runs slower");
 }
 
 }  // namespace megalodon::apps

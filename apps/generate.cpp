@@ -33,7 +33,7 @@ struct Options {
   GenerateOptions generate;
   bool stats = false;
   int threads = 0;
-  std::optional<Precision> precision;
+  LoadOptions load;
 };
 
 double resident_bytes() {
@@ -118,7 +118,7 @@ void print_speed(const char* what, std::int64_t tokens, double seconds) {
 void run(const Options& options) {
   options.generate.sampler.validate();  // before the model is loaded
   Context ctx(options.threads);
-  const LoadedModel loaded = model_of(options.model, options.precision);
+  const LoadedModel loaded = model_of(options.model, options.load);
   Generator generator(ctx, *loaded.model, loaded.tokenizer->vocab_size());
   const auto start = Clock::now();
   read_prompt(options, generator, *loaded.tokenizer);
@@ -174,7 +174,7 @@ void add_generate_command(CLI::App& app) {
   command->add_flag_callback(
       "--ignore-eos", [options] { options->generate.stop_at_eos = false; }, "Go on past the tokenizer's end-of-sequence token");
   command->add_flag("--stats", options->stats, "Say on stderr how fast it was and what it kept in memory");
-  add_dtype_flag(command, options->precision);
+  add_load_flags(command, options->load);
   add_threads_flag(command, options->threads);
   command->footer("\nExample:\n  megalodon generate runs/first --prompt \"It was\" --max-tokens 200 --temperature 0.8 --seed 1");
   command->callback([options] { run(*options); });

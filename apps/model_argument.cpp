@@ -17,8 +17,8 @@ void say_what_is_damaged(const std::vector<std::string>& damaged, const std::str
 
 }  // namespace
 
-LoadedModel model_of(const std::string& argument, std::optional<Precision> precision) {
-  LoadedModel loaded = load_model_with_tokenizer(argument, precision);
+LoadedModel model_of(const std::string& argument, const LoadOptions& options) {
+  LoadedModel loaded = load_model_with_tokenizer(argument, options);
   say_what_is_damaged(loaded.damaged, loaded.folder);
   return loaded;
 }

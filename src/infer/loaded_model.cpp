@@ -76,12 +76,12 @@ ResolvedModel resolve_model(const std::string& path) {
               "Give a model folder, or a run folder that has saved a checkpoint");
 }
 
-LoadedModel load_model_with_tokenizer(const std::string& path, std::optional<Precision> precision) {
+LoadedModel load_model_with_tokenizer(const std::string& path, const LoadOptions& options) {
   LoadedModel loaded;
   ResolvedModel resolved = resolve_model(path);
   loaded.folder = std::move(resolved.folder);
   loaded.damaged = std::move(resolved.damaged);
-  loaded.model = load_model(loaded.folder, precision);
+  loaded.model = load_model(loaded.folder, options);
   loaded.tokenizer = load_tokenizer(loaded.folder);
   const std::int64_t vocab = loaded.model->config().vocab_size;
   if (loaded.tokenizer->vocab_size() > vocab) {

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "io/tokenizer.h"
 #include "model/megalodon.h"
+#include "model/model_folder.h"
 
 namespace megalodon {
 
@@ -31,7 +31,6 @@ struct LoadedModel {
 
 // Throws what resolve_model, load_model and load_tokenizer throw, and Error(Mismatch) for a tokenizer of more tokens than the
 // model's vocabulary has. (Fewer are in order: vocabularies get padded.)
-// precision: as for load_model.
-LoadedModel load_model_with_tokenizer(const std::string& path, std::optional<Precision> precision = {});
+LoadedModel load_model_with_tokenizer(const std::string& path, const LoadOptions& options = {});
 
 }  // namespace megalodon

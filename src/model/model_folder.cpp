@@ -102,13 +102,14 @@ ModelConfig load_config(const std::string& folder) {
   return config_from_json(read_text_file(path, kMaxConfigBytes), path);
 }
 
-std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision) {
+std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options) {
   const ModelConfig config = load_config(folder);
   const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
-  if (!precision) precision = stored_precision(file);
-  const Tensor matrices = precision == Precision::BF16 ? matrices_in(file, ParameterLayout(config)) : Tensor();
+  const Precision precision = options.precision ? *options.precision : stored_precision(file);
+  const bool map = options.map && precision == Precision::BF16;
+  const Tensor matrices = map ? matrices_in(file, ParameterLayout(config)) : Tensor();
   auto model = matrices ? std::make_unique<Megalodon>(config, matrices, std::make_shared<const SafetensorsFile>(file))
-                        : std::make_unique<Megalodon>(config, *precision);
+                        : std::make_unique<Megalodon>(config, precision);
   read_parameters(*model, file, "");
   return model;
 }

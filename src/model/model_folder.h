@@ -21,10 +21,16 @@ std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for.
-// The file's tensors may be F32 or BF16, whatever `precision` is. Without one it is that of the file's matrices: BF16 where they
-// are and this processor multiplies it, else F32. With BF16 a file that holds them as save_model() writes them stays mapped, and
-// is read when the matrices are first used: it must not be cut short by others as long as the model lives.
-std::unique_ptr<Megalodon> load_model(const std::string& folder, std::optional<Precision> precision = {});
+// The file's tensors may be F32 or BF16, whatever the precision is.
+struct LoadOptions {
+  // None: that of the file's matrices, BF16 where they are and this processor multiplies it, else F32.
+  std::optional<Precision> precision = {};
+  // BF16 matrices that the file holds as save_model() writes them are read where they lie in it, when they are first used: no
+  // memory, no time to load. The file must not be cut short by others as long as the model lives. Otherwise they are copied into
+  // memory of huge pages, from which they are read faster.
+  bool map = false;
+};
+std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options = {});
 ModelConfig load_config(const std::string& folder);
 
 // Fills the model's parameters from the tensors named `prefix` + parameter name. Names that begin otherwise are passed over; the

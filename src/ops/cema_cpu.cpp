@@ -257,14 +257,21 @@ template <class X, class Y>
 void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, const Tensor& y) {
   const hn::Rebind<float, Doubles> narrow;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(kDoubles));
-  HWY_ALIGN double theta[kChannels];
+  HWY_ALIGN double theta[kChannels] = {};
+  HWY_ALIGN double cosines[kChannels];
+  HWY_ALIGN double sines[kChannels];
   cema_sigmoids(op.theta + op.first, theta, op.channels);
+  for (std::int64_t c = 0; c < kChannels; c += lanes) {
+    const DoubleVec angle = hn::Mul(hn::Set(kDoubles, op.turn), at(theta + c));
+    put(hn::Cos(kDoubles, angle), cosines + c);
+    put(hn::Sin(kDoubles, angle), sines + c);
+  }
   for (std::int64_t c = 0; c < op.channels; ++c) {
     const std::int64_t channel = op.first + c;
     const std::int64_t from = channel * op.order;
     // exp(i n angle), by multiplication: one vector step by step, the others from the one before.
-    const double cosine = std::cos(op.turn * theta[c]);
-    const double sine = std::sin(op.turn * theta[c]);
+    const double cosine = cosines[c];
+    const double sine = sines[c];
     HWY_ALIGN double powers[2][8];
     double real = 1;
     double imag = 0;

@@ -337,8 +337,10 @@ class HappyPath(CliTest):
         self.assertNotEqual(nats(wide), nats(wide, "--dtype", "bf16"))
         self.assertEqual(nats(narrow), nats(wide, "--dtype", "bf16"))
         self.assertAlmostEqual(nats(narrow), nats(wide), delta=0.01)
-        text = [self.ok("generate", model, "--prompt", "It", "--max-tokens", 40, "--dtype", "bf16") for model in (narrow, wide)]
-        self.assertEqual(*text)
+        text = [self.ok("generate", *model, "--prompt", "It", "--max-tokens", 40, "--dtype", "bf16")
+                for model in ((narrow,), (wide,), (narrow, "--map"))]
+        self.assertEqual(text[0], text[1])
+        self.assertEqual(text[0], text[2])
 
 
 class WrongUse(CliTest):
