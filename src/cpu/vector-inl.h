@@ -162,11 +162,12 @@ HWY_INLINE FloatVec exponential(FloatVec x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(kFloats, -87.0F)), hn::BitCast(kFloats, scaled));
 }
 
-// 1 / (1 + exp(-x)); 0 below -88, where it is less than 1e-38.
+// 1 / (1 + exp(-x)); 0 below -88, where it is less than 1e-38. A NaN stays one: of two, Min gives the second where they do not
+// compare.
 HWY_INLINE FloatVec sigmoid(FloatVec x) {
   const FloatVec one = hn::Set(kFloats, 1.0F);
   const FloatVec limit = hn::Set(kFloats, 88.0F);
-  const FloatVec r = hn::Div(one, hn::Add(one, exponential(hn::Min(hn::Neg(x), limit))));
+  const FloatVec r = hn::Div(one, hn::Add(one, exponential(hn::Min(limit, hn::Neg(x)))));
   return hn::IfThenZeroElse(hn::Lt(x, hn::Neg(limit)), r);
 }
 

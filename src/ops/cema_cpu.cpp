@@ -261,6 +261,21 @@ void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, 
   HWY_ALIGN double cosines[kChannels];
   HWY_ALIGN double sines[kChannels];
   cema_sigmoids(op.theta + op.first, theta, op.channels);
+  // For bfloat16 the sigmoids of alpha, then those of delta, in float32: 1 - p d is as exact as its two factors.
+  constexpr bool kNarrow = !std::is_same_v<Y, float>;
+  float* const gates = reinterpret_cast<float*>(group.d);
+  const std::int64_t states = op.channels * op.order;
+  if constexpr (kNarrow) {
+    const std::int64_t first = op.first * op.order;
+    for_each_vector(states, [&](std::int64_t i, std::int64_t n) {
+      store(sigmoid(load(op.alpha + first + i, n)), gates + i, n);
+      store(sigmoid(load(op.delta + first + i, n)), gates + states + i, n);
+    });
+  }
+  const auto gate = [&](const float* parameter, const float* narrow_gates, std::int64_t i) HWY_ATTR {
+    if constexpr (kNarrow) return hn::PromoteTo(kDoubles, hn::LoadU(narrow, narrow_gates + i));
+    return cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, parameter + op.first * op.order + i)));
+  };
   for (std::int64_t c = 0; c < kChannels; c += lanes) {
     const DoubleVec angle = hn::Mul(hn::Set(kDoubles, op.turn), at(theta + c));
     put(hn::Cos(kDoubles, angle), cosines + c);
@@ -287,8 +302,8 @@ void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, 
     DoubleVec er = at(powers[0]);
     DoubleVec ei = at(powers[1]);
     for (std::int64_t n = 0; n < op.order; n += lanes) {
-      const DoubleVec p = cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, op.alpha + from + n)));
-      const DoubleVec d = cema_sigmoid(hn::PromoteTo(kDoubles, hn::LoadU(narrow, op.delta + from + n)));
+      const DoubleVec p = gate(op.alpha, gates, c * op.order + n);
+      const DoubleVec d = gate(op.delta, gates + states, c * op.order + n);
       const DoubleVec modulus = hn::NegMulAdd(p, d, hn::Set(kDoubles, 1.0));
       hn::Vec<hn::Rebind<float, Doubles>> gr, gi;
       hn::LoadInterleaved2(narrow, op.gamma + 2 * (from + n), gr, gi);
