@@ -16,8 +16,8 @@ namespace megalodon {
 
 class ReferenceModel : public GoldenModel {
  public:
-  ReferenceModel(ModelConfig config, reference::Parameters parameters, reference::Rounding rounding)
-      : model_{std::move(config), std::move(parameters), rounding} {}
+  ReferenceModel(const ModelConfig& config, reference::Parameters parameters, reference::Rounding rounding)
+      : model_{config, std::move(parameters), rounding} {}
 
   // Reads param.* of X.safetensors.
   static MakeGoldenModel rounding(reference::Rounding rounding) {
