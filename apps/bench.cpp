@@ -95,6 +95,14 @@ std::unique_ptr<Megalodon> BenchModel::load(Precision precision) const {
   return model;
 }
 
+Json BenchModel::about(const Megalodon& model) const {
+  return {{"model", name()}, {"dtype", dtype_name()}, {"parameters", model.layout().total()}};
+}
+
+std::string BenchModel::title(const Megalodon& model) const {
+  return name() + ", " + with_commas(model.layout().total()) + " parameters, " + dtype_name();
+}
+
 void MeasuredCeilings::remeasure() {
   const cpu::Ceilings again = cpu::measure_ceilings(ctx_);
   for (double cpu::Ceilings::*ceiling :

@@ -27,6 +27,10 @@ struct BenchModel {
   std::string name() const { return folder.empty() ? preset : folder; }
   // With random parameters for a preset. `precision` is what dtype BF16 means.
   std::unique_ptr<Megalodon> load(Precision precision) const;
+  const char* dtype_name() const { return dtype == DType::BF16 ? "bf16" : "f32"; }
+  // What every report begins with: as JSON, and as the end of the line `model`.
+  Json about(const Megalodon& model) const;
+  std::string title(const Megalodon& model) const;
 };
 
 // The machine's ceilings, measured when made and again by remeasure(): the larger of the two counts, so that a moment in which

@@ -18,8 +18,6 @@ struct Options : BenchModel {
   std::int64_t length = 4096;                 // of the prompt
   std::int64_t tokens = 64;                   // to decode
   std::vector<std::int64_t> contexts = {64};  // read before them
-
-  std::string dtype_name() const { return dtype == DType::BF16 ? "bf16" : "f32"; }
 };
 
 // What a token reads of the parameters: all but the table of embeddings, of which it reads a row, unless it is the output too.
@@ -80,10 +78,8 @@ void prefill(const Options& options) {
   const double rate = 2 * static_cast<double>(model->layout().total()) * per_second;
   const double share = rate / ceilings.best().products(options.dtype);
   if (options.json) {
-    Json report = {{"model", options.name()},
-                   {"dtype", options.dtype_name()},
-                   {"parameters", model->layout().total()},
-                   {"length", options.length}};
+    Json report = options.about(*model);
+    report["length"] = options.length;
     ceilings.add_to(report);
     report["seconds"] = seconds;
     report["tokens_per_second"] = per_second;
@@ -94,12 +90,11 @@ void prefill(const Options& options) {
     return;
   }
   ceilings.print();
-  std::cout << "model      " << options.name() << ", " << with_commas(model->layout().total()) << " parameters, "
-            << options.dtype_name() << "\n"
+  std::cout << "model      " << options.title(*model) << "\n"
             << "prompt     " << with_commas(options.length) << " tokens in blocks of " << inference.length() << "\n"
             << format("time       %.2f s, %.1f tokens/s\n", seconds, per_second)
             << format("rate       %.1f GFLOP/s as 2 x parameters x tokens: %.1f %% of the %s product\n", rate / 1e9, 100 * share,
-                      options.dtype_name().c_str());
+                      options.dtype_name());
   print_profile(profile, seconds, 1);
 }
 
@@ -182,20 +177,17 @@ void decode(const Options& options) {
   const std::vector<Decoding> all = decode_in_turns(ctx, options, *model);
   ceilings.remeasure();
   const double bytes = weight_bytes(*model);
-  Json report = {{"model", options.name()},
-                 {"dtype", options.dtype_name()},
-                 {"parameters", model->layout().total()},
-                 {"batch", options.batch},
-                 {"tokens", options.tokens},
-                 {"weight_bytes", bytes},
-                 {"state_bytes", all.front().state.bytes() / static_cast<std::size_t>(options.batch)}};
+  const std::size_t state_bytes = all.front().state.bytes() / static_cast<std::size_t>(options.batch);
+  Json report = options.about(*model);
+  report["batch"] = options.batch;
+  report["tokens"] = options.tokens;
+  report["weight_bytes"] = bytes;
+  report["state_bytes"] = state_bytes;
   ceilings.add_to(report);
   if (!options.json) {
     ceilings.print();
-    std::cout << "model      " << options.name() << ", " << with_commas(model->layout().total()) << " parameters, "
-              << options.dtype_name() << ": " << format_bytes(bytes) << " of weights a token, "
-              << format_bytes(static_cast<double>(all.front().state.bytes()) / static_cast<double>(options.batch))
-              << " of state a sequence\n";
+    std::cout << "model      " << options.title(*model) << ": " << format_bytes(bytes) << " of weights a token, "
+              << format_bytes(static_cast<double>(state_bytes)) << " of state a sequence\n";
   }
   for (const Decoding& d : all) {
     const double step = d.seconds / static_cast<double>(options.tokens);

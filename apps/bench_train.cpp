@@ -66,17 +66,14 @@ void train(const Options& options) {
   const auto model = options.load(Precision::BF16WithMaster);
   const Step step = median_step(ctx, options, *model);
   ceilings.remeasure();
-  const std::string dtype = options.dtype == DType::BF16 ? "bf16" : "f32";
   const auto tokens = static_cast<double>(options.batch * options.length);
   const double rate = 6 * static_cast<double>(model->layout().total()) * tokens / step.seconds;
   const double share = rate / ceilings.best().products(options.dtype);
   const double outside = share_outside_products(step.profile, step.seconds);
   if (options.json) {
-    Json report = {{"model", options.name()},
-                   {"dtype", dtype},
-                   {"parameters", model->layout().total()},
-                   {"batch", options.batch},
-                   {"length", options.length}};
+    Json report = options.about(*model);
+    report["batch"] = options.batch;
+    report["length"] = options.length;
     ceilings.add_to(report);
     report["step_seconds"] = step.seconds;
     report["optimizer_seconds"] = step.optimizer;
@@ -89,12 +86,12 @@ void train(const Options& options) {
     return;
   }
   ceilings.print();
-  std::cout << "model      " << options.name() << ", " << with_commas(model->layout().total()) << " parameters, " << dtype << "\n"
+  std::cout << "model      " << options.title(*model) << "\n"
             << "window     " << options.batch << " x " << options.length << " tokens\n"
             << format("step       %.1f ms: forward and backward %.1f, clip and AdamW %.1f (the median of %d)\n",
                       1e3 * step.seconds, 1e3 * (step.seconds - step.optimizer), 1e3 * step.optimizer, options.steps)
             << format("rate       %.0f tokens/s, %.1f GFLOP/s as 6 x parameters x tokens: %.1f %% of the %s product\n",
-                      tokens / step.seconds, rate / 1e9, 100 * share, dtype.c_str())
+                      tokens / step.seconds, rate / 1e9, 100 * share, options.dtype_name())
             << format("outside    %.1f %% of the step is neither products nor attention\n", 100 * outside);
   print_profile(step.profile, step.seconds, 1);
 }

@@ -1,4 +1,4 @@
-option(MEGALODON_BUILD_TESTS "Build the tests and the benchmarks" ON)
+option(MEGALODON_BUILD_TESTS "Build the tests" ON)
 option(MEGALODON_WERROR "Treat warnings as errors" ON)
 set(MEGALODON_SANITIZE "" CACHE STRING "Sanitizers to build with: address,undefined or thread")
 

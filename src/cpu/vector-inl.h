@@ -93,35 +93,34 @@ HWY_INLINE void store(FloatVec v, float* p, std::int64_t n) {
 #endif
 }
 
-// The same, rounded to the nearest bfloat16, ties to even; a NaN stays one.
+// The first n of as many bfloat16 values as kFloats has lanes, given as their bits, and nothing else.
+using BFloat16Bits = hn::Rebind<std::uint16_t, Floats>;
+HWY_INLINE void store_bits(hn::Vec<BFloat16Bits> bits, BFloat16* p, std::int64_t n) {
+  constexpr BFloat16Bits narrow{};
+  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(bits, narrow, reinterpret_cast<std::uint16_t*>(p));
+  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)];
+  hn::Store(bits, narrow, lanes);
+  std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
+}
+
+// The same of floats, rounded to the nearest bfloat16, ties to even; a NaN stays one.
 HWY_INLINE void store(FloatVec v, BFloat16* p, std::int64_t n) {
-  const hn::Rebind<std::uint16_t, Floats> narrow;
   const hn::RebindToUnsigned<Floats> wide;
   const auto bits = hn::BitCast(wide, v);
   const auto upper = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(upper, hn::Set(wide, 1));
   const auto nearest = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(wide, 0x7FFF))));
   const auto is_nan = hn::RebindMask(wide, hn::IsNaN(v));
-  const auto rounded = hn::TruncateTo(narrow, hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(wide, 0x40)), nearest));
-  auto* out = reinterpret_cast<std::uint16_t*>(p);
-  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(rounded, narrow, out);
-  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)];
-  hn::Store(rounded, narrow, lanes);
-  std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
+  store_bits(hn::TruncateTo(BFloat16Bits(), hn::IfThenElse(is_nan, hn::Or(upper, hn::Set(wide, 0x40)), nearest)), p, n);
 }
 
 #if HWY_TARGET == HWY_AVX3
 // The same by AVX512-BF16, which Debian's Highway has no name for. As assembler it needs no target attribute of its own; whoever
 // has such an element has looked whether the processor has the instruction (with_elements).
 HWY_INLINE void store(FloatVec v, RoundedByProcessor* p, std::int64_t n) {
-  const hn::Rebind<std::uint16_t, Floats> narrow;
-  hn::Vec<hn::Rebind<std::uint16_t, Floats>> rounded;
+  hn::Vec<BFloat16Bits> rounded;
   asm("vcvtneps2bf16 %1, %0" : "=v"(rounded.raw) : "v"(v.raw));
-  auto* out = reinterpret_cast<std::uint16_t*>(p);
-  if (n == static_cast<std::int64_t>(hn::Lanes(kFloats))) return hn::StoreU(rounded, narrow, out);
-  HWY_ALIGN std::uint16_t lanes[hn::MaxLanes(kFloats)];
-  hn::Store(rounded, narrow, lanes);
-  std::memcpy(p, lanes, static_cast<std::size_t>(n) * sizeof *p);
+  store_bits(rounded, p, n);
 }
 #endif
 

@@ -19,9 +19,6 @@ void save_model(const Megalodon& model, const std::string& folder);
 // Writes the parameters alone to `path`, and returns the file's checksum. Not atomic.
 std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
-// Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
-// that is missing, extra or of another shape or dtype than config.json asks for.
-// The file's tensors may be F32 or BF16, whatever the precision is.
 struct LoadOptions {
   // None: that of the file's matrices, BF16 where they are and this processor multiplies it, else F32.
   std::optional<Precision> precision = {};
@@ -30,6 +27,10 @@ struct LoadOptions {
   // memory of huge pages, from which they are read faster.
   bool map = false;
 };
+
+// Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
+// that is missing, extra or of another shape or dtype than config.json asks for. The file's tensors may be F32 or BF16, whatever
+// the precision is.
 std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options = {});
 ModelConfig load_config(const std::string& folder);
 

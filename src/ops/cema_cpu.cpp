@@ -307,11 +307,11 @@ void step_channels(const CemaStep& op, const CemaGroup& group, const Tensor& x, 
       const DoubleVec modulus = hn::NegMulAdd(p, d, hn::Set(kDoubles, 1.0));
       hn::Vec<hn::Rebind<float, Doubles>> gr, gi;
       hn::LoadInterleaved2(narrow, op.gamma + 2 * (from + n), gr, gi);
-      hn::StoreU(p, kDoubles, group.p + n);
-      hn::StoreU(hn::Mul(modulus, er), kDoubles, group.qr + n);
-      hn::StoreU(hn::Mul(modulus, ei), kDoubles, group.qi + n);
-      hn::StoreU(hn::Mul(hn::PromoteTo(kDoubles, gr), hn::Set(kDoubles, op.scale)), kDoubles, group.cr + n);
-      hn::StoreU(hn::Mul(hn::PromoteTo(kDoubles, gi), hn::Set(kDoubles, op.scale)), kDoubles, group.ci + n);
+      put(p, group.p + n);
+      put(hn::Mul(modulus, er), group.qr + n);
+      put(hn::Mul(modulus, ei), group.qi + n);
+      put(hn::Mul(hn::PromoteTo(kDoubles, gr), hn::Set(kDoubles, op.scale)), group.cr + n);
+      put(hn::Mul(hn::PromoteTo(kDoubles, gi), hn::Set(kDoubles, op.scale)), group.ci + n);
       const DoubleVec next = hn::NegMulAdd(ei, ahead_i, hn::Mul(er, ahead_r));
       ei = hn::MulAdd(er, ahead_i, hn::Mul(ei, ahead_r));
       er = next;
