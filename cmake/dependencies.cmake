@@ -17,6 +17,12 @@ target_compile_definitions(hwy_targets INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE
                            HWY_DISABLE_PCLMUL_AES)
 add_library(hwy::hwy ALIAS hwy_targets)
 
+set(MEGALODON_CUDA_LIBRARIES "")
+if(MEGALODON_CUDA)
+  find_package(CUDAToolkit 12 REQUIRED)
+  set(MEGALODON_CUDA_LIBRARIES CUDA::cudart_static CUDA::cublasLt)
+endif()
+
 if(MEGALODON_BUILD_TESTS)
   find_package(GTest REQUIRED)
 endif()

@@ -1,8 +1,14 @@
 # megalodon_layer(NAME DEPENDS layers and public libraries... PRIVATE libraries that stay out of its headers...)
-# One object library from all of src/NAME/*.cpp, so that a new file is part of its layer by being there.
+# One library from all of src/NAME/*.cpp, so that a new file is part of its layer by being there.
 function(megalodon_layer name)
   cmake_parse_arguments(arg "" "" "DEPENDS;PRIVATE" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)
+  # CUDA sources with CUDA, their stand-ins (x_stub.cpp) without.
+  if(MEGALODON_CUDA)
+    file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cu)
+    list(APPEND sources ${cuda_sources})
+    list(FILTER sources EXCLUDE REGEX "_stub\\.cpp$")
+  endif()
   if(NOT sources)
     message(FATAL_ERROR "src/${name} holds no source file")
   endif()

@@ -17,11 +17,12 @@ MAX_LINES = 800
 SRC = {
     "core": [],
     "cpu": ["core"],
+    "cuda": ["core"],
     "io": ["core"],
-    "ops": ["core", "cpu", "io"],
-    "model": ["core", "cpu", "io", "ops"],
-    "train": ["core", "cpu", "io", "ops", "model"],
-    "infer": ["core", "cpu", "io", "ops", "model"],
+    "ops": ["core", "cpu", "cuda", "io"],
+    "model": ["core", "cpu", "cuda", "io", "ops"],
+    "train": ["core", "cpu", "cuda", "io", "ops", "model"],
+    "infer": ["core", "cpu", "cuda", "io", "ops", "model"],
 }
 ALL = [*SRC]
 OUTSIDE = {
@@ -36,6 +37,11 @@ THIRD_PARTY = {
     "dnnl.h": ["cpu"],
     "dnnl_version.h": ["cpu", "apps"],
     "omp.h": ["cpu"],
+    "cublasLt.h": ["cuda"],
+    "cuda_runtime.h": ["cuda", "ops"],
+    "cuda_bf16.h": ["cuda", "ops"],
+    "cuda_pipeline.h": ["cuda", "ops"],
+    "mma.h": ["cuda", "ops"],
     "hwy": ["cpu", "ops", "train", "apps", "tests", "bench"],
     "nlohmann": ["io", "model", "train", "infer", "apps", "tests", "bench"],
     "sentencepiece_processor.h": ["io"],
@@ -115,7 +121,7 @@ def check_includes(path, layer, lines):
 
 def main():
     folders = ["include", "src", "apps", "reference", "tests", "bench"]
-    sources = sorted(p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".h", ".cpp"))
+    sources = sorted(p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
     for path in sources:
         layer = layer_of(path)
         if path.is_relative_to(ROOT / "tests" / "package"):

@@ -2,18 +2,23 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
+#include "core/accelerator.h"
 #include "megalodon/tensor.h"
 
 namespace megalodon {
 
-// An owned block of zeroed memory, aligned to 64 bytes (2 MiB with huge pages asked for, from 4 MiB on).
+// Where memory is to be: the host's for null.
+using AcceleratorPtr = std::shared_ptr<Accelerator>;
+
+// An owned block of zeroed memory; the host's is aligned to 64 bytes (2 MiB with huge pages asked for, from 4 MiB on).
 class Buffer {
  public:
   Buffer() = default;
   // Throws Error(OutOfMemory) naming `name` and the bytes.
-  Buffer(std::size_t bytes, const std::string& name);
+  Buffer(std::size_t bytes, const std::string& name, AcceleratorPtr accelerator = nullptr);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -22,20 +27,23 @@ class Buffer {
 
   std::byte* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
+  Device device() const noexcept { return accelerator_ ? accelerator_->device() : Device::Cpu; }
 
  private:
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  AcceleratorPtr accelerator_;
 };
 
-// Hands out consecutive 64-byte aligned pieces of one buffer. A counting arena hands out null tensors and adds up what they
-// would take, so the code that lays out an arena also sizes it: run it once on Arena::counter(), once on Arena(peak, name).
+// Hands out consecutive pieces of one buffer, each at a multiple of 256 bytes from its start. A counting arena hands out null
+// tensors and adds up what they would take, so the code that lays out an arena also sizes it: run it once on Arena::counter(),
+// once on Arena(peak, name).
 class Arena {
  public:
   // The counting arena.
   static Arena counter() { return Arena(); }
   // An arena of `bytes`; `name` stands in its errors ("activations", "workspace", ...).
-  Arena(std::size_t bytes, const std::string& name);
+  Arena(std::size_t bytes, const std::string& name, AcceleratorPtr accelerator = nullptr);
 
   // A contiguous tensor of unspecified content. Throws Error(OutOfMemory) saying which arena and how many bytes it lacks.
   Tensor allocate(DType dtype, const Shape& shape);

@@ -1,6 +1,9 @@
 // What an op needs besides its tensors: the device, its threads, and scratch memory.
 #pragma once
 
+#include <cstring>
+#include <utility>
+
 #include "core/buffer.h"
 #include "core/profile.h"
 #include "core/thread_pool.h"
@@ -12,14 +15,43 @@ class Context {
   // A CPU context. threads 0 means all processors. workspace_bytes is what the ops' x_workspace_bytes() add up to at most.
   explicit Context(int threads = 0, std::size_t workspace_bytes = 0)
       : threads_(threads), workspace_(workspace_bytes, "workspace") {}
+  // A context of an accelerator, whose tensors lie in its memory. `threads` are the host's, for what is done there.
+  explicit Context(AcceleratorPtr accelerator, int threads = 0, std::size_t workspace_bytes = 0)
+      : accelerator_(std::move(accelerator)), threads_(threads), workspace_(workspace_bytes, "workspace", accelerator_) {}
 
-  Device device() const noexcept { return Device::Cpu; }
+  Device device() const noexcept { return accelerator_ ? accelerator_->device() : Device::Cpu; }
+  // Null for a CPU context.
+  const AcceleratorPtr& accelerator() const noexcept { return accelerator_; }
   ThreadPool& threads() noexcept { return threads_; }
   // Scratch for the length of one op call; take it through an ArenaScope.
   Arena& workspace() noexcept { return workspace_; }
   // Makes the workspace at least `bytes` large. Not while scratch is in use.
   void reserve_workspace(std::size_t bytes) {
-    if (bytes > workspace_.size()) workspace_ = Arena(bytes, "workspace");
+    if (bytes > workspace_.size()) {
+      wait();
+      workspace_ = Arena(bytes, "workspace", accelerator_);
+    }
+  }
+
+  // Copies a contiguous tensor's elements; each of the two may be the host's or the context's.
+  void copy(const Tensor& from, const Tensor& to) {
+    if (accelerator_) {
+      accelerator_->copy(to.raw(), from.raw(), from.bytes());
+    } else {
+      std::memcpy(to.raw(), from.raw(), from.bytes());
+    }
+  }
+  // Sets all bytes of a contiguous tensor of the context to zero.
+  void zero(const Tensor& tensor) {
+    if (accelerator_) {
+      accelerator_->zero(tensor.raw(), tensor.bytes());
+    } else {
+      std::memset(tensor.raw(), 0, tensor.bytes());
+    }
+  }
+  // Returns when everything that was asked of the device is done.
+  void wait() {
+    if (accelerator_) accelerator_->wait();
   }
 
   // Where ops note the time they take; null, as at first, for nowhere. The profile must outlive its use.
@@ -27,6 +59,7 @@ class Context {
   void set_profile(Profile* profile) noexcept { profile_ = profile; }
 
  private:
+  AcceleratorPtr accelerator_;
   Profile* profile_ = nullptr;
   ThreadPool threads_;
   Arena workspace_;

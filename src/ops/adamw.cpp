@@ -20,15 +20,18 @@ void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient
   require_contiguous(m, DType::F32, shape, kName, "m");
   require_contiguous(v, DType::F32, shape, kName, "v");
   if (copy) require_contiguous(copy, DType::BF16, shape, kName, "copy");
-  dispatch(ctx, DType::F32, "adamw_step",
-           [&] { cpu::adamw_step(ctx, op, step, gradient_scale, parameters, gradients, m, v, copy); });
+  dispatch(
+      ctx, DType::F32, "adamw_step", [&] { cpu::adamw_step(ctx, op, step, gradient_scale, parameters, gradients, m, v, copy); },
+      [&] { cuda::adamw_step(ctx, op, step, gradient_scale, parameters, gradients, m, v, copy); });
 }
 
 double global_norm(Context& ctx, const Tensor& gradients) {
   constexpr const char* kNormName = "global_norm";
   require_contiguous(gradients, DType::F32, gradients.shape(), kNormName, "gradients");
   double norm = 0;
-  dispatch(ctx, DType::F32, "global_norm", [&] { norm = cpu::global_norm(ctx, gradients); });
+  dispatch(
+      ctx, DType::F32, "global_norm", [&] { norm = cpu::global_norm(ctx, gradients); },
+      [&] { norm = cuda::global_norm(ctx, gradients); });
   return norm;
 }
 

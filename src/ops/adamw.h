@@ -41,4 +41,10 @@ void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient
 double global_norm(Context& ctx, const Tensor& gradients);
 }  // namespace cpu
 
+namespace cuda {
+void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
+                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy);
+double global_norm(Context& ctx, const Tensor& gradients);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -33,7 +33,7 @@ void check(const Attention& op, const Tensor& positions, const Tensor& q, const 
 
 // Throws unless every position is fit for a window that may (or may not) begin inside a chunk.
 void check_positions(const Attention& op, const Tensor& positions, bool inside_chunk) {
-  if (!positions) return;
+  if (!positions || positions.device() != Device::Cpu) return;  // out of the host's sight: the model counts them
   for (std::int64_t b = 0; b < positions.numel(); ++b) {
     const std::int64_t position = positions.data<std::int64_t>()[b];
     if (position >= 0 && (inside_chunk || position % op.chunk == 0)) continue;
@@ -56,7 +56,9 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
     require_contiguous(state.v, q.dtype(), {batch, op.chunk, op.heads * op.v_head_dim}, kName, "state.v");
   }
   check_positions(op, positions, static_cast<bool>(state.k));
-  dispatch(ctx, q.dtype(), "attention_forward", [&] { cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved); });
+  dispatch(
+      ctx, q.dtype(), "attention_forward", [&] { cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved); },
+      [&] { cuda::attention_forward(ctx, op, positions, q, k, v, state, o, saved); });
 }
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
@@ -69,7 +71,9 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& positio
   require_tensor(dq, DType::F32, q.shape(), kName, "dq");
   require_tensor(dk, DType::F32, k.shape(), kName, "dk");
   require_tensor(dv, q.dtype(), v.shape(), kName, "dv");
-  dispatch(ctx, q.dtype(), "attention_backward", [&] { cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); });
+  dispatch(
+      ctx, q.dtype(), "attention_backward", [&] { cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); },
+      [&] { cuda::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); });
 }
 
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t /*length*/, int threads) {

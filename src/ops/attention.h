@@ -74,4 +74,11 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
 std::size_t attention_workspace_bytes(const Attention& op, int threads);
 }  // namespace cpu
 
+namespace cuda {
+void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved);
+void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                        const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -33,7 +33,9 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
   check(op, parameters, x, saved);
   require_activations(y, x.shape(), kName, "y");
   if (state.h) require_contiguous(state.h, DType::F32, {x.shape()[0], op.dim, op.order, 2}, kName, "state.h");
-  dispatch(ctx, x.dtype(), "cema_forward", [&] { cpu::cema_forward(ctx, op, parameters, x, state, y, saved); });
+  dispatch(
+      ctx, x.dtype(), "cema_forward", [&] { cpu::cema_forward(ctx, op, parameters, x, state, y, saved); },
+      [&] { cuda::cema_forward(ctx, op, parameters, x, state, y, saved); });
 }
 
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
@@ -43,7 +45,9 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.h0), kName, "backward needs saved.h0");
   check_parameters(op, gradients);
-  dispatch(ctx, x.dtype(), "cema_backward", [&] { cpu::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients); });
+  dispatch(
+      ctx, x.dtype(), "cema_backward", [&] { cpu::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients); },
+      [&] { cuda::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients); });
 }
 
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t /*batch*/, std::int64_t /*length*/, int threads) {

@@ -65,4 +65,11 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
 std::size_t cema_workspace_bytes(const Cema& op, int threads);
 }  // namespace cpu
 
+namespace cuda {
+void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
+                  const Tensor& y, const CemaSaved& saved);
+void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients);
+}  // namespace cuda
+
 }  // namespace megalodon

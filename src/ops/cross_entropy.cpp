@@ -16,6 +16,7 @@ void check(const CrossEntropy& op, const Tensor& logits, const Tensor& targets, 
   require_matrix(logits, DType::F32, logits.rows(), op.vocab, kName, "logits");
   require_contiguous(targets, DType::I32, {logits.rows()}, kName, "targets");
   if (saved.lse) require_contiguous(saved.lse, DType::F32, {logits.rows()}, kName, "saved.lse");
+  if (targets.device() != Device::Cpu) return;  // the model checked them before they went there
   const std::int32_t* target = targets.data<std::int32_t>();
   for (std::int64_t t = 0; t < logits.rows(); ++t) {
     if (target[t] >= -1 && target[t] < op.vocab) continue;
@@ -32,8 +33,9 @@ void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& l
                            const Tensor& losses, const CrossEntropySaved& saved) {
   check(op, logits, targets, saved);
   require_contiguous(losses, DType::F32, {logits.rows()}, kName, "losses");
-  dispatch(ctx, logits.dtype(), "cross_entropy_forward",
-           [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
+  dispatch(
+      ctx, logits.dtype(), "cross_entropy_forward", [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); },
+      [&] { cuda::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
 }
 
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
@@ -41,8 +43,10 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& 
   check(op, logits, targets, saved);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
   require_matrix(dlogits, dlogits.dtype(), logits.rows(), op.vocab, kName, "dlogits");
-  dispatch(ctx, dlogits.dtype(), "cross_entropy_backward",
-           [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
+  dispatch(
+      ctx, dlogits.dtype(), "cross_entropy_backward",
+      [&] { cpu::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); },
+      [&] { cuda::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
 }
 
 }  // namespace megalodon

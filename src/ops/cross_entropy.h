@@ -41,4 +41,11 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& 
                             const CrossEntropySaved& saved, float scale, const Tensor& dlogits);
 }  // namespace cpu
 
+namespace cuda {
+void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                           const Tensor& losses, const CrossEntropySaved& saved);
+void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
+                            const CrossEntropySaved& saved, float scale, const Tensor& dlogits);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -13,7 +13,8 @@ void run(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y, cons
   require(op.p >= 0 && op.p < 1, kName, "p must be in [0, 1)");
   require_matrix(x, x.dtype(), x.rows(), x.cols(), kName, x_name);
   require_matrix(y, x.dtype(), x.rows(), x.cols(), kName, y_name);
-  dispatch(ctx, x.dtype(), "dropout", [&] { cpu::dropout(ctx, op, x, y); });
+  dispatch(
+      ctx, x.dtype(), "dropout", [&] { cpu::dropout(ctx, op, x, y); }, [&] { cuda::dropout(ctx, op, x, y); });
 }
 
 }  // namespace

@@ -29,4 +29,9 @@ namespace cpu {
 void dropout(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y);
 }  // namespace cpu
 
+namespace cuda {
+// Forward and backward alike.
+void dropout(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y);
+}  // namespace cuda
+
 }  // namespace megalodon

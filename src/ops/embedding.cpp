@@ -17,6 +17,7 @@ void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, cons
   require_contiguous(weight, weight.dtype(), {op.vocab, op.dim}, kName, weight_name);
   require_contiguous(tokens, DType::I32, tokens.shape(), kName, "tokens");
   require_matrix(x, DType::F32, tokens.numel(), op.dim, kName, x_name);
+  if (tokens.device() != Device::Cpu) return;  // the model checked them before they went there
   const std::int32_t* token = tokens.data<std::int32_t>();
   for (std::int64_t i = 0; i < tokens.numel(); ++i) {
     if (token[i] >= 0 && token[i] < op.vocab) continue;
@@ -31,13 +32,17 @@ void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, cons
 
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
   check(op, weight, tokens, x, "weight", "x");
-  dispatch(ctx, weight.dtype(), "embedding_forward", [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); });
+  dispatch(
+      ctx, weight.dtype(), "embedding_forward", [&] { cpu::embedding_forward(ctx, op, weight, tokens, x); },
+      [&] { cuda::embedding_forward(ctx, op, weight, tokens, x); });
 }
 
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight) {
   check(op, dweight, tokens, dx, "dweight", "dx");
   require(dweight.dtype() == DType::F32, kName, "dweight must be f32");
-  dispatch(ctx, dx.dtype(), "embedding_backward", [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); });
+  dispatch(
+      ctx, dx.dtype(), "embedding_backward", [&] { cpu::embedding_backward(ctx, op, tokens, dx, dweight); },
+      [&] { cuda::embedding_backward(ctx, op, tokens, dx, dweight); });
 }
 
 }  // namespace megalodon

@@ -30,4 +30,9 @@ void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, 
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight);
 }  // namespace cpu
 
+namespace cuda {
+void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x);
+void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight);
+}  // namespace cuda
+
 }  // namespace megalodon

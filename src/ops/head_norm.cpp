@@ -29,7 +29,9 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
   require_contiguous(beta, DType::F32, {2, z.cols()}, kName, "beta");
   require_tensor(q, DType::F32, z.shape(), kName, "q");
   require_tensor(k, DType::F32, z.shape(), kName, "k");
-  dispatch(ctx, z.dtype(), "head_norm_forward", [&] { cpu::head_norm_forward(ctx, op, gamma, beta, z, q, k, saved); });
+  dispatch(
+      ctx, z.dtype(), "head_norm_forward", [&] { cpu::head_norm_forward(ctx, op, gamma, beta, z, q, k, saved); },
+      [&] { cuda::head_norm_forward(ctx, op, gamma, beta, z, q, k, saved); });
 }
 
 void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
@@ -41,8 +43,9 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
   require_tensor(dz, z.dtype(), z.shape(), kName, "dz");
   require_contiguous(dgamma, DType::F32, {2, z.cols()}, kName, "dgamma");
   require_contiguous(dbeta, DType::F32, {2, z.cols()}, kName, "dbeta");
-  dispatch(ctx, z.dtype(), "head_norm_backward",
-           [&] { cpu::head_norm_backward(ctx, op, gamma, z, saved, dq, dk, dz, dgamma, dbeta); });
+  dispatch(
+      ctx, z.dtype(), "head_norm_backward", [&] { cpu::head_norm_backward(ctx, op, gamma, z, saved, dq, dk, dz, dgamma, dbeta); },
+      [&] { cuda::head_norm_backward(ctx, op, gamma, z, saved, dq, dk, dz, dgamma, dbeta); });
 }
 
 std::size_t head_norm_workspace_bytes(const HeadNorm& op, int threads) {

@@ -56,4 +56,11 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
                         const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta);
 }  // namespace cpu
 
+namespace cuda {
+void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
+                       const Tensor& q, const Tensor& k, const HeadNormSaved& saved);
+void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,
+                        const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma, const Tensor& dbeta);
+}  // namespace cuda
+
 }  // namespace megalodon

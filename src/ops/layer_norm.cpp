@@ -30,7 +30,9 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
   check(op, weight, x, saved);
   require_activations(y, x.shape(), kName, "y");
   if (bias) require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
-  dispatch(ctx, y.dtype(), "layer_norm_forward", [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved); });
+  dispatch(
+      ctx, y.dtype(), "layer_norm_forward", [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved); },
+      [&] { cuda::layer_norm_forward(ctx, op, weight, bias, x, y, saved); });
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
@@ -43,8 +45,10 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   if (dbias) require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, dx.dtype(), "layer_norm_backward",
-           [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); });
+  dispatch(
+      ctx, dx.dtype(), "layer_norm_backward",
+      [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); },
+      [&] { cuda::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); });
 }
 
 std::size_t layer_norm_workspace_bytes(const LayerNorm& op, int threads) {

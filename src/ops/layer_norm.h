@@ -51,4 +51,11 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
                          const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum);
 }  // namespace cpu
 
+namespace cuda {
+void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                        const Tensor& y, const LayerNormSaved& saved);
+void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -25,14 +25,18 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
   check(op, x, op.in, "x", y, op.out, "y");
   require_contiguous(weight, x.dtype(), {op.out, op.in}, kName, "weight");
   if (bias) require_contiguous(bias, DType::F32, {op.out}, kName, "bias");
-  dispatch(ctx, x.dtype(), "linear_forward", [&] { cpu::linear_forward(ctx, op, weight, bias, x, y, accumulate); });
+  dispatch(
+      ctx, x.dtype(), "linear_forward", [&] { cpu::linear_forward(ctx, op, weight, bias, x, y, accumulate); },
+      [&] { cuda::linear_forward(ctx, op, weight, bias, x, y, accumulate); });
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate) {
   check(op, dy, op.out, "dy", dx, op.in, "dx");
   require_contiguous(weight, dy.dtype(), {op.out, op.in}, kName, "weight");
-  dispatch(ctx, dy.dtype(), "linear_backward_input", [&] { cpu::linear_backward_input(ctx, op, weight, dy, dx, accumulate); });
+  dispatch(
+      ctx, dy.dtype(), "linear_backward_input", [&] { cpu::linear_backward_input(ctx, op, weight, dy, dx, accumulate); },
+      [&] { cuda::linear_backward_input(ctx, op, weight, dy, dx, accumulate); });
 }
 
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,
@@ -41,7 +45,9 @@ void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, con
   require(dy.dtype() == x.dtype(), kName, "dy must have the dtype of x");
   require_contiguous(dweight, DType::F32, {op.out, op.in}, kName, "dweight");
   if (dbias) require_contiguous(dbias, DType::F32, {op.out}, kName, "dbias");
-  dispatch(ctx, x.dtype(), "linear_backward_weight", [&] { cpu::linear_backward_weight(ctx, op, x, dy, dweight, dbias); });
+  dispatch(
+      ctx, x.dtype(), "linear_backward_weight", [&] { cpu::linear_backward_weight(ctx, op, x, dy, dweight, dbias); },
+      [&] { cuda::linear_backward_weight(ctx, op, x, dy, dweight, dbias); });
 }
 
 }  // namespace megalodon

@@ -43,4 +43,13 @@ void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, con
                             const Tensor& dbias);
 }  // namespace cpu
 
+namespace cuda {
+void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
+                    bool accumulate);
+void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
+                           bool accumulate);
+void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,
+                            const Tensor& dbias);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -14,7 +14,9 @@ void residual_forward(Context& ctx, const Tensor& alpha, const Tensor& x, const 
   require_matrix(f, f.dtype(), x.rows(), x.cols(), kName, "f");
   require_matrix(out, DType::F32, x.rows(), x.cols(), kName, "out");
   if (alpha) require_contiguous(alpha, DType::F32, {x.cols()}, kName, "alpha");
-  dispatch(ctx, f.dtype(), "residual_forward", [&] { cpu::residual_forward(ctx, alpha, x, f, out); });
+  dispatch(
+      ctx, f.dtype(), "residual_forward", [&] { cpu::residual_forward(ctx, alpha, x, f, out); },
+      [&] { cuda::residual_forward(ctx, alpha, x, f, out); });
 }
 
 void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const Tensor& dout, const Tensor& df,
@@ -27,7 +29,9 @@ void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const
     require_contiguous(dalpha, DType::F32, {dout.cols()}, kName, "dalpha");
     require_matrix(f, df.dtype(), dout.rows(), dout.cols(), kName, "f");
   }
-  dispatch(ctx, df.dtype(), "residual_backward", [&] { cpu::residual_backward(ctx, alpha, f, dout, df, dalpha); });
+  dispatch(
+      ctx, df.dtype(), "residual_backward", [&] { cpu::residual_backward(ctx, alpha, f, dout, df, dalpha); },
+      [&] { cuda::residual_backward(ctx, alpha, f, dout, df, dalpha); });
 }
 
 }  // namespace megalodon

@@ -30,4 +30,10 @@ void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const
                        const Tensor& dalpha);
 }  // namespace cpu
 
+namespace cuda {
+void residual_forward(Context& ctx, const Tensor& alpha, const Tensor& x, const Tensor& f, const Tensor& out);
+void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const Tensor& dout, const Tensor& df,
+                       const Tensor& dalpha);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -26,7 +26,9 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
                       const RmsNormSaved& saved) {
   check(op, weight, x, saved);
   require_tensor(y, x.dtype(), x.shape(), kName, "y");
-  dispatch(ctx, x.dtype(), "rms_norm_forward", [&] { cpu::rms_norm_forward(ctx, op, weight, x, y, saved); });
+  dispatch(
+      ctx, x.dtype(), "rms_norm_forward", [&] { cpu::rms_norm_forward(ctx, op, weight, x, y, saved); },
+      [&] { cuda::rms_norm_forward(ctx, op, weight, x, y, saved); });
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
@@ -37,7 +39,9 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
-  dispatch(ctx, x.dtype(), "rms_norm_backward", [&] { cpu::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); });
+  dispatch(
+      ctx, x.dtype(), "rms_norm_backward", [&] { cpu::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); },
+      [&] { cuda::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); });
 }
 
 std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads) {

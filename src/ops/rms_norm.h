@@ -45,4 +45,11 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
                        const Tensor& dy, const Tensor& dx, const Tensor& dweight);
 }  // namespace cpu
 
+namespace cuda {
+void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
+                      const RmsNormSaved& saved);
+void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight);
+}  // namespace cuda
+
 }  // namespace megalodon

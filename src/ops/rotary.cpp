@@ -24,6 +24,7 @@ void check(const Rotary& op, const Tensor& table, const Tensor& positions, const
   require_tensor(x, DType::F32, x.shape(), kName, name);
   if (!positions) return;
   require_contiguous(positions, DType::I64, {x.shape()[0]}, kName, "positions");
+  if (positions.device() != Device::Cpu) return;  // out of the host's sight: the model counts them
   for (std::int64_t b = 0; b < positions.numel(); ++b) {
     require(positions.data<std::int64_t>()[b] >= 0, kName, "positions must not be negative");
   }
@@ -48,14 +49,18 @@ void rotary_forward(Context& ctx, const Rotary& op, const Tensor& table, const T
                     const Tensor& y) {
   check(op, table, positions, x, "x");
   require_activations(y, x.shape(), kName, "y");
-  dispatch(ctx, y.dtype(), "rotary_forward", [&] { cpu::rotary(ctx, op, table, positions, x, y, false); });
+  dispatch(
+      ctx, y.dtype(), "rotary_forward", [&] { cpu::rotary(ctx, op, table, positions, x, y, false); },
+      [&] { cuda::rotary(ctx, op, table, positions, x, y, false); });
 }
 
 void rotary_backward(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& dy,
                      const Tensor& dx) {
   check(op, table, positions, dy, "dy");
   require_tensor(dx, DType::F32, dy.shape(), kName, "dx");
-  dispatch(ctx, dy.dtype(), "rotary_backward", [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); });
+  dispatch(
+      ctx, dy.dtype(), "rotary_backward", [&] { cpu::rotary(ctx, op, table, positions, dy, dx, true); },
+      [&] { cuda::rotary(ctx, op, table, positions, dy, dx, true); });
 }
 
 }  // namespace megalodon

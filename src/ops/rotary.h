@@ -40,4 +40,10 @@ void rotary(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& p
             bool negative);
 }  // namespace cpu
 
+namespace cuda {
+// Rotates by the table's angles, or by their negatives.
+void rotary(Context& ctx, const Rotary& op, const Tensor& table, const Tensor& positions, const Tensor& x, const Tensor& y,
+            bool negative);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -19,7 +19,9 @@ void check(const Tensor& a, const Tensor& b, const Tensor& y, const char* y_name
 
 void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y) {
   check(a, b, y, "y");
-  dispatch(ctx, a.dtype(), "silu_gate_forward", [&] { cpu::silu_gate_forward(ctx, a, b, y); });
+  dispatch(
+      ctx, a.dtype(), "silu_gate_forward", [&] { cpu::silu_gate_forward(ctx, a, b, y); },
+      [&] { cuda::silu_gate_forward(ctx, a, b, y); });
 }
 
 void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
@@ -29,7 +31,9 @@ void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Te
   require(static_cast<bool>(b) == static_cast<bool>(db), kName, "db goes with b");
   if (db) require_matrix(db, a.dtype(), a.rows(), a.cols(), kName, "db");
   if (y) require_matrix(y, a.dtype(), a.rows(), a.cols(), kName, "y");
-  dispatch(ctx, a.dtype(), "silu_gate_backward", [&] { cpu::silu_gate_backward(ctx, a, b, dy, da, db, y); });
+  dispatch(
+      ctx, a.dtype(), "silu_gate_backward", [&] { cpu::silu_gate_backward(ctx, a, b, dy, da, db, y); },
+      [&] { cuda::silu_gate_backward(ctx, a, b, dy, da, db, y); });
 }
 
 }  // namespace megalodon

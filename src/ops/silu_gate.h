@@ -29,4 +29,10 @@ void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Te
                         const Tensor& y);
 }  // namespace cpu
 
+namespace cuda {
+void silu_gate_forward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& y);
+void silu_gate_backward(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& dy, const Tensor& da, const Tensor& db,
+                        const Tensor& y);
+}  // namespace cuda
+
 }  // namespace megalodon

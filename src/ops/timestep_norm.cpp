@@ -29,6 +29,7 @@ void check_state(const TimestepNorm& op, std::int64_t batch, const TimestepNormS
   require_contiguous(state.count, DType::I64, {batch}, kName, "state.count");
   require_contiguous(state.mean, DType::F64, {batch, op.groups}, kName, "state.mean");
   require_contiguous(state.var, DType::F64, {batch, op.groups}, kName, "state.var");
+  if (state.count.device() != Device::Cpu) return;  // out of the host's sight: nobody but this op writes it
   for (std::int64_t b = 0; b < batch; ++b) {
     require(state.count.data<std::int64_t>()[b] >= 0, kName, "state.count must not be negative");
   }
@@ -43,8 +44,10 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
   if (exact) require_tensor(exact, DType::F32, x.shape(), kName, "exact");
   require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   check_state(op, x.shape()[0], state);
-  dispatch(ctx, y.dtype(), "timestep_norm_forward",
-           [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
+  dispatch(
+      ctx, y.dtype(), "timestep_norm_forward",
+      [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); },
+      [&] { cuda::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
@@ -56,8 +59,10 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
-  dispatch(ctx, x.dtype(), "timestep_norm_backward",
-           [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
+  dispatch(
+      ctx, x.dtype(), "timestep_norm_backward",
+      [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); },
+      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
 }
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads) {

@@ -81,4 +81,12 @@ struct TimestepNormScratch {
 };
 }  // namespace cpu
 
+namespace cuda {
+void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact);
+void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
+                            const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
+                            const Tensor& dbias, bool accumulate);
+}  // namespace cuda
+
 }  // namespace megalodon

@@ -1,0 +1,84 @@
+#include "cuda/device.h"
+
+#include "cuda/gpu.h"
+#include "cuda/matmul.h"
+#include "megalodon/error.h"
+
+namespace megalodon::cuda {
+
+void check(cudaError_t status, const char* where) {
+  if (status != cudaSuccess) throw Error(ErrorKind::Internal, std::string("CUDA: ") + cudaGetErrorString(status), where);
+}
+
+void check(cublasStatus_t status, const char* where) {
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    throw Error(ErrorKind::Internal, std::string("cuBLASLt: ") + cublasLtGetStatusString(status), where);
+  }
+}
+
+AcceleratorPtr open_device() { return std::make_shared<Gpu>(); }
+
+Gpu::Gpu() {
+  constexpr const char* kWhere = "device cuda";
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    throw Error(ErrorKind::Unsupported,
+                std::string("no GPU is to be had") +
+                    (status == cudaSuccess ? std::string() : std::string(": ") + cudaGetErrorString(status)),
+                kWhere, "Use --device cpu");
+  }
+  check(cudaSetDevice(0), kWhere);
+  check(cudaGetDeviceProperties(&properties_, 0), kWhere);
+  if (properties_.major < 8) {
+    throw Error(ErrorKind::Unsupported,
+                name() + " has compute capability " + std::to_string(properties_.major) + "." +
+                    std::to_string(properties_.minor) + ", but 8.0 is needed",
+                kWhere, "Use --device cpu");
+  }
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), kWhere);
+  check(cublasLtCreate(&cublas_), kWhere);
+  plans_ = std::make_unique<MatmulPlans>(*this);
+}
+
+Gpu::~Gpu() {
+  plans_.reset();
+  (void)cublasLtDestroy(cublas_);
+  (void)cudaStreamDestroy(stream_);
+}
+
+std::size_t Gpu::free_bytes() {
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "device memory");
+  return free;
+}
+
+void* Gpu::allocate(std::size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();  // it is told by the null pointer; the next check must not find it
+    return nullptr;
+  }
+  check(status, "device memory");
+  zero(data, bytes);
+  wait();
+  return data;
+}
+
+void Gpu::release(void* data) noexcept {
+  (void)cudaStreamSynchronize(stream_);  // what still works on it
+  (void)cudaFree(data);
+}
+
+void Gpu::copy(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copy");
+  wait();
+}
+
+void Gpu::zero(void* data, std::size_t bytes) { check(cudaMemsetAsync(data, 0, bytes, stream_), "zero"); }
+
+void Gpu::wait() { check(cudaStreamSynchronize(stream_), "device"); }
+
+}  // namespace megalodon::cuda

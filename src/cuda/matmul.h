@@ -1,0 +1,48 @@
+// Matrix products on the GPU, by cuBLASLt. For files compiled with CUDA alone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "cuda/gpu.h"
+#include "megalodon/dtype.h"
+
+namespace megalodon::cuda {
+
+// C = A B (+ bias) (+ C), row-major with row pitches in elements. transpose_x means that the matrix is stored transposed:
+// A [m, k] is read from memory as [k, m], B [k, n] as [n, k]. A and B are float32, C too (no TF32: sums and products are
+// float32); or A and B are bfloat16, and C either: products are then summed in float32 and rounded once. A batch is `batch` such
+// products, whose matrices lie stride_x elements apart.
+struct Matmul {
+  std::int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool accumulate = false;  // add to C instead of overwriting it
+  bool bias = false;        // add a row [n] to each row of C; its dtype is that of C
+  std::int64_t pitch_a = 0, pitch_b = 0, pitch_c = 0;
+  DType in = DType::F32;   // of A and B
+  DType out = DType::F32;  // of C
+  std::int64_t batch = 1;
+  std::int64_t stride_a = 0, stride_b = 0, stride_c = 0;
+  float alpha = 1;  // what A B is multiplied by
+
+  bool operator==(const Matmul&) const = default;
+};
+
+// Asks for the product. bias [n] is read only with op.bias. Throws Error(Internal) with cuBLASLt's status.
+void matmul(Context& ctx, const Matmul& op, const void* a, const void* b, void* c, const void* bias = nullptr);
+
+// One GPU's products: for each shape the algorithm that was fastest when it was first asked for, among those that give the bits
+// of cuBLASLt's own first choice: what is chosen depends on the clock, the result does not.
+class MatmulPlans {
+ public:
+  explicit MatmulPlans(Gpu& gpu);
+  ~MatmulPlans();
+  void execute(const Matmul& op, const void* a, const void* b, void* c, const void* bias);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace megalodon::cuda
