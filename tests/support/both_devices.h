@@ -14,6 +14,7 @@
 #include "core/context.h"
 #include "cuda/device.h"
 #include "megalodon/error.h"
+#include "support/compare.h"
 #include "support/values.h"
 #include "tolerances.h"
 
@@ -195,10 +196,11 @@ class BothDevices {
       EXPECT_EQ(relative_error(actual, entry.values), 0) << "an input was written";
       return;
     }
-    const double error = relative_error(actual, truth);
-    EXPECT_LE(error, entry.tolerance) << entry.name;
-    if (entry.tolerance > 0)
-      ::testing::Test::RecordProperty(entry.name + "_budget_used", std::to_string(error / entry.tolerance));
+    if (entry.tolerance > 0) {
+      expect_close(actual, truth, entry.tolerance, entry.name);
+    } else {
+      EXPECT_EQ(actual, truth) << entry.name;
+    }
   }
 
   static constexpr double kGap = -12288;  // exact in every dtype
