@@ -7,9 +7,12 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/device.h"
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "core/rng.h"
+#include "cpu/ceilings.h"
+#include "cuda/ceilings.h"
 #include "model/model_folder.h"
 
 namespace megalodon::apps {
@@ -84,43 +87,53 @@ void BenchModel::add_flags(CLI::App* command) {
       ->type_name("f32|bf16");
   command->add_flag("--map", map, "Read bfloat16 weights of --model from the mapped file");
   command->add_flag("--json", json, "Print JSON");
+  add_device_flag(command, device);
   add_threads_flag(command, threads);
 }
 
-std::unique_ptr<Megalodon> BenchModel::load(Precision precision) const {
+std::unique_ptr<Megalodon> BenchModel::load(Context& ctx, Precision precision) const {
   if (dtype == DType::F32) precision = Precision::F32;
-  if (!folder.empty()) return load_model(folder, {precision, map});
-  auto model = std::make_unique<Megalodon>(config_named(preset), precision);
+  if (!folder.empty()) return load_model(folder, {precision, map, ctx.accelerator()});
+  auto model = std::make_unique<Megalodon>(config_named(preset), precision, ctx.accelerator());
   model->initialize(1);
   return model;
 }
 
 Json BenchModel::about(const Megalodon& model) const {
-  return {{"model", name()}, {"dtype", dtype_name()}, {"parameters", model.layout().total()}};
+  return {{"model", name()}, {"device", to_string(device)}, {"dtype", dtype_name()}, {"parameters", model.layout().total()}};
 }
 
 std::string BenchModel::title(const Megalodon& model) const {
   return name() + ", " + with_commas(model.layout().total()) + " parameters, " + dtype_name();
 }
 
+namespace {
+
+Ceilings measure(Context& ctx) { return ctx.device() == Device::Cuda ? cuda::measure_ceilings(ctx) : cpu::measure_ceilings(ctx); }
+
+}  // namespace
+
+MeasuredCeilings::MeasuredCeilings(Context& ctx) : ctx_(ctx), best_(measure(ctx)) {}
+
 void MeasuredCeilings::remeasure() {
-  const cpu::Ceilings again = cpu::measure_ceilings(ctx_);
-  for (double cpu::Ceilings::*ceiling :
-       {&cpu::Ceilings::products_f32, &cpu::Ceilings::products_bf16, &cpu::Ceilings::read, &cpu::Ceilings::copy}) {
+  const Ceilings again = measure(ctx_);
+  for (double Ceilings::*ceiling : {&Ceilings::products_f32, &Ceilings::products_bf16, &Ceilings::read, &Ceilings::copy}) {
     best_.*ceiling = std::max(best_.*ceiling, again.*ceiling);
   }
 }
 
 void MeasuredCeilings::print() const {
-  std::cout << format("ceilings   oneDNN product f32 %.1f GFLOP/s, bf16 %.1f; read %.1f GB/s, copy %.1f GB/s; %d threads\n",
-                      best_.products_f32 / 1e9, best_.products_bf16 / 1e9, best_.read / 1e9, best_.copy / 1e9,
-                      ctx_.threads().size());
+  const std::string where = ctx_.accelerator() ? ctx_.accelerator()->name() : std::to_string(ctx_.threads().size()) + " threads";
+  std::cout << format("ceilings   %s product f32 %.1f GFLOP/s, bf16 %.1f; read %.1f GB/s, copy %.1f GB/s; %s\n", library(),
+                      best_.products_f32 / 1e9, best_.products_bf16 / 1e9, best_.read / 1e9, best_.copy / 1e9, where.c_str());
 }
 
 void MeasuredCeilings::add_to(Json& report) const {
   report["threads"] = ctx_.threads().size();
-  report["onednn_f32_flops"] = best_.products_f32;
-  report["onednn_bf16_flops"] = best_.products_bf16;
+  if (ctx_.accelerator()) report["accelerator"] = ctx_.accelerator()->name();
+  const std::string prefix = ctx_.device() == Device::Cuda ? "cublaslt" : "onednn";
+  report[prefix + "_f32_flops"] = best_.products_f32;
+  report[prefix + "_bf16_flops"] = best_.products_bf16;
   report["read_bandwidth"] = best_.read;
   report["copy_bandwidth"] = best_.copy;
 }

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "core/ceilings.h"
 #include "core/context.h"
-#include "cpu/ceilings.h"
 #include "model/megalodon.h"
 
 namespace megalodon::apps {
@@ -18,6 +18,7 @@ using Json = nlohmann::ordered_json;
 struct BenchModel {
   std::string preset = "d384";
   std::string folder;  // takes the place of the preset
+  Device device = Device::Cpu;
   DType dtype = DType::F32;
   int threads = 0;
   bool map = false;
@@ -26,7 +27,7 @@ struct BenchModel {
   void add_flags(CLI::App* command);
   std::string name() const { return folder.empty() ? preset : folder; }
   // With random parameters for a preset. `precision` is what dtype BF16 means.
-  std::unique_ptr<Megalodon> load(Precision precision) const;
+  std::unique_ptr<Megalodon> load(Context& ctx, Precision precision) const;
   const char* dtype_name() const { return dtype == DType::BF16 ? "bf16" : "f32"; }
   // What every report begins with: as JSON, and as the end of the line `model`.
   Json about(const Megalodon& model) const;
@@ -37,15 +38,17 @@ struct BenchModel {
 // something else ran makes no share look better than it is.
 class MeasuredCeilings {
  public:
-  explicit MeasuredCeilings(Context& ctx) : ctx_(ctx), best_(cpu::measure_ceilings(ctx)) {}
+  explicit MeasuredCeilings(Context& ctx);
   void remeasure();
-  const cpu::Ceilings& best() const noexcept { return best_; }
+  const Ceilings& best() const noexcept { return best_; }
   void print() const;
   void add_to(Json& report) const;
+  // "oneDNN" or "cuBLASLt": whose product is the ceiling.
+  const char* library() const noexcept { return ctx_.device() == Device::Cuda ? "cuBLASLt" : "oneDNN"; }
 
  private:
   Context& ctx_;
-  cpu::Ceilings best_;
+  Ceilings best_;
 };
 
 // A stretch of work of `seconds` by op, in order of time, what lies between the ops at the end: the lines add up to it. `times`

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "apps/bench.h"
+#include "apps/device.h"
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "infer/window.h"
@@ -36,7 +37,7 @@ void read(Inference& inference, std::vector<std::int32_t>& tokens, ModelState& s
   const auto count = static_cast<std::int64_t>(tokens.size());
   for (std::int64_t begin = 0; begin < count;) {
     // Up to the next whole block of the sequence, so that blocks begin where chunks do.
-    const std::int64_t at = state.positions.data<std::int64_t>()[0];
+    const std::int64_t at = state.position(0);
     const std::int64_t block = std::min(count - begin, inference.length() - at % inference.length());
     const Tensor window(tokens.data() + begin, {1, block});
     begin += block;
@@ -49,11 +50,11 @@ void read(Inference& inference, std::vector<std::int32_t>& tokens, ModelState& s
 }
 
 void prefill(const Options& options) {
-  Context ctx(options.threads);
+  Context ctx = open_context(options.device, options.threads);
   MeasuredCeilings ceilings(ctx);
-  const auto model = options.load(Precision::BF16);
+  const auto model = options.load(ctx, Precision::BF16);
   Inference inference(ctx, *model, 1, std::min(options.length, reading_window(model->config())));
-  ModelState state(model->config(), 1, model->dtype());
+  ModelState state(model->config(), 1, model->dtype(), ctx.accelerator());
   std::vector<float> values(static_cast<std::size_t>(model->config().outputs()));
   const Tensor logits(values.data(), {1, model->config().outputs()});
   std::vector<std::int32_t> tokens = random_tokens(*model, options.length);
@@ -84,7 +85,7 @@ void prefill(const Options& options) {
     report["seconds"] = seconds;
     report["tokens_per_second"] = per_second;
     report["flops"] = rate;
-    report["share_of_onednn"] = share;
+    report["share_of_product"] = share;
     report["profile"] = profile_to_json(profile, seconds, 1);
     std::cout << report.dump(2) << "\n";
     return;
@@ -112,11 +113,11 @@ Decoding decoding_after(const Options& options, const Megalodon& model, std::int
                         Inference& reader) {
   std::vector<float> values(static_cast<std::size_t>(model.config().outputs()));
   const Tensor logits(values.data(), {1, model.config().outputs()});
-  std::vector<std::int32_t> prompt = random_tokens(model, context - first.positions.data<std::int64_t>()[0]);
+  std::vector<std::int32_t> prompt = random_tokens(model, context - first.position(0));
   read(reader, prompt, first, logits);
-  Decoding decoding{context, ModelState(model.config(), options.batch, model.dtype()), {}, 0, {}};
+  Decoding decoding{context, ModelState(model.config(), options.batch, model.dtype(), model.accelerator()), {}, 0, {}};
   decoding.last.resize(static_cast<std::size_t>(options.batch), 1);
-  ModelState other(model.config(), 1, model.dtype());
+  ModelState other(model.config(), 1, model.dtype(), model.accelerator());
   other.copy_sequence(0, first, 0);
   decoding.state.copy_sequence(0, other, 0);
   for (std::int64_t b = 1; b < options.batch; ++b) {
@@ -148,7 +149,7 @@ std::vector<Decoding> decode_in_turns(Context& ctx, const Options& options, cons
   std::vector<Decoding> all;
   {
     Inference reader(ctx, model, 1, reading_window(model.config()));
-    ModelState first(model.config(), 1, model.dtype());
+    ModelState first(model.config(), 1, model.dtype(), ctx.accelerator());
     for (const std::int64_t context : options.contexts) all.push_back(decoding_after(options, model, context, first, reader));
   }
   const std::int64_t outputs = model.config().outputs();
@@ -171,9 +172,9 @@ void decode(const Options& options) {
   if (!std::is_sorted(options.contexts.begin(), options.contexts.end()) || options.contexts.front() < 1) {
     throw Error(ErrorKind::InvalidArgument, "contexts must be positive and in ascending order", "--context");
   }
-  Context ctx(options.threads);
+  Context ctx = open_context(options.device, options.threads);
   MeasuredCeilings ceilings(ctx);
-  const auto model = options.load(Precision::BF16);
+  const auto model = options.load(ctx, Precision::BF16);
   const std::vector<Decoding> all = decode_in_turns(ctx, options, *model);
   ceilings.remeasure();
   const double bytes = weight_bytes(*model);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/bench.h"
+#include "apps/device.h"
 #include "apps/format.h"
 #include "megalodon/error.h"
 #include "ops/adamw.h"
@@ -35,7 +36,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
   const Shape flat{model.layout().total()};
   Arena arena(Arena::counter());
   for (int i = 0; i < 3; ++i) arena.allocate(DType::F32, flat);
-  arena = Arena(arena.peak(), "optimizer");
+  arena = Arena(arena.peak(), "optimizer", ctx.accelerator());
   const Tensor gradients = arena.allocate(DType::F32, flat);
   const Tensor m = arena.allocate(DType::F32, flat);
   const Tensor v = arena.allocate(DType::F32, flat);
@@ -45,7 +46,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
     Step step;
     ctx.set_profile(&step.profile);
     const auto start = std::chrono::steady_clock::now();
-    std::fill_n(gradients.data<float>(), gradients.numel(), 0.0F);
+    ctx.zero(gradients);
     const double loss = training.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()));
     const double before = seconds_since(start);
     update_parameters(ctx, {1e-4}, i + 1, global_norm(ctx, gradients), 1.0, model, gradients, m, v);
@@ -61,9 +62,9 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
 }
 
 void train(const Options& options) {
-  Context ctx(options.threads);
+  Context ctx = open_context(options.device, options.threads);
   MeasuredCeilings ceilings(ctx);
-  const auto model = options.load(Precision::BF16WithMaster);
+  const auto model = options.load(ctx, Precision::BF16WithMaster);
   const Step step = median_step(ctx, options, *model);
   ceilings.remeasure();
   const auto tokens = static_cast<double>(options.batch * options.length);
@@ -79,7 +80,7 @@ void train(const Options& options) {
     report["optimizer_seconds"] = step.optimizer;
     report["tokens_per_second"] = tokens / step.seconds;
     report["flops"] = rate;
-    report["share_of_onednn"] = share;
+    report["share_of_product"] = share;
     report["share_outside_products_and_attention"] = outside;
     report["profile"] = profile_to_json(step.profile, step.seconds, 1);
     std::cout << report.dump(2) << "\n";

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/device.h"
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "apps/model_argument.h"
@@ -23,6 +24,7 @@ struct Options {
   std::vector<std::string> data;
   EvaluateOptions evaluate;
   bool json = false;
+  Device device = Device::Cpu;
   int threads = 0;
   LoadOptions load;
 };
@@ -62,8 +64,8 @@ void print_text(const Options& options, const LoadedModel& loaded, const Evaluat
 }
 
 void run(const Options& options) {
-  Context ctx(options.threads);
-  const LoadedModel loaded = model_of(options.model, options.load);
+  Context ctx = open_context(options.device, options.threads);
+  const LoadedModel loaded = model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator()});
   Evaluator evaluator(ctx, *loaded.model, *loaded.tokenizer, options.evaluate);
   double seconds = 0;
   for (const std::string& path : options.data) {
@@ -95,6 +97,7 @@ void add_eval_command(CLI::App& app) {
       ->type_name("N");
   command->add_flag("--json", options->json, "Print JSON");
   add_load_flags(command, options->load);
+  add_device_flag(command, options->device);
   add_threads_flag(command, options->threads);
   command->footer("\nExample:\n  megalodon eval runs/first --data data --context 512");
   command->callback([options] { run(*options); });

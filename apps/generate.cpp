@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/device.h"
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "apps/model_argument.h"
@@ -32,6 +33,7 @@ struct Options {
   std::string prompt_file;
   GenerateOptions generate;
   bool stats = false;
+  Device device = Device::Cpu;
   int threads = 0;
   LoadOptions load;
 };
@@ -117,8 +119,8 @@ void print_speed(const char* what, std::int64_t tokens, double seconds) {
 
 void run(const Options& options) {
   options.generate.sampler.validate();  // before the model is loaded
-  Context ctx(options.threads);
-  const LoadedModel loaded = model_of(options.model, options.load);
+  Context ctx = open_context(options.device, options.threads);
+  const LoadedModel loaded = model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator()});
   Generator generator(ctx, *loaded.model, loaded.tokenizer->vocab_size());
   const auto start = Clock::now();
   read_prompt(options, generator, *loaded.tokenizer);
@@ -175,6 +177,7 @@ void add_generate_command(CLI::App& app) {
       "--ignore-eos", [options] { options->generate.stop_at_eos = false; }, "Go on past the tokenizer's end-of-sequence token");
   command->add_flag("--stats", options->stats, "Say on stderr how fast it was and what it kept in memory");
   add_load_flags(command, options->load);
+  add_device_flag(command, options->device);
   add_threads_flag(command, options->threads);
   command->footer("\nExample:\n  megalodon generate runs/first --prompt \"It was\" --max-tokens 200 --temperature 0.8 --seed 1");
   command->callback([options] { run(*options); });

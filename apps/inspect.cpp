@@ -10,6 +10,8 @@
 #include "apps/format.h"
 #include "apps/model_argument.h"
 #include "cpu/machine.h"
+#include "cuda/built.h"
+#include "cuda/device.h"
 #include "infer/window.h"
 #include "megalodon/error.h"
 #include "model/megalodon.h"
@@ -25,16 +27,28 @@ struct Options {
   bool json = false;
 };
 
+// The GPU's name, or why there is none.
+std::pair<bool, std::string> gpu() {
+  try {
+    return {true, cuda::open_device()->name()};
+  } catch (const Error& error) {
+    return {false, error.what()};
+  }
+}
+
 Json machine_json() {
   const cpu::Machine m = cpu::this_machine();
+  const auto [found, what] = gpu();
   return {{"processor", m.processor},
           {"processors", m.processors},
           {"memory_bytes", m.memory},
           {"l1_data_cache_bytes", m.l1_cache},
           {"l2_cache_bytes", m.l2_cache},
           {"l3_cache_bytes", m.l3_cache},
-          {"devices", {"cpu"}},
-          {"cuda", false},
+          {"devices", found ? Json{"cpu", "cuda"} : Json{"cpu"}},
+          {"cuda", cuda::kBuilt},
+          {"gpu", found ? Json(what) : Json()},
+          {"no_gpu", found ? Json() : Json(what)},
           {"highway_target", m.highway_target},
           {"onednn_isa", m.onednn_isa},
           {"versions", {{"megalodon", MEGALODON_VERSION}, {"onednn", m.onednn_version}, {"highway", m.highway_version}}}};
@@ -54,7 +68,9 @@ void print_machine(const Json& m) {
             << m["versions"]["highway"].get<std::string>() << ")\n"
             << "  products        " << m["onednn_isa"].get<std::string>() << " (oneDNN "
             << m["versions"]["onednn"].get<std::string>() << ")\n"
-            << "  devices         cpu; this build has no CUDA\n"
+            << "  devices         cpu, "
+            << (m["gpu"].is_null() ? "not cuda: " + m["no_gpu"].get<std::string>() : "cuda: " + m["gpu"].get<std::string>())
+            << "\n"
             << "  program         megalodon " << MEGALODON_VERSION << "\n";
 }
 
@@ -110,7 +126,7 @@ Json memory_json(const ModelConfig& config) {
     sum += times * static_cast<std::int64_t>(tensor.bytes());
   }
   const std::int64_t window = reading_window(config);
-  const MemoryPlan plan = Inference::plan(config, DType::F32, 1, window, cpu::this_machine().processors);
+  const MemoryPlan plan = Inference::plan(config, DType::F32, 1, window, {Device::Cpu, cpu::this_machine().processors});
   return {{"parameters_bytes", ParameterLayout(config).total() * 4},
           {"state_bytes_per_sequence", keys_and_values + moving_average + moments},
           {"state_parts",

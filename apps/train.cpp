@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/device.h"
 #include "apps/format.h"
 #include "infer/generator.h"
 #include "io/file.h"
@@ -100,10 +101,10 @@ struct Data {
   std::optional<TokenDataset> valid;
 };
 
-void print_header(const RunConfig& config, const Data& data, int threads) {
+void print_header(const RunConfig& config, const Data& data, const Context& ctx) {
   const ModelConfig& m = config.model;
   const ParameterLayout layout(m);
-  const TrainingMemory memory = plan_training(config, threads);
+  const TrainingMemory memory = plan_training(config, ctx.place());
   const auto mebi = [](std::size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
   std::cout << "model       " << m.num_layers << " layers, D " << m.model_dim << ", Z " << m.z_dim << ", V " << m.value_dim
             << ", F " << m.ffn_hidden_dim << (m.swiglu ? " (SwiGLU)" : "") << ", H " << m.num_heads << ", N " << m.cema_ndim
@@ -121,7 +122,8 @@ void print_header(const RunConfig& config, const Data& data, int threads) {
             << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer) << ", activations " << mebi(memory.activations)
             << ", workspace " << mebi(memory.workspace) << ", state " << mebi(memory.state) << ", validation "
             << mebi(memory.validation) << "\n"
-            << "threads     " << threads << "\n"
+            << "device      "
+            << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads") << "\n"
             << "run         " << config.out << ", " << with_commas(config.train.steps) << " steps\n"
             << std::flush;
 }
@@ -267,8 +269,8 @@ void run(Options& options) {
   const RunConfig config = configure(options);
   if (!options.resume) refuse_used_folder(config.out);
   const Data data(config.data.path);
-  Context ctx(static_cast<int>(config.train.threads));
-  print_header(config, data, ctx.threads().size());
+  Context ctx = open_context(config.train.device, static_cast<int>(config.train.threads));
+  print_header(config, data, ctx);
   Trainer trainer(ctx, config, data.train, data.valid ? &*data.valid : nullptr, *data.tokenizer);
 
   create_directories(config.out);

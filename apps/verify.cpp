@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/device.h"
 #include "apps/format.h"
 #include "apps/reference_model.h"
 #include "core/context.h"
@@ -19,16 +20,13 @@ namespace {
 
 struct Options {
   std::vector<std::string> files;
-  std::string device = "cpu";
+  Device device = Device::Cpu;
   std::string dtype = "f32";
   int threads = 0;
   bool json = false;
 };
 
 void require_built(const Options& options) {
-  if (options.device != "cpu") {
-    throw Error(ErrorKind::Unsupported, "this build runs on the cpu alone", "--device " + options.device, "Use --device cpu");
-  }
   if (options.dtype != "f32" && options.dtype != "bf16") {
     throw Error(ErrorKind::Unsupported, "must be f32 or bf16", "--dtype " + options.dtype,
                 did_you_mean(options.dtype, {"f32", "bf16"}));
@@ -61,7 +59,7 @@ nlohmann::ordered_json to_json(const std::string& file, const std::vector<Verifi
 
 void run(const Options& options) {
   require_built(options);
-  Context ctx(options.threads);
+  Context ctx = open_context(options.device, options.threads);
   bool passed = true;
   nlohmann::ordered_json report = nlohmann::ordered_json::array();
   for (const std::string& file : options.files) {
@@ -83,7 +81,7 @@ void add_verify_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("verify", "Recompute golden files of the original code and measure the distance");
   command->add_option("files", options->files, "Golden files: X, X_stream or X_adamw .safetensors")->required();
-  command->add_option("--device", options->device, "Where to compute: cpu")->capture_default_str();
+  add_device_flag(command, options->device);
   command
       ->add_option("--dtype", options->dtype,
                    "What to compute in: f32, or bf16, within twice the error of a naive bfloat16 version")

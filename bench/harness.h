@@ -24,7 +24,7 @@ struct Line {
 class Bench {
  public:
   // on_line is told each line as soon as it is measured.
-  Bench(Context& ctx, const cpu::Ceilings& ceilings, std::function<void(const Line&)> on_line)
+  Bench(Context& ctx, const Ceilings& ceilings, std::function<void(const Line&)> on_line)
       : ctx_(ctx), ceilings_(ceilings), on_line_(std::move(on_line)) {}
   Context& context() noexcept { return ctx_; }
 
@@ -41,7 +41,7 @@ class Bench {
   void report(const std::string& what, double bytes, double flops, const std::function<void()>& work, DType dtype, bool reading);
 
   Context& ctx_;
-  cpu::Ceilings ceilings_;
+  Ceilings ceilings_;
   std::function<void(const Line&)> on_line_;
 };
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "megalodon/config.h"
+#include "megalodon/dtype.h"
 
 namespace megalodon {
 
@@ -53,13 +54,14 @@ struct Evaluation {
   double bits_per_byte() const noexcept;  // nats_per_token / ln 2 * tokens / bytes
 };
 
-// A model with its tokenizer, on the CPU. Not for several threads at once.
+// A model with its tokenizer. Not for several threads at once.
 class LanguageModel {
  public:
   // folder  a model folder, a checkpoint, or a run folder, whose newest whole checkpoint is taken
   // threads 0 means all processors
-  // Throws Error(NotFound, Io, Corrupt, Mismatch, OutOfMemory).
-  explicit LanguageModel(const std::string& folder, int threads = 0);
+  // device  where to compute; Cuda asks for a build with CUDA and a GPU
+  // Throws Error(NotFound, Io, Corrupt, Mismatch, OutOfMemory, Unsupported).
+  explicit LanguageModel(const std::string& folder, int threads = 0, Device device = Device::Cpu);
   ~LanguageModel();
   LanguageModel(LanguageModel&&) noexcept;
   LanguageModel& operator=(LanguageModel&&) noexcept;

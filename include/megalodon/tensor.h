@@ -78,6 +78,7 @@ class Tensor {
 
   // Views into this one; each throws Error(Internal) when it would reach outside, or when the layout cannot express it.
   Tensor view(const Shape& shape) const;                              // the same elements, another shape
+  Tensor piece(std::int64_t begin, const Shape& shape) const;         // of a contiguous tensor: its elements from `begin` on
   Tensor row_range(std::int64_t begin, std::int64_t count) const;     // [count, cols()]
   Tensor column_range(std::int64_t begin, std::int64_t count) const;  // the same leading extents, [..., count]
 

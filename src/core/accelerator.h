@@ -25,6 +25,8 @@ class Accelerator {
   virtual void release(void* data) noexcept = 0;
   // Between any two places, the host's memory among them; when it returns, both may be used and changed by the host.
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  // Inside the device's memory; nobody waits.
+  virtual void copy_inside(void* to, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* data, std::size_t bytes) = 0;
   // Returns when everything that was asked for is done.
   virtual void wait() = 0;

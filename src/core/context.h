@@ -10,12 +10,18 @@
 
 namespace megalodon {
 
+// Where ops run, as far as their memory depends on it.
+struct Place {
+  Device device = Device::Cpu;
+  int threads = 1;  // of the host
+};
+
 class Context {
  public:
   // A CPU context. threads 0 means all processors. workspace_bytes is what the ops' x_workspace_bytes() add up to at most.
   explicit Context(int threads = 0, std::size_t workspace_bytes = 0)
       : threads_(threads), workspace_(workspace_bytes, "workspace") {}
-  // A context of an accelerator, whose tensors lie in its memory. `threads` are the host's, for what is done there.
+  // A context of an accelerator, whose tensors lie in its memory, or for null again of the CPU. `threads` are the host's.
   explicit Context(AcceleratorPtr accelerator, int threads = 0, std::size_t workspace_bytes = 0)
       : accelerator_(std::move(accelerator)), threads_(threads), workspace_(workspace_bytes, "workspace", accelerator_) {}
 
@@ -23,6 +29,7 @@ class Context {
   // Null for a CPU context.
   const AcceleratorPtr& accelerator() const noexcept { return accelerator_; }
   ThreadPool& threads() noexcept { return threads_; }
+  Place place() const noexcept { return {device(), threads_.size()}; }
   // Scratch for the length of one op call; take it through an ArenaScope.
   Arena& workspace() noexcept { return workspace_; }
   // Makes the workspace at least `bytes` large. Not while scratch is in use.
@@ -33,9 +40,11 @@ class Context {
     }
   }
 
-  // Copies a contiguous tensor's elements; each of the two may be the host's or the context's.
+  // Copies a contiguous tensor's elements; each of the two may be the host's or the context's. Waits where one is the host's.
   void copy(const Tensor& from, const Tensor& to) {
-    if (accelerator_) {
+    if (from.device() != Device::Cpu && to.device() != Device::Cpu) {
+      accelerator_->copy_inside(to.raw(), from.raw(), from.bytes());
+    } else if (accelerator_) {
       accelerator_->copy(to.raw(), from.raw(), from.bytes());
     } else {
       std::memcpy(to.raw(), from.raw(), from.bytes());

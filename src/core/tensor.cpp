@@ -83,6 +83,14 @@ Tensor Tensor::view(const Shape& shape) const {
   return same_rows ? Tensor(data_, dtype_, shape, pitch_, device_) : Tensor(data_, dtype_, shape, device_);
 }
 
+Tensor Tensor::piece(std::int64_t begin, const Shape& shape) const {
+  if (!contiguous() || begin < 0 || begin + shape.numel() > numel()) {
+    throw Error(ErrorKind::Internal,
+                "elements from " + std::to_string(begin) + " on of " + to_string(shape_) + " as " + to_string(shape));
+  }
+  return {static_cast<std::byte*>(data_) + static_cast<std::size_t>(begin) * size_of(dtype_), dtype_, shape, device_};
+}
+
 Tensor Tensor::row_range(std::int64_t begin, std::int64_t count) const {
   if (begin < 0 || count < 0 || begin + count > rows()) {
     throw Error(ErrorKind::Internal,

@@ -1,6 +1,7 @@
 // What this machine can do at most, measured: the yardstick of every benchmark.
 #pragma once
 
+#include "core/ceilings.h"
 #include "core/context.h"
 
 namespace megalodon::cpu {
@@ -14,12 +15,6 @@ double measure_read_bandwidth(Context& ctx);
 double measure_copy_bandwidth(Context& ctx);
 
 // All of them, in the order above.
-struct Ceilings {
-  double products_f32 = 0, products_bf16 = 0;  // bf16: 0 on a processor that does not multiply it
-  double read = 0, copy = 0;
-
-  double products(DType dtype) const noexcept { return dtype == DType::BF16 ? products_bf16 : products_f32; }
-};
 Ceilings measure_ceilings(Context& ctx);
 
 }  // namespace megalodon::cpu

@@ -77,6 +77,10 @@ void Gpu::copy(void* to, const void* from, std::size_t bytes) {
   wait();
 }
 
+void Gpu::copy_inside(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
+}
+
 void Gpu::zero(void* data, std::size_t bytes) { check(cudaMemsetAsync(data, 0, bytes, stream_), "zero"); }
 
 void Gpu::wait() { check(cudaStreamSynchronize(stream_), "device"); }

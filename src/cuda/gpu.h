@@ -33,6 +33,7 @@ class Gpu : public Accelerator {
   void* allocate(std::size_t bytes) override;
   void release(void* data) noexcept override;
   void copy(void* to, const void* from, std::size_t bytes) override;
+  void copy_inside(void* to, const void* from, std::size_t bytes) override;
   void zero(void* data, std::size_t bytes) override;
   void wait() override;
 

@@ -8,7 +8,7 @@
 namespace megalodon {
 
 Generator::Generator(Context& ctx, const Megalodon& model, std::int64_t outputs)
-    : state_(model.config(), 1, model.dtype()),
+    : state_(model.config(), 1, model.dtype(), ctx.accelerator()),
       inference_(ctx, model, 1, reading_window(model.config())),
       window_(inference_.length()),
       outputs_(std::min(outputs, model.config().outputs())),

@@ -1,3 +1,4 @@
+#include "cuda/device.h"
 #include "infer/evaluator.h"
 #include "infer/generator.h"
 #include "infer/loaded_model.h"
@@ -6,13 +7,16 @@
 namespace megalodon {
 
 struct LanguageModel::Impl {
-  Impl(const std::string& folder, int threads) : ctx(threads), loaded(load_model_with_tokenizer(folder)) {}
+  Impl(const std::string& folder, int threads, Device device)
+      : ctx(device == Device::Cuda ? cuda::open_device() : nullptr, threads),
+        loaded(load_model_with_tokenizer(folder, {.accelerator = ctx.accelerator()})) {}
 
   Context ctx;
   LoadedModel loaded;
 };
 
-LanguageModel::LanguageModel(const std::string& folder, int threads) : impl_(std::make_unique<Impl>(folder, threads)) {}
+LanguageModel::LanguageModel(const std::string& folder, int threads, Device device)
+    : impl_(std::make_unique<Impl>(folder, threads, device)) {}
 LanguageModel::~LanguageModel() = default;
 LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
 LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;

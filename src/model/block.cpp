@@ -28,7 +28,8 @@ BlockOps::BlockOps(const ModelConfig& c)
       fc13{c.model_dim, fc13_width(c)},
       fc2{c.ffn_hidden_dim, c.model_dim} {}
 
-std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, int threads) const {
+std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const {
+  const int threads = place.threads;
   return std::max({timestep_norm_workspace_bytes(norm, threads), cema_workspace_bytes(cema, batch, length, threads),
                    rms_norm_workspace_bytes(rms, threads), head_norm_workspace_bytes(head, threads),
                    attention_workspace_bytes(attention, length, threads), layer_norm_workspace_bytes(nffn, threads)});
@@ -207,7 +208,7 @@ void visit_scratch(const ModelConfig& c, DType dtype, BlockScratch& t, Visit&& v
 }
 
 Tensor shorter(const Tensor& tensor, std::int64_t length) {
-  return {tensor.raw(), tensor.dtype(), {tensor.shape()[0], length, tensor.shape()[2]}};
+  return tensor.piece(0, {tensor.shape()[0], length, tensor.shape()[2]});
 }
 
 }  // namespace

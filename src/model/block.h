@@ -34,7 +34,7 @@ struct BlockOps {
   Linear wv, wzrh, wh2, fc13, fc2;
 
   // What the largest op of a block takes of the workspace, for windows of batch x length.
-  std::size_t workspace_bytes(std::int64_t batch, std::int64_t length, int threads) const;
+  std::size_t workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const;
 };
 
 // The dropout masks of one window in one block; inactive outside training.

@@ -26,11 +26,6 @@ void for_each_slice(const Tensor& logits, std::int64_t tokens, Body&& body) {
   }
 }
 
-// Elements [begin, begin + count) of a vector.
-Tensor part(const Tensor& vector, std::int64_t begin, std::int64_t count) {
-  return vector.view({1, vector.numel()}).column_range(begin, count).view({count});
-}
-
 void slice_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
                   const Tensor& logits, const Tensor& losses, const CrossEntropySaved& saved) {
   linear_forward(ctx, {c.model_dim, c.outputs()}, p.output, Tensor(), tn, logits);
@@ -42,8 +37,8 @@ void slice_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const
 void head_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
                  const Tensor& logits, const Tensor& losses) {
   for_each_slice(logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
-    slice_losses(ctx, c, p, tn.row_range(begin, count), part(targets, begin, count), logits.row_range(0, count),
-                 part(losses, begin, count), {});
+    slice_losses(ctx, c, p, tn.row_range(begin, count), targets.piece(begin, {count}), logits.row_range(0, count),
+                 losses.piece(begin, {count}), {});
   });
 }
 
@@ -54,10 +49,10 @@ void head_losses_backward(Context& ctx, const ModelConfig& c, const Parameters& 
   for_each_slice(scratch.logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
     const Tensor logits = scratch.logits.row_range(0, count);
     const Tensor d_logits = scratch.d_logits.row_range(0, count);
-    const Tensor wanted = part(targets, begin, count);
+    const Tensor wanted = targets.piece(begin, {count});
     const Tensor normed = tn.row_range(begin, count);
-    const CrossEntropySaved saved{part(scratch.lse, 0, count)};
-    slice_losses(ctx, c, p, normed, wanted, logits, part(losses, begin, count), saved);
+    const CrossEntropySaved saved{scratch.lse.piece(0, {count})};
+    slice_losses(ctx, c, p, normed, wanted, logits, losses.piece(begin, {count}), saved);
     cross_entropy_backward(ctx, {c.outputs()}, logits, wanted, saved, scale, d_logits);
     linear_backward_weight(ctx, output, normed, d_logits, d_output, Tensor());
     linear_backward_input(ctx, output, p.output, d_logits, d_tn.row_range(begin, count));

@@ -4,6 +4,7 @@
 #include "model/block.h"
 #include "model/head.h"
 #include "model/megalodon.h"
+#include "ops/cross_entropy.h"
 
 namespace megalodon {
 
@@ -14,16 +15,23 @@ struct Buffers {
   Tensor normed;  // [B, L, D] the model's dtype: the head's input
   BlockSaved saved;
   BlockScratch scratch;
-  Tensor logits;  // [head_slice, K]
+  Tensor logits;           // [head_slice, K]
+  Tensor losses;           // [B, L], and
+  Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
 };
 
-Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
+Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device) {
   Buffers b;
   for (Tensor& x : b.x) x = arena.allocate(DType::F32, {batch, length, c.model_dim});
   b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
   b.saved = allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/false);
   b.scratch = allocate_scratch(arena, c, dtype, batch, length);
   b.logits = arena.allocate(DType::F32, {head_slice(c, batch * length), c.outputs()});
+  if (device != Device::Cpu) {
+    b.losses = arena.allocate(DType::F32, {batch, length});
+    b.tokens = arena.allocate(DType::I32, {batch, length});
+    b.targets = arena.allocate(DType::I32, {batch, length});
+  }
   return b;
 }
 
@@ -36,39 +44,58 @@ struct Inference::Impl {
         ops(m.config()),
         batch(max_batch),
         length(max_length),
-        arena(memory.activations, "activations"),
-        buffers(allocate(arena, m.config(), m.dtype(), max_batch, max_length)) {
+        arena(memory.activations, "activations", ctx.accelerator()),
+        buffers(allocate(arena, m.config(), m.dtype(), max_batch, max_length, ctx.device())) {
     ctx.reserve_workspace(memory.workspace);
   }
 
   // Runs the blocks and the last norm. Returns the normed output, [B, L, D].
-  Tensor run(const Tensor& tokens, ModelState& state) {
-    require(tokens.shape().rank() == 2, "model", "tokens must be [B, L]");
-    const std::int64_t b = tokens.shape()[0];
-    const std::int64_t l = tokens.shape()[1];
+  Tensor run(const Tensor& given, ModelState& state) {
+    require(given.shape().rank() == 2, "model", "tokens must be [B, L]");
+    const std::int64_t b = given.shape()[0];
+    const std::int64_t l = given.shape()[1];
     require(b == batch && b == state.batch(), "model", "tokens, state and plan must have the same number of sequences");
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     const BlockSaved saved = first_tokens(buffers.saved, l);
     const BlockScratch scratch = first_tokens(buffers.scratch, l);
-    Tensor x(buffers.x[0].raw(), DType::F32, {b, l, c.model_dim});
-    Tensor out(buffers.x[1].raw(), DType::F32, {b, l, c.model_dim});
+    check_tokens(c.vocab_size, given);
+    const Tensor tokens = at_hand(given, buffers.tokens);
+    Tensor x = buffers.x[0].piece(0, {b, l, c.model_dim});
+    Tensor out = buffers.x[1].piece(0, {b, l, c.model_dim});
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, x);
     for (std::size_t i = 0; i < p.blocks.size(); ++i) {
       block_forward(ctx, ops, p.blocks[i], model.rotary_table(), state.positions, Masks(), x, state.blocks[i], saved, scratch,
                     out);
       std::swap(x, out);
     }
-    const Tensor normed(buffers.normed.raw(), model.dtype(), {b, l, c.model_dim});
+    const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, normed, {});
-    for (std::int64_t i = 0; i < b; ++i) state.positions.data<std::int64_t>()[i] += l;
+    state.advance(ctx, l);
     return normed;
   }
 
+  // The first elements of `buffer` with the content of `given`, where the ops cannot read that itself.
+  Tensor at_hand(const Tensor& given, const Tensor& buffer) {
+    if (given.device() == ctx.device()) return given;
+    const Tensor copy = buffer.piece(0, given.shape());
+    ctx.copy(given, copy);
+    return copy;
+  }
+
+  // logits = normed W_out^T; through the device's memory, slice by slice, where logits are to be the host's.
   void project(const Tensor& normed, const Tensor& logits) {
-    linear_forward(ctx, {model.config().model_dim, model.config().outputs()}, model.parameters().output, Tensor(), normed,
-                   logits);
+    const Linear output{model.config().model_dim, model.config().outputs()};
+    const bool direct = logits.device() == ctx.device();
+    const std::int64_t slice = direct ? normed.rows() : buffers.logits.rows();
+    for (std::int64_t begin = 0; begin < normed.rows(); begin += slice) {
+      const std::int64_t rows = std::min(slice, normed.rows() - begin);
+      const Tensor wanted = logits.row_range(begin, rows);
+      const Tensor computed = direct ? wanted : buffers.logits.row_range(0, rows);
+      linear_forward(ctx, output, model.parameters().output, Tensor(), normed.row_range(begin, rows), computed);
+      if (!direct) ctx.copy(computed, wanted);
+    }
   }
 
   Context& ctx;
@@ -80,16 +107,15 @@ struct Inference::Impl {
 };
 
 Inference::Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length,
-                                   plan(model.config(), model.dtype(), batch, length, ctx.threads().size()))) {}
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), model.dtype(), batch, length, ctx.place()))) {}
 
 Inference::~Inference() = default;
 
-MemoryPlan Inference::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads) {
+MemoryPlan Inference::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place) {
   require(batch > 0 && length > 0, "model", "batch and length must be positive");
   Arena arena = Arena::counter();
-  allocate(arena, config, dtype, batch, length);
-  return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, threads)};
+  allocate(arena, config, dtype, batch, length, place.device);
+  return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, place)};
 }
 
 std::int64_t Inference::length() const noexcept { return impl_->length; }
@@ -111,11 +137,15 @@ void Inference::last_logits(const Tensor& tokens, ModelState& state, const Tenso
 void Inference::losses(const Tensor& tokens, const Tensor& targets, ModelState& state, const Tensor& losses) {
   require_contiguous(targets, DType::I32, tokens.shape(), "model", "targets");
   require_contiguous(losses, DType::F32, tokens.shape(), "model", "losses");
+  const ModelConfig& c = impl_->model.config();
+  check_targets(c.outputs(), targets);
   const Tensor normed = impl_->run(tokens, state);
   const std::int64_t count = tokens.numel();
-  const ModelConfig& c = impl_->model.config();
-  head_losses(impl_->ctx, c, impl_->model.parameters(), normed.view({count, c.model_dim}), targets.view({count}),
-              impl_->buffers.logits, losses.view({count}));
+  const bool direct = losses.device() == impl_->ctx.device();
+  const Tensor computed = direct ? losses : impl_->buffers.losses.piece(0, losses.shape());
+  head_losses(impl_->ctx, c, impl_->model.parameters(), normed.view({count, c.model_dim}),
+              impl_->at_hand(targets, impl_->buffers.targets).view({count}), impl_->buffers.logits, computed.view({count}));
+  if (!direct) impl_->ctx.copy(computed, losses);
 }
 
 void Inference::advance(const Tensor& tokens, ModelState& state) { impl_->run(tokens, state); }

@@ -25,9 +25,10 @@ enum class Precision {
 // A configuration with its parameters.
 class Megalodon {
  public:
-  // Parameters are zero until initialize() or until they are filled. Throws Error(InvalidArgument, OutOfMemory), and
-  // Error(Unsupported) for bfloat16 on a processor that does not multiply it.
-  explicit Megalodon(const ModelConfig& config, Precision precision = Precision::F32);
+  // Parameters are zero until initialize() or until they are filled. They lie in the memory of `accelerator`, the host's for
+  // null. Throws Error(InvalidArgument, OutOfMemory), and Error(Unsupported) for bfloat16 on a processor that does not multiply
+  // it.
+  explicit Megalodon(const ModelConfig& config, Precision precision = Precision::F32, AcceleratorPtr accelerator = nullptr);
   // For inference in bfloat16, of matrices that lie somewhere else: [total - vectors] bf16 in the order of the layout, never
   // written, in memory that `owner` keeps. set() is then for vectors alone.
   Megalodon(const ModelConfig& config, const Tensor& matrices, std::shared_ptr<const void> owner);
@@ -40,6 +41,8 @@ class Megalodon {
   // Rounds the float32 matrices into the bfloat16 ones, after a change of flat().
   void round_matrices();
 
+  // Where the parameters are; null for the host.
+  const AcceleratorPtr& accelerator() const noexcept { return accelerator_; }
   const ModelConfig& config() const noexcept { return config_; }
   const ParameterLayout& layout() const noexcept { return layout_; }
   DType dtype() const noexcept { return matrices_ ? DType::BF16 : DType::F32; }  // of what products multiply
@@ -49,8 +52,10 @@ class Megalodon {
   const Tensor& rotary_table() const noexcept { return rotary_table_; }
 
  private:
-  Megalodon(const ModelConfig& config, Precision precision, const Tensor& matrices, std::shared_ptr<const void> owner);
+  Megalodon(const ModelConfig& config, Precision precision, const Tensor& matrices, std::shared_ptr<const void> owner,
+            AcceleratorPtr accelerator);
 
+  AcceleratorPtr accelerator_;
   ModelConfig config_;
   ParameterLayout layout_;
   std::shared_ptr<const void> owner_;  // of matrices_; null where they are in arena_
@@ -73,7 +78,7 @@ class Inference {
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
   Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
   ~Inference();
-  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place);
 
   std::int64_t length() const noexcept;  // the longest window
 
@@ -101,7 +106,7 @@ class Training {
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
   Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
   ~Training();
-  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place);
 
   // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum)/d(parameters) to `gradients`, a
   // flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from it (its

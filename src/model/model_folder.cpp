@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <set>
 
+#include "core/on_host.h"
 #include "core/suggest.h"
 #include "cpu/matmul.h"
 #include "io/file.h"
@@ -27,10 +28,10 @@ void refuse_prior(const SafetensorsFile& file, const std::string& name) {
   throw Error(ErrorKind::Unsupported, name + " is not 0: TimestepNorm with a prior is not known here", file.path());
 }
 
-Precision stored_precision(const SafetensorsFile& file) {
+Precision stored_precision(const SafetensorsFile& file, const AcceleratorPtr& accelerator) {
   const std::string matrix = "embed.weight";
   const bool narrow = file.contains(matrix) && file.tensor(matrix).dtype() == DType::BF16;
-  return narrow && cpu::has_bfloat16_products() ? Precision::BF16 : Precision::F32;
+  return narrow && (accelerator || cpu::has_bfloat16_products()) ? Precision::BF16 : Precision::F32;
 }
 
 // The matrices as one array, where the file holds them so: bfloat16, one behind the other in the order of the layout. Else null.
@@ -84,12 +85,14 @@ void save_model(const Megalodon& model, const std::string& folder) {
 }
 
 std::uint64_t write_model_file(const Megalodon& model, const std::string& path) {
+  const OnHost flat(model.flat(), model.accelerator());
+  const bool matrices_alone = model.flat().numel() < model.layout().total();  // there is no float32 of them
+  const OnHost matrices(matrices_alone ? model.matrices() : Tensor(), model.accelerator());
   std::vector<NamedTensor> tensors;
   for (const ParameterInfo& entry : model.layout().entries()) {
-    const bool rounded = entry.offset >= model.flat().numel();  // there is no float32 of it
-    tensors.push_back(
-        {entry.name, rounded ? Tensor(model.matrices().data<BFloat16>() + entry.offset - model.layout().vectors(), entry.shape)
-                             : model.layout().view(model.flat(), entry.name)});
+    const bool rounded = entry.offset >= flat.tensor().numel();
+    tensors.push_back({entry.name, rounded ? matrices.tensor().piece(entry.offset - model.layout().vectors(), entry.shape)
+                                           : model.layout().view(flat.tensor(), entry.name)});
   }
   return write_safetensors(path, tensors, {{"format", "pt"}});
 }
@@ -105,11 +108,11 @@ ModelConfig load_config(const std::string& folder) {
 std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options) {
   const ModelConfig config = load_config(folder);
   const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
-  const Precision precision = options.precision ? *options.precision : stored_precision(file);
-  const bool map = options.map && precision == Precision::BF16;
+  const Precision precision = options.precision ? *options.precision : stored_precision(file, options.accelerator);
+  const bool map = options.map && !options.accelerator && precision == Precision::BF16;
   const Tensor matrices = map ? matrices_in(file, ParameterLayout(config)) : Tensor();
   auto model = matrices ? std::make_unique<Megalodon>(config, matrices, std::make_shared<const SafetensorsFile>(file))
-                        : std::make_unique<Megalodon>(config, precision);
+                        : std::make_unique<Megalodon>(config, precision, options.accelerator);
   read_parameters(*model, file, "");
   return model;
 }

@@ -20,12 +20,14 @@ void save_model(const Megalodon& model, const std::string& folder);
 std::uint64_t write_model_file(const Megalodon& model, const std::string& path);
 
 struct LoadOptions {
-  // None: that of the file's matrices, BF16 where they are and this processor multiplies it, else F32.
+  // None: that of the file's matrices, BF16 where they are and the device multiplies it, else F32.
   std::optional<Precision> precision = {};
   // BF16 matrices that the file holds as save_model() writes them are read where they lie in it, when they are first used: no
   // memory, no time to load. The file must not be cut short by others as long as the model lives. Otherwise they are copied into
   // memory of huge pages, from which they are read faster.
   bool map = false;
+  // Where to; null: the host. Nothing is mapped elsewhere.
+  AcceleratorPtr accelerator = nullptr;
 };
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor

@@ -71,7 +71,7 @@ const ParameterInfo& ParameterLayout::entry(const std::string& name) const {
 
 Tensor ParameterLayout::view(const Tensor& flat, const std::string& name) const {
   const ParameterInfo& info = entry(name);
-  return {flat.data<float>() + info.offset, info.shape};
+  return flat.piece(info.offset, info.shape);
 }
 
 Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, const Tensor& flat, const Tensor& matrices) {
@@ -79,8 +79,8 @@ Parameters parameters_in(const ModelConfig& c, const ParameterLayout& layout, co
   // Packed entries begin with the named one and go on over its neighbours.
   const auto packed = [&](const std::string& first, const Shape& shape) {
     const ParameterInfo& info = layout.entry(first);
-    if (matrices && info.is_matrix) return Tensor(matrices.data<BFloat16>() + info.offset - layout.vectors(), shape);
-    return Tensor(flat.data<float>() + info.offset, shape);
+    if (matrices && info.is_matrix) return matrices.piece(info.offset - layout.vectors(), shape);
+    return flat.piece(info.offset, shape);
   };
   const auto named = [&](const std::string& name) { return packed(name, layout.entry(name).shape); };
   Parameters p;

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "ops/positions.h"
 
 namespace megalodon {
 
@@ -33,15 +34,22 @@ void append(std::vector<std::pair<std::string, Tensor>>& list, const std::string
 
 }  // namespace
 
-ModelState::ModelState(const ModelConfig& config, std::int64_t batch, DType dtype) : arena_(Arena::counter()) {
+ModelState::ModelState(const ModelConfig& config, std::int64_t batch, DType dtype, AcceleratorPtr accelerator)
+    : accelerator_(std::move(accelerator)), arena_(Arena::counter()) {
   require(batch > 0, "model state", "needs at least one sequence");
   lay_out(arena_, config, batch, dtype, *this);
-  arena_ = Arena(arena_.peak(), "decode state");  // zeroed: the state before the first token
+  arena_ = Arena(arena_.peak(), "decode state", accelerator_);  // zeroed: the state before the first token
   lay_out(arena_, config, batch, dtype, *this);
 }
 
 void ModelState::reset() {
-  for (const auto& [name, tensor] : tensors()) std::memset(tensor.raw(), 0, tensor.bytes());
+  for (const auto& [name, tensor] : tensors()) {
+    if (accelerator_) {
+      accelerator_->zero(tensor.raw(), tensor.bytes());
+    } else {
+      std::memset(tensor.raw(), 0, tensor.bytes());
+    }
+  }
 }
 
 void ModelState::copy_sequence(std::int64_t to, const ModelState& other, std::int64_t from) {
@@ -53,12 +61,28 @@ void ModelState::copy_sequence(std::int64_t to, const ModelState& other, std::in
     const Tensor& target = mine[i].second;
     const Tensor& source = theirs[i].second;
     const std::size_t bytes = target.bytes() / static_cast<std::size_t>(batch());
+    require(target.device() == source.device(), "model state", "the states are on different devices");
     require(bytes == source.bytes() / static_cast<std::size_t>(other.batch()), "model state",
             "the states are of different models");
-    std::memcpy(static_cast<std::byte*>(target.raw()) + static_cast<std::size_t>(to) * bytes,
-                static_cast<const std::byte*>(source.raw()) + static_cast<std::size_t>(from) * bytes, bytes);
+    std::byte* target_bytes = static_cast<std::byte*>(target.raw()) + static_cast<std::size_t>(to) * bytes;
+    const std::byte* source_bytes = static_cast<const std::byte*>(source.raw()) + static_cast<std::size_t>(from) * bytes;
+    if (accelerator_) {
+      accelerator_->copy_inside(target_bytes, source_bytes, bytes);
+    } else {
+      std::memcpy(target_bytes, source_bytes, bytes);
+    }
   }
 }
+
+std::int64_t ModelState::position(std::int64_t sequence) const {
+  const std::int64_t* held = positions.data<std::int64_t>() + sequence;
+  if (!accelerator_) return *held;
+  std::int64_t position = 0;
+  accelerator_->copy(&position, held, sizeof position);
+  return position;
+}
+
+void ModelState::advance(Context& ctx, std::int64_t length) { advance_positions(ctx, positions, length); }
 
 std::vector<std::pair<std::string, Tensor>> ModelState::tensors() const {
   std::vector<std::pair<std::string, Tensor>> list;

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/buffer.h"
+#include "core/context.h"
 #include "megalodon/config.h"
 #include "ops/attention.h"
 #include "ops/cema.h"
@@ -23,8 +23,8 @@ struct BlockState {
 class ModelState {
  public:
   // The state before the first token, for `batch` sequences. Throws Error(OutOfMemory).
-  // dtype: the model's.
-  ModelState(const ModelConfig& config, std::int64_t batch, DType dtype = DType::F32);
+  // dtype: the model's; accelerator: that of the contexts that will use it, null for the CPU.
+  ModelState(const ModelConfig& config, std::int64_t batch, DType dtype = DType::F32, AcceleratorPtr accelerator = nullptr);
 
   std::int64_t batch() const noexcept { return positions.numel(); }
   std::size_t bytes() const noexcept { return arena_.size(); }
@@ -32,6 +32,10 @@ class ModelState {
   void reset();
   // Copies sequence `from` of `other` over sequence `to` of this one; the configurations must agree.
   void copy_sequence(std::int64_t to, const ModelState& other, std::int64_t from);
+  // How many tokens a sequence has read; waits for the device where the state is on one.
+  std::int64_t position(std::int64_t sequence) const;
+  // Counts `length` more tokens of every sequence.
+  void advance(Context& ctx, std::int64_t length);
   // All of it under stable names ("positions", "layers.0.norm.mean", ...), to be saved or filled from a file.
   std::vector<std::pair<std::string, Tensor>> tensors() const;
 
@@ -40,6 +44,7 @@ class ModelState {
   TimestepNormState final_norm;
 
  private:
+  AcceleratorPtr accelerator_;
   Arena arena_;
 };
 

@@ -1,9 +1,11 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/on_host.h"
 #include "model/block.h"
 #include "model/head.h"
 #include "model/megalodon.h"
+#include "ops/cross_entropy.h"
 
 namespace megalodon {
 
@@ -18,11 +20,12 @@ struct Buffers {
   Tensor normed;  // [B, L, D] the model's dtype: the head's input
   Tensor d_x;     // [B, L, D]
   HeadScratch head;
-  Tensor losses;   // [B, L]
-  Tensor origins;  // [B] i64: where the window begins in each sequence
+  Tensor losses;           // [B, L]
+  Tensor origins;          // [B] i64: where the window begins in each sequence
+  Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
 };
 
-Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
+Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device) {
   const auto rows = [&] { return arena.allocate(DType::F32, {batch, length, c.model_dim}); };
   Buffers b;
   b.x.push_back(rows());
@@ -42,6 +45,10 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   b.head.lse = arena.allocate(DType::F32, {slice});
   b.losses = arena.allocate(DType::F32, {batch, length});
   b.origins = arena.allocate(DType::I64, {batch});
+  if (device != Device::Cpu) {
+    b.tokens = arena.allocate(DType::I32, {batch, length});
+    b.targets = arena.allocate(DType::I32, {batch, length});
+  }
   return b;
 }
 
@@ -52,22 +59,30 @@ struct Training::Impl {
       : ctx(context),
         model(m),
         ops(m.config()),
-        arena(memory.activations, "activations"),
-        buffers(allocate(arena, m.config(), m.dtype(), batch, length)) {
+        arena(memory.activations, "activations", ctx.accelerator()),
+        buffers(allocate(arena, m.config(), m.dtype(), batch, length, ctx.device())) {
     ctx.reserve_workspace(memory.workspace);
   }
 
   void remember_origins(const ModelState* state) {
-    auto* origins = buffers.origins.data<std::int64_t>();
+    if (state == nullptr) return ctx.zero(buffers.origins);
+    const OnHost positions(state->positions, ctx.accelerator());
     for (std::int64_t b = 0; b < buffers.origins.numel(); ++b) {
-      origins[b] = state != nullptr ? state->positions.data<std::int64_t>()[b] : 0;
-      require(origins[b] % model.config().chunk_size == 0, "training",
+      require(positions.tensor().data<std::int64_t>()[b] % model.config().chunk_size == 0, "training",
               "a window must begin at a chunk's first token: its length must be a multiple of chunk_size when state is carried");
     }
+    ctx.copy(state->positions, buffers.origins);
   }
 
-  double run(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
-             const DropoutKey& key) {
+  // The window where the ops can read it.
+  Tensor at_hand(const Tensor& given, const Tensor& buffer) {
+    if (!buffer) return given;
+    ctx.copy(given, buffer);
+    return buffer;
+  }
+
+  double run(const Tensor& given_tokens, const Tensor& given_targets, ModelState* state, const Tensor& flat_gradients,
+             float scale, const DropoutKey& key) {
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     const Parameters g = parameters_in(c, model.layout(), flat_gradients);
@@ -75,6 +90,10 @@ struct Training::Impl {
     const std::size_t layers = p.blocks.size();
     Buffers& b = buffers;
     remember_origins(state);
+    check_tokens(c.vocab_size, given_tokens);
+    check_targets(c.outputs(), given_targets);
+    const Tensor tokens = at_hand(given_tokens, b.tokens);
+    const Tensor targets = at_hand(given_targets, b.targets);
     const auto masks = [&](std::size_t layer) { return Masks{key.seed, key.window, static_cast<std::int64_t>(layer), true}; };
 
     // Forward.
@@ -102,11 +121,10 @@ struct Training::Impl {
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);
     embedding_backward(ctx, embedding_of(c), tokens, b.d_x, g.embed);
 
-    if (state != nullptr) {
-      for (std::int64_t i = 0; i < state->batch(); ++i) state->positions.data<std::int64_t>()[i] += tokens.shape()[1];
-    }
+    if (state != nullptr) state->advance(ctx, tokens.shape()[1]);
+    const OnHost losses(b.losses, ctx.accelerator());
     double sum = 0;
-    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(b.losses.data<float>()[i]);
+    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(losses.tensor().data<float>()[i]);
     return sum;
   }
 
@@ -118,16 +136,15 @@ struct Training::Impl {
 };
 
 Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length,
-                                   plan(model.config(), model.dtype(), batch, length, ctx.threads().size()))) {}
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), model.dtype(), batch, length, ctx.place()))) {}
 
 Training::~Training() = default;
 
-MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, int threads) {
+MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place) {
   require(batch > 0 && length > 0, "training", "batch and length must be positive");
   Arena arena = Arena::counter();
-  allocate(arena, config, dtype, batch, length);
-  return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, threads)};
+  allocate(arena, config, dtype, batch, length, place.device);
+  return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, place)};
 }
 
 double Training::forward_backward(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& gradients,

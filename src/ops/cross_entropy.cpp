@@ -16,18 +16,21 @@ void check(const CrossEntropy& op, const Tensor& logits, const Tensor& targets, 
   require_matrix(logits, DType::F32, logits.rows(), op.vocab, kName, "logits");
   require_contiguous(targets, DType::I32, {logits.rows()}, kName, "targets");
   if (saved.lse) require_contiguous(saved.lse, DType::F32, {logits.rows()}, kName, "saved.lse");
-  if (targets.device() != Device::Cpu) return;  // the model checked them before they went there
-  const std::int32_t* target = targets.data<std::int32_t>();
-  for (std::int64_t t = 0; t < logits.rows(); ++t) {
-    if (target[t] >= -1 && target[t] < op.vocab) continue;
-    throw Error(ErrorKind::InvalidArgument,
-                "target " + std::to_string(target[t]) + " at position " + std::to_string(t) + " is outside the vocabulary of " +
-                    std::to_string(op.vocab),
-                kName);
-  }
+  if (targets.device() == Device::Cpu) check_targets(op.vocab, targets);  // else the model did before they went there
 }
 
 }  // namespace
+
+void check_targets(std::int64_t vocab, const Tensor& targets) {
+  const std::int32_t* target = targets.data<std::int32_t>();
+  for (std::int64_t t = 0; t < targets.numel(); ++t) {
+    if (target[t] >= -1 && target[t] < vocab) continue;
+    throw Error(ErrorKind::InvalidArgument,
+                "target " + std::to_string(target[t]) + " at position " + std::to_string(t) + " is outside the vocabulary of " +
+                    std::to_string(vocab),
+                kName);
+  }
+}
 
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                            const Tensor& losses, const CrossEntropySaved& saved) {

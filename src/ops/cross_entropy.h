@@ -34,6 +34,10 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op,
                             float scale,             // the gradient of each token's loss
                             const Tensor& dlogits);  // [T, K] f32 or bf16, any pitch
 
+// Throws Error(InvalidArgument) naming the first of targets, I32 that the host can read, that is neither -1 nor in the
+// vocabulary. The ops do this themselves where the host can read their targets.
+void check_targets(std::int64_t vocab, const Tensor& targets);
+
 namespace cpu {
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                            const Tensor& losses, const CrossEntropySaved& saved);

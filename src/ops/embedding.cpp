@@ -17,18 +17,21 @@ void check(const Embedding& op, const Tensor& weight, const Tensor& tokens, cons
   require_contiguous(weight, weight.dtype(), {op.vocab, op.dim}, kName, weight_name);
   require_contiguous(tokens, DType::I32, tokens.shape(), kName, "tokens");
   require_matrix(x, DType::F32, tokens.numel(), op.dim, kName, x_name);
-  if (tokens.device() != Device::Cpu) return;  // the model checked them before they went there
-  const std::int32_t* token = tokens.data<std::int32_t>();
-  for (std::int64_t i = 0; i < tokens.numel(); ++i) {
-    if (token[i] >= 0 && token[i] < op.vocab) continue;
-    throw Error(ErrorKind::InvalidArgument,
-                "token " + std::to_string(token[i]) + " at position " + std::to_string(i) + " is outside the vocabulary of " +
-                    std::to_string(op.vocab),
-                kName);
-  }
+  if (tokens.device() == Device::Cpu) check_tokens(op.vocab, tokens);  // else the model did before they went there
 }
 
 }  // namespace
+
+void check_tokens(std::int64_t vocab, const Tensor& tokens) {
+  const std::int32_t* token = tokens.data<std::int32_t>();
+  for (std::int64_t i = 0; i < tokens.numel(); ++i) {
+    if (token[i] >= 0 && token[i] < vocab) continue;
+    throw Error(ErrorKind::InvalidArgument,
+                "token " + std::to_string(token[i]) + " at position " + std::to_string(i) + " is outside the vocabulary of " +
+                    std::to_string(vocab),
+                kName);
+  }
+}
 
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x) {
   check(op, weight, tokens, x, "weight", "x");

@@ -25,6 +25,10 @@ void embedding_backward(Context& ctx, const Embedding& op,
                         const Tensor& dx,        // [B, L, D] f32, any pitch
                         const Tensor& dweight);  // [K, D] f32
 
+// Throws Error(InvalidArgument) naming the first of tokens, I32 that the host can read, that is outside the vocabulary. The ops
+// do this themselves where the host can read their tokens.
+void check_tokens(std::int64_t vocab, const Tensor& tokens);
+
 namespace cpu {
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x);
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight);

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <nlohmann/json.hpp>
 
+#include "core/on_host.h"
 #include "io/file.h"
 #include "io/folder_checksums.h"
 #include "io/safetensors.h"
@@ -52,11 +54,11 @@ auto read_json(const std::string& path, const Read& read) {
   }
 }
 
-std::vector<NamedTensor> optimizer_tensors(const CheckpointView& view) {
+std::vector<NamedTensor> optimizer_tensors(const CheckpointView& view, const Tensor& m, const Tensor& v) {
   std::vector<NamedTensor> tensors;
-  for (const auto& [prefix, flat] : {std::pair("m.", view.m), std::pair("v.", view.v)}) {
+  for (const auto& [prefix, flat] : {std::pair("m.", m), std::pair("v.", v)}) {
     for (const ParameterInfo& entry : view.model.layout().entries()) {
-      tensors.push_back({prefix + entry.name, Tensor(flat.data<float>() + entry.offset, entry.shape)});
+      tensors.push_back({prefix + entry.name, flat.piece(entry.offset, entry.shape)});
     }
   }
   return tensors;
@@ -68,11 +70,30 @@ std::vector<NamedTensor> state_tensors(const CheckpointView& view) {
   return tensors;
 }
 
-void read_tensors(const std::string& path, const std::vector<NamedTensor>& targets) {
+void write_optimizer(const std::string& path, const CheckpointView& view) {
+  const OnHost m(view.m, view.model.accelerator());
+  const OnHost v(view.v, view.model.accelerator());
+  write_safetensors(path, optimizer_tensors(view, m.tensor(), v.tensor()));
+}
+
+void write_state(const std::string& path, const CheckpointView& view) {
+  std::deque<OnHost> copies;
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, tensor] : view.state->tensors()) {
+    tensors.push_back({name, copies.emplace_back(tensor, view.model.accelerator()).tensor()});
+  }
+  write_safetensors(path, tensors);
+}
+
+void read_tensors(const std::string& path, const std::vector<NamedTensor>& targets, const AcceleratorPtr& accelerator) {
   const SafetensorsFile file(path);
   for (const NamedTensor& target : targets) {
     const Tensor source = file.tensor(target.name, target.tensor.dtype(), target.tensor.shape());
-    std::memcpy(target.tensor.raw(), source.raw(), source.bytes());
+    if (accelerator) {
+      accelerator->copy(target.tensor.raw(), source.raw(), source.bytes());
+    } else {
+      std::memcpy(target.tensor.raw(), source.raw(), source.bytes());
+    }
   }
 }
 
@@ -94,8 +115,8 @@ Json trainer_json(const CheckpointView& view) {
 void write_files(const std::string& folder, const CheckpointView& view, const Tokenizer& tokenizer) {
   save_model(view.model, folder);
   tokenizer.save_to(folder);
-  write_safetensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view));
-  if (view.state) write_safetensors(join_path(folder, "state.safetensors"), state_tensors(view));
+  write_optimizer(join_path(folder, "optimizer.safetensors"), view);
+  if (view.state) write_state(join_path(folder, "state.safetensors"), view);
   write_file_atomically(join_path(folder, "trainer.json"), trainer_json(view).dump(2) + "\n");
   write_checksums(folder);
 }
@@ -247,8 +268,9 @@ std::vector<std::string> load_checkpoint(const std::string& folder, const Checkp
     if (count < 0) throw Error(ErrorKind::Corrupt, "a negative counter", path);
   }
   read_parameters(view.model, SafetensorsFile(join_path(folder, "model.safetensors")), "");
-  read_tensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view));
-  if (view.state) read_tensors(join_path(folder, "state.safetensors"), state_tensors(view));
+  const AcceleratorPtr& accelerator = view.model.accelerator();
+  read_tensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view, view.m, view.v), accelerator);
+  if (view.state) read_tensors(join_path(folder, "state.safetensors"), state_tensors(view), accelerator);
   view.progress = progress;
   return notes;
 }

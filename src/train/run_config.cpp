@@ -19,10 +19,12 @@ const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ?
 
 namespace {
 
-using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, DType*>;
+using Target =
+    std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, Device*, DType*>;
 
 const char* name_of(DataMode mode) { return to_string(mode); }
 const char* name_of(Scheduler scheduler) { return to_string(scheduler); }
+const char* name_of(Device device) { return device == Device::Cuda ? "cuda" : "cpu"; }
 const char* name_of(DType dtype) { return dtype == DType::BF16 ? "bf16" : "f32"; }
 
 struct Key {
@@ -80,6 +82,7 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.accumulate", &c.train.accumulate, "Batches that make one step"},
       {"train.seed", &c.train.seed, "Seed of the initial parameters and of dropout"},
       {"train.threads", &c.train.threads, "Threads; 0: all processors"},
+      {"train.device", &c.train.device, "cpu or cuda: where to compute"},
       {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
       {"train.log_every", &c.train.log_every, "Steps between printed lines"},
       {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
@@ -107,6 +110,7 @@ std::string type_of(const Target& target) {
     std::string operator()(const std::string*) const { return "a string"; }
     std::string operator()(const DataMode*) const { return "\"fresh\" or \"carry\""; }
     std::string operator()(const Scheduler*) const { return "\"linear\", \"cosine\" or \"constant\""; }
+    std::string operator()(const Device*) const { return "\"cpu\" or \"cuda\""; }
     std::string operator()(const DType*) const { return "\"f32\" or \"bf16\""; }
   };
   return std::visit(Visitor{}, target);
@@ -136,6 +140,7 @@ std::string value_text(const Target& target) {
     std::string operator()(const std::string* value) const { return string_text(*value); }
     std::string operator()(const DataMode* value) const { return string_text(name_of(*value)); }
     std::string operator()(const Scheduler* value) const { return string_text(name_of(*value)); }
+    std::string operator()(const Device* value) const { return string_text(name_of(*value)); }
     std::string operator()(const DType* value) const { return string_text(name_of(*value)); }
   };
   return std::visit(Visitor{}, target);
@@ -172,6 +177,7 @@ struct Assign {
   }
   bool operator()(DataMode* target) const { return choose(target, {DataMode::Fresh, DataMode::Carry}); }
   bool operator()(Scheduler* target) const { return choose(target, {Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant}); }
+  bool operator()(Device* target) const { return choose(target, {Device::Cpu, Device::Cuda}); }
   bool operator()(DType* target) const { return choose(target, {DType::F32, DType::BF16}); }
 
   template <class E>
@@ -217,7 +223,8 @@ std::optional<T> whole(const std::string& text) {
 Given given_on_command_line(const Target& target, const std::string& text) {
   Given given{{}, "'" + text + "'"};
   const bool is_text = std::holds_alternative<std::string*>(target) || std::holds_alternative<DataMode*>(target) ||
-                       std::holds_alternative<Scheduler*>(target) || std::holds_alternative<DType*>(target);
+                       std::holds_alternative<Scheduler*>(target) || std::holds_alternative<Device*>(target) ||
+                       std::holds_alternative<DType*>(target);
   if (is_text) {
     given.value = text;
   } else if (const auto integer = whole<std::int64_t>(text)) {

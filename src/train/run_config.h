@@ -49,6 +49,7 @@ struct TrainConfig {
   std::int64_t accumulate = 1;  // batches that make one step
   std::int64_t seed = 1;        // of the initial parameters and of dropout
   std::int64_t threads = 0;     // 0 means all processors
+  Device device = Device::Cpu;  // where the run computes; a checkpoint goes on on either
   DType dtype = DType::F32;     // of activations and of what products multiply; parameters, moments and sums are float32
   std::int64_t log_every = 1;
   std::int64_t validate_every = 0;

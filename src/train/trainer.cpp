@@ -45,11 +45,11 @@ std::size_t TrainingMemory::total() const noexcept {
   return parameters + gradients + optimizer + activations + workspace + validation + state;
 }
 
-TrainingMemory plan_training(const RunConfig& config, int threads) {
+TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   const DType dtype = config.train.dtype;
   const ParameterLayout layout(config.model);
   const std::size_t flat = bytes_of_flat(layout.total());
-  const MemoryPlan training = Training::plan(config.model, dtype, config.data.batch, config.data.length, threads);
+  const MemoryPlan training = Training::plan(config.model, dtype, config.data.batch, config.data.length, place);
   TrainingMemory memory;
   memory.parameters = Megalodon::storage_bytes(config.model, precision_of(config));
   memory.gradients = flat;
@@ -59,7 +59,7 @@ TrainingMemory plan_training(const RunConfig& config, int threads) {
   const std::size_t state = ModelState(config.model, 1, dtype).bytes() * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
   if (config.train.validate_every > 0) {
-    const MemoryPlan inference = Inference::plan(config.model, dtype, config.data.batch, config.data.length, threads);
+    const MemoryPlan inference = Inference::plan(config.model, dtype, config.data.batch, config.data.length, place);
     memory.validation = inference.activations + state;
     memory.workspace = std::max(memory.workspace, inference.workspace);
   }
@@ -74,16 +74,16 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       tokenizer_(tokenizer),
       schedule_(config.schedule()),
       loader_(train, config.data),
-      model_(config.model, precision_of(config)),
-      arena_(3 * bytes_of_flat(model_.layout().total()), "gradients and optimizer"),
+      model_(config.model, precision_of(config), ctx.accelerator()),
+      arena_(3 * bytes_of_flat(model_.layout().total()), "gradients and optimizer", ctx.accelerator()),
       gradients_(arena_.allocate(DType::F32, {model_.layout().total()})),
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
       training_(ctx, model_, config.data.batch, config.data.length) {
-  std::memset(m_.raw(), 0, m_.bytes());
-  std::memset(v_.raw(), 0, v_.bytes());
+  ctx.zero(m_);
+  ctx.zero(v_);
   model_.initialize(seed_of(config_));
-  if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch, model_.dtype());
+  if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch, model_.dtype(), ctx.accelerator());
   if (config_.train.validate_every == 0) return;
   if (!valid) {
     throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
@@ -119,7 +119,7 @@ StepReport Trainer::step() {
   report.lr = schedule_.at(progress_.step);
   report.tokens = config_.train.accumulate * config_.data.batch * config_.data.length;
 
-  std::memset(gradients_.raw(), 0, gradients_.bytes());
+  ctx_.zero(gradients_);
   const float scale = 1.0F / static_cast<float>(report.tokens);
   double sum = 0;
   for (std::int64_t i = 0; i < config_.train.accumulate; ++i) {

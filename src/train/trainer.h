@@ -34,7 +34,7 @@ struct TrainingMemory {
 };
 
 // threads > 0.
-TrainingMemory plan_training(const RunConfig& config, int threads);
+TrainingMemory plan_training(const RunConfig& config, const Place& place);
 
 struct StepReport {
   std::int64_t step = 0;   // steps done, this one too

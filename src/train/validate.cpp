@@ -36,7 +36,7 @@ Validator::Validator(Context& ctx, const Megalodon& model, const TokenDataset& d
       rows_(std::min(config.batch, windows_)),
       chosen_(choose(windows_, rows_, length_, max_tokens, mode_)),
       inference_(ctx, model, rows_, length_),
-      state_(model.config(), rows_, model.dtype()),
+      state_(model.config(), rows_, model.dtype(), ctx.accelerator()),
       window_(static_cast<std::size_t>(length_ + 1)),
       tokens_(static_cast<std::size_t>(rows_ * length_)),
       targets_(tokens_.size()),

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/bfloat16.h"
+#include "core/on_host.h"
 #include "megalodon/error.h"
 #include "model/model_folder.h"
 #include "train/schedule.h"
@@ -295,12 +296,17 @@ std::vector<Verified> verify_adamw(const SafetensorsFile& file, const MakeGolden
 class OurModel : public GoldenModel {
  public:
   OurModel(Context& ctx, const ModelConfig& config, const SafetensorsFile& file, Precision precision)
-      : ctx_(ctx), model_(config, precision), flat_{model_.layout().total()}, gradients_(static_cast<std::size_t>(flat_[0])) {
+      : ctx_(ctx),
+        model_(config, precision, ctx.accelerator()),
+        arena_(3 * bytes_of_flat(), "gradients and optimizer", ctx.accelerator()),
+        gradients_(flat()),
+        m_(flat()),
+        v_(flat()) {
     read_parameters(model_, file, "param.");
   }
 
   std::vector<double> logits(const Shape& window, const Tokens& tokens) override {
-    if (!state_) state_ = std::make_unique<ModelState>(model_.config(), window[0], model_.dtype());
+    if (!state_) state_ = std::make_unique<ModelState>(model_.config(), window[0], model_.dtype(), ctx_.accelerator());
     const Shape shape{window[0], window[1], model_.config().outputs()};
     std::vector<float> values(static_cast<std::size_t>(shape.numel()));
     Tokens given = tokens;
@@ -327,36 +333,39 @@ class OurModel : public GoldenModel {
     Tokens given = tokens;
     Tokens wanted = targets;
     return Training(ctx_, model_, window[0], window[1])
-               .forward_backward(Tensor(given.data(), window), Tensor(wanted.data(), window), nullptr, view(gradients_),
+               .forward_backward(Tensor(given.data(), window), Tensor(wanted.data(), window), nullptr, gradients_,
                                  static_cast<float>(1 / count)) /
            count;
   }
-  void clear_gradient() override { std::fill(gradients_.begin(), gradients_.end(), 0.0F); }
-  double gradient_norm() override { return global_norm(ctx_, view(gradients_)); }
+  void clear_gradient() override { ctx_.zero(gradients_); }
+  double gradient_norm() override { return global_norm(ctx_, gradients_); }
 
   void step(const AdamW& adamw, std::int64_t step, double clip) override {
-    m_.resize(gradients_.size());
-    v_.resize(gradients_.size());
-    update_parameters(ctx_, adamw, step, gradient_norm(), clip, model_, view(gradients_), view(m_), view(v_));
+    update_parameters(ctx_, adamw, step, gradient_norm(), clip, model_, gradients_, m_, v_);
   }
-  std::vector<double> gradient(const std::string& name) override {
-    return values_of(model_.layout().view(view(gradients_), name));
-  }
+  std::vector<double> gradient(const std::string& name) override { return values_of(model_.layout().view(gradients_, name)); }
   std::vector<double> parameter(const std::string& name) override { return values_of(model_.layout().view(model_.flat(), name)); }
 
  private:
-  Tensor view(std::vector<float>& flat) const { return {flat.data(), flat_}; }
+  std::size_t bytes_of_flat() const {
+    return (static_cast<std::size_t>(model_.layout().total()) * sizeof(float) + 255) / 256 * 256;
+  }
+  Tensor flat() { return arena_.allocate(DType::F32, {model_.layout().total()}); }  // zeroed, as the arena is
 
-  static std::vector<double> values_of(const Tensor& tensor) {
+  std::vector<double> values_of(const Tensor& held) const {
+    const OnHost on_host(held, ctx_.accelerator());
+    const Tensor& tensor = on_host.tensor();
     std::vector<double> values;
     for (std::int64_t i = 0; i < tensor.numel(); ++i) values.push_back(element(tensor, i));
     return values;
   }
 
   // The valid rows of keys or values [B, C, heads * width].
-  Values chunk_so_far(const Tensor& cache, const Shape& head) const {
+  Values chunk_so_far(const Tensor& held, const Shape& head) const {
+    const OnHost on_host(held, ctx_.accelerator());
+    const Tensor& cache = on_host.tensor();
     const std::int64_t chunk = cache.shape()[1];
-    const std::int64_t rows = state_->positions.data<std::int64_t>()[0] % chunk;
+    const std::int64_t rows = state_->position(0) % chunk;
     Values out{{cache.shape()[0], rows, head[0], head[1]}, {}};
     for (std::int64_t i = 0; i < cache.numel(); ++i) {
       if (i / cache.cols() % chunk < rows) out.values.push_back(element(cache, i));
@@ -366,8 +375,8 @@ class OurModel : public GoldenModel {
 
   Context& ctx_;
   Megalodon model_;
-  Shape flat_;
-  std::vector<float> gradients_, m_, v_;
+  Arena arena_;
+  Tensor gradients_, m_, v_;           // [P]
   std::unique_ptr<ModelState> state_;  // none before the first logits
 };
 

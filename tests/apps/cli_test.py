@@ -393,7 +393,7 @@ class WrongUse(CliTest):
                      self.folder / "data")
 
     def test_what_this_build_has_not_is_said(self):
-        self.refused(UNSUPPORTED, ("--device cuda", "Use --device cpu"), "verify", GOLDEN, "--device", "cuda")
+        self.refused(UNSUPPORTED, ("device cuda", "--device cpu"), "verify", GOLDEN, "--device", "cuda")
         self.refused(UNSUPPORTED, ("--dtype fp16", "f32 or bf16"), "verify", GOLDEN, "--dtype", "fp16")
 
 

@@ -244,7 +244,7 @@ TEST_F(TrainerTest, RefusesDataThatDoesNotFit) {
 
 TEST_F(TrainerTest, MemoryIsPlanned) {
   RunConfig c = config(DataMode::Carry);
-  const TrainingMemory without = plan_training(c, 2);
+  const TrainingMemory without = plan_training(c, {Device::Cpu, 2});
   const auto parameters = static_cast<std::size_t>(ParameterLayout(c.model).total());
   EXPECT_GE(without.parameters, parameters * 4);
   EXPECT_LT(without.parameters, parameters * 4 + 1024);  // the rotary table too
@@ -253,7 +253,7 @@ TEST_F(TrainerTest, MemoryIsPlanned) {
   EXPECT_GE(without.state, ModelState(c.model, 2).bytes());
   EXPECT_EQ(without.validation, 0U);
   c.train.validate_every = 1;
-  EXPECT_GT(plan_training(c, 2).validation, 0U);
+  EXPECT_GT(plan_training(c, {Device::Cpu, 2}).validation, 0U);
 }
 
 }  // namespace
