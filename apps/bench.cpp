@@ -49,9 +49,35 @@ ModelConfig d1024() {
   return c;
 }
 
+// The widths of the paper's 1.3B and 7B models by which layers are compared, four layers of each.
+ModelConfig d2048() {
+  ModelConfig c = d1024();
+  c.model_dim = 2048;
+  c.num_heads = 2;
+  c.z_dim = 512;
+  c.value_dim = 4096;
+  c.ffn_hidden_dim = 3584;
+  c.chunk_size = 2048;
+  c.norm_num_groups = 64;
+  return c;
+}
+
+ModelConfig d4096() {
+  ModelConfig c = d2048();
+  c.model_dim = 4096;
+  c.num_heads = 4;
+  c.z_dim = 1024;
+  c.value_dim = 8192;
+  c.ffn_hidden_dim = 8192;
+  c.chunk_size = 4096;
+  return c;
+}
+
 ModelConfig config_named(const std::string& name) {
   if (name == "d384") return d384();
   if (name == "d1024") return d1024();
+  if (name == "d2048") return d2048();
+  if (name == "d4096") return d4096();
   return preset(name);
 }
 
@@ -74,8 +100,8 @@ double inside(const Profile& profile) {
 void BenchModel::add_flags(CLI::App* command) {
   CLI::Option* name = command
                           ->add_option("--preset", preset,
-                                       "d384 (12.1 M parameters, bytes), d1024 (four wider layers), or a preset of `megalodon "
-                                       "inspect`; random parameters")
+                                       "d384 (12.1 M parameters, bytes), d1024, d2048 or d4096 (four wider layers), or a preset "
+                                       "of `megalodon inspect`; random parameters")
                           ->capture_default_str()
                           ->type_name("NAME");
   command->add_option("--model", folder, "A model folder instead")->excludes(name)->type_name("DIR");
@@ -90,6 +116,8 @@ void BenchModel::add_flags(CLI::App* command) {
   add_device_flag(command, device);
   add_threads_flag(command, threads);
 }
+
+ModelConfig BenchModel::config() const { return folder.empty() ? config_named(preset) : load_config(folder); }
 
 std::unique_ptr<Megalodon> BenchModel::load(Context& ctx, Precision precision) const {
   if (dtype == DType::F32) precision = Precision::F32;
@@ -180,6 +208,7 @@ void add_bench_command(CLI::App& app) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed against what the machine can do at most");
   bench->require_subcommand(1);
   add_bench_train(bench);
+  add_bench_layer(bench);
   add_bench_prefill(bench);
   add_bench_decode(bench);
   add_bench_ops(bench);

@@ -26,6 +26,7 @@ struct BenchModel {
 
   void add_flags(CLI::App* command);
   std::string name() const { return folder.empty() ? preset : folder; }
+  ModelConfig config() const;
   // With random parameters for a preset. `precision` is what dtype BF16 means.
   std::unique_ptr<Megalodon> load(Context& ctx, Precision precision) const;
   const char* dtype_name() const { return dtype == DType::BF16 ? "bf16" : "f32"; }
@@ -64,6 +65,7 @@ std::vector<std::int32_t> random_tokens(const Megalodon& model, std::int64_t cou
 double seconds_since(std::chrono::steady_clock::time_point start);
 
 void add_bench_train(CLI::App* bench);
+void add_bench_layer(CLI::App* bench);
 void add_bench_prefill(CLI::App* bench);
 void add_bench_decode(CLI::App* bench);
 void add_bench_ops(CLI::App* bench);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "megalodon/dtype.h"
@@ -13,6 +15,13 @@ namespace megalodon {
 // All but the destructor throw Error(Internal) with the device's own words when it fails, also for work that was asked earlier.
 class Accelerator {
  public:
+  // Work that was recorded, to be asked for as a whole and as often as need be: it takes its turn like any other.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void replay() = 0;
+  };
+
   virtual ~Accelerator() = default;
 
   virtual Device device() const noexcept = 0;
@@ -28,6 +37,9 @@ class Accelerator {
   // Inside the device's memory; nobody waits.
   virtual void copy_inside(void* to, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* data, std::size_t bytes) = 0;
+  // Calls work(), which must ask for device work alone, and records what it asks for instead of doing it. The memory that it
+  // names must stay where it is.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& work) = 0;
   // Returns when everything that was asked for is done.
   virtual void wait() = 0;
 };

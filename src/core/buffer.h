@@ -52,6 +52,7 @@ class Arena {
   std::size_t used() const noexcept { return used_; }
   std::size_t peak() const noexcept { return peak_; }  // the most that was ever in use
   std::size_t size() const noexcept { return buffer_.size(); }
+  const void* begin() const noexcept { return buffer_.data(); }
   // Gives back all that was handed out since used() was `mark`.
   void release_to(std::size_t mark) noexcept { used_ = mark; }
 

@@ -15,9 +15,9 @@ class Profile {
     double seconds = 0;
   };
 
-  void add(const char* op, double seconds) {
+  void add(const char* op, double seconds, std::int64_t calls = 1) {
     Entry& entry = entries_[op];
-    ++entry.calls;
+    entry.calls += calls;
     entry.seconds += seconds;
   }
   void clear() { entries_.clear(); }

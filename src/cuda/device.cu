@@ -83,6 +83,42 @@ void Gpu::copy_inside(void* to, const void* from, std::size_t bytes) {
 
 void Gpu::zero(void* data, std::size_t bytes) { check(cudaMemsetAsync(data, 0, bytes, stream_), "zero"); }
 
+namespace {
+
+class Graph : public Accelerator::Recording {
+ public:
+  Graph(cudaStream_t stream, cudaGraph_t graph) : stream_(stream) {
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    check(status, "graph");
+  }
+  ~Graph() override { (void)cudaGraphExecDestroy(executable_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void replay() override { check(cudaGraphLaunch(executable_, stream_), "graph"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Accelerator::Recording> Gpu::record(const std::function<void()>& work) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "graph");
+  try {
+    work();
+  } catch (...) {
+    (void)cudaStreamEndCapture(stream_, &graph);  // so that the stream goes on working
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream_, &graph), "graph");
+  return std::make_unique<Graph>(stream_, graph);
+}
+
 void Gpu::wait() { check(cudaStreamSynchronize(stream_), "device"); }
 
 }  // namespace megalodon::cuda

@@ -35,6 +35,7 @@ class Gpu : public Accelerator {
   void copy(void* to, const void* from, std::size_t bytes) override;
   void copy_inside(void* to, const void* from, std::size_t bytes) override;
   void zero(void* data, std::size_t bytes) override;
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   void wait() override;
 
   cudaStream_t stream() const noexcept { return stream_; }

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/replay.h"
 #include "model/block.h"
 #include "model/head.h"
 #include "model/megalodon.h"
@@ -49,19 +50,32 @@ struct Inference::Impl {
     ctx.reserve_workspace(memory.workspace);
   }
 
-  // Runs the blocks and the last norm. Returns the normed output, [B, L, D].
+  // Reads the window and leaves the normed output, [B, L, D], in buffers.normed, of which it returns that part.
   Tensor run(const Tensor& given, ModelState& state) {
     require(given.shape().rank() == 2, "model", "tokens must be [B, L]");
     const std::int64_t b = given.shape()[0];
     const std::int64_t l = given.shape()[1];
     require(b == batch && b == state.batch(), "model", "tokens, state and plan must have the same number of sequences");
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
+    check_tokens(model.config().vocab_size, given);
+    const Tensor tokens = at_hand(given, buffers.tokens);
+    // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
+    const auto ask = [&] { pass(tokens, state); };
+    if (l == 1) {
+      replay.run(ctx, {Replay::address(tokens.raw()), Replay::address(state.positions.raw())}, ask);
+    } else {
+      ask();
+    }
+    return buffers.normed.piece(0, {b, l, model.config().model_dim});
+  }
+
+  void pass(const Tensor& tokens, ModelState& state) {
+    const std::int64_t b = tokens.shape()[0];
+    const std::int64_t l = tokens.shape()[1];
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     const BlockSaved saved = first_tokens(buffers.saved, l);
     const BlockScratch scratch = first_tokens(buffers.scratch, l);
-    check_tokens(c.vocab_size, given);
-    const Tensor tokens = at_hand(given, buffers.tokens);
     Tensor x = buffers.x[0].piece(0, {b, l, c.model_dim});
     Tensor out = buffers.x[1].piece(0, {b, l, c.model_dim});
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, x);
@@ -73,7 +87,6 @@ struct Inference::Impl {
     const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, normed, {});
     state.advance(ctx, l);
-    return normed;
   }
 
   // The first elements of `buffer` with the content of `given`, where the ops cannot read that itself.
@@ -104,6 +117,7 @@ struct Inference::Impl {
   std::int64_t batch, length;
   Arena arena;
   Buffers buffers;
+  Replay replay;
 };
 
 Inference::Inference(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)

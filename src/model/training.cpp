@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <bit>
 
 #include "core/check.h"
 #include "core/on_host.h"
+#include "core/replay.h"
 #include "model/block.h"
 #include "model/head.h"
 #include "model/megalodon.h"
@@ -52,6 +54,10 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   return b;
 }
 
+bool has_dropout(const ModelConfig& c) {
+  return c.dropout > 0 || c.hidden_dropout > 0 || c.attention_dropout > 0 || c.dropkey > 0;
+}
+
 }  // namespace
 
 struct Training::Impl {
@@ -84,16 +90,34 @@ struct Training::Impl {
   double run(const Tensor& given_tokens, const Tensor& given_targets, ModelState* state, const Tensor& flat_gradients,
              float scale, const DropoutKey& key) {
     const ModelConfig& c = model.config();
+    remember_origins(state);
+    check_tokens(c.vocab_size, given_tokens);
+    check_targets(c.outputs(), given_targets);
+    const Tensor tokens = at_hand(given_tokens, buffers.tokens);
+    const Tensor targets = at_hand(given_targets, buffers.targets);
+    const auto ask = [&] { pass(tokens, targets, state, flat_gradients, scale, key); };
+    if (has_dropout(c)) {
+      ask();  // masks differ from window to window, and are told to the ops as numbers
+    } else {
+      replay.run(ctx,
+                 {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
+                  Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale)},
+                 ask);
+    }
+    const OnHost losses(buffers.losses, ctx.accelerator());
+    double sum = 0;
+    for (std::int64_t i = 0; i < tokens.numel(); ++i) sum += static_cast<double>(losses.tensor().data<float>()[i]);
+    return sum;
+  }
+
+  void pass(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
+            const DropoutKey& key) {
+    const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     const Parameters g = parameters_in(c, model.layout(), flat_gradients);
     const Tensor& table = model.rotary_table();
     const std::size_t layers = p.blocks.size();
     Buffers& b = buffers;
-    remember_origins(state);
-    check_tokens(c.vocab_size, given_tokens);
-    check_targets(c.outputs(), given_targets);
-    const Tensor tokens = at_hand(given_tokens, b.tokens);
-    const Tensor targets = at_hand(given_targets, b.targets);
     const auto masks = [&](std::size_t layer) { return Masks{key.seed, key.window, static_cast<std::int64_t>(layer), true}; };
 
     // Forward.
@@ -122,10 +146,6 @@ struct Training::Impl {
     embedding_backward(ctx, embedding_of(c), tokens, b.d_x, g.embed);
 
     if (state != nullptr) state->advance(ctx, tokens.shape()[1]);
-    const OnHost losses(b.losses, ctx.accelerator());
-    double sum = 0;
-    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(losses.tensor().data<float>()[i]);
-    return sum;
   }
 
   Context& ctx;
@@ -133,6 +153,7 @@ struct Training::Impl {
   BlockOps ops;
   Arena arena;
   Buffers buffers;
+  Replay replay;
 };
 
 Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
