@@ -16,7 +16,7 @@ struct Hash {
   std::size_t operator()(const Matmul& op) const noexcept {
     std::size_t h = 0;
     const auto mix = [&h](std::int64_t v) { h = (h ^ static_cast<std::size_t>(v)) * 0x9E3779B97F4A7C15ULL + (h >> 29); };
-    for (const std::int64_t v : {op.m, op.n, op.k, op.pitch_a, op.pitch_b, op.pitch_c}) mix(v);
+    for (const std::int64_t v : {op.m, op.n, op.k, op.pitch_a, op.pitch_b, op.pitch_c, op.packed}) mix(v);
     mix(op.transpose_a + 2 * op.transpose_b + 4 * op.accumulate + 8 * op.bias + 16 * (op.in == DType::BF16) +
         32 * (op.out == DType::BF16));
     return h;
@@ -41,6 +41,19 @@ class Primitives {
     entry.primitive.execute(stream_, entry.arguments);
   }
 
+  std::int64_t packed_columns(const Matmul& op) {
+    const auto found = columns_.find(op);
+    if (found != columns_.end()) return found->second;
+    if (columns_.size() >= 512) columns_.clear();
+    const auto wanted = describe(op, {{op.k, op.n}, type_of(op.in), Tag::any}).weights_desc();
+    std::int64_t columns = 0;
+    for (const std::int64_t block : {16, 32, 48, 64}) {
+      if (wanted == packed(op, block)) columns = block;
+    }
+    columns_.emplace(op, columns);
+    return columns;
+  }
+
  private:
   struct Entry {
     dnnl::matmul primitive;
@@ -48,29 +61,49 @@ class Primitives {
     std::unordered_map<int, dnnl::memory> arguments;  // the same memory objects: they share their handle
   };
 
-  static dnnl::memory::desc describe(DType dtype, std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t pitch) {
-    using Dims = dnnl::memory::dims;
-    using Type = dnnl::memory::data_type;
-    return {{rows, cols}, dtype == DType::BF16 ? Type::bf16 : Type::f32, transposed ? Dims{1, pitch} : Dims{pitch, 1}};
+  using Tag = dnnl::memory::format_tag;
+
+  static dnnl::memory::data_type type_of(DType dtype) {
+    return dtype == DType::BF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   }
 
-  Entry make(const Matmul& op) {
-    const auto a = describe(op.in, op.m, op.k, op.transpose_a, op.pitch_a);
-    const auto b = describe(op.in, op.k, op.n, op.transpose_b, op.pitch_b);
-    const auto c = describe(op.out, op.m, op.n, false, op.pitch_c);
-    const auto bias = describe(DType::F32, 1, op.n, false, op.n);
+  static dnnl::memory::desc matrix(DType dtype, std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t pitch) {
+    using Dims = dnnl::memory::dims;
+    return {{rows, cols}, type_of(dtype), transposed ? Dims{1, pitch} : Dims{pitch, 1}};
+  }
+
+  // B in blocks of `columns`: 16 rows of single elements, or of pairs from consecutive rows where they are bfloat16.
+  static dnnl::memory::desc packed(const Matmul& op, std::int64_t columns) {
+    const bool pairs = op.in == DType::BF16;
+    Tag tag = pairs ? Tag::BA16a64b2a : Tag::BA16a64b;
+    if (columns == 48) tag = pairs ? Tag::BA16a48b2a : Tag::BA16a48b;
+    if (columns == 32) tag = pairs ? Tag::BA16a32b2a : Tag::BA16a32b;
+    if (columns == 16) tag = pairs ? Tag::BA16a16b2a : Tag::BA16a16b;
+    return {{op.k, op.n}, type_of(op.in), tag};
+  }
+
+  dnnl::matmul::primitive_desc describe(const Matmul& op, const dnnl::memory::desc& b) const {
+    const auto a = matrix(op.in, op.m, op.k, op.transpose_a, op.pitch_a);
+    const auto c = matrix(op.out, op.m, op.n, false, op.pitch_c);
     dnnl::primitive_attr attributes;
     if (op.accumulate) {
       dnnl::post_ops sum;
       sum.append_sum(1.0F);
       attributes.set_post_ops(sum);
     }
-    const dnnl::matmul::desc desc = op.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
-    Entry entry{dnnl::matmul(dnnl::matmul::primitive_desc(desc, attributes, engine_)),
-                {a, engine_, DNNL_MEMORY_NONE},
-                {b, engine_, DNNL_MEMORY_NONE},
-                {c, engine_, DNNL_MEMORY_NONE},
-                {bias, engine_, DNNL_MEMORY_NONE},
+    const dnnl::matmul::desc desc =
+        op.bias ? dnnl::matmul::desc(a, b, matrix(DType::F32, 1, op.n, false, op.n), c) : dnnl::matmul::desc(a, b, c);
+    return {desc, attributes, engine_};
+  }
+
+  Entry make(const Matmul& op) const {
+    const auto desc =
+        describe(op, op.packed != 0 ? packed(op, op.packed) : matrix(op.in, op.k, op.n, op.transpose_b, op.pitch_b));
+    Entry entry{dnnl::matmul(desc),
+                {desc.src_desc(), engine_, DNNL_MEMORY_NONE},
+                {desc.weights_desc(), engine_, DNNL_MEMORY_NONE},
+                {desc.dst_desc(), engine_, DNNL_MEMORY_NONE},
+                {desc.bias_desc(), engine_, DNNL_MEMORY_NONE},
                 {}};
     entry.arguments = {{DNNL_ARG_SRC, entry.a}, {DNNL_ARG_WEIGHTS, entry.b}, {DNNL_ARG_DST, entry.c}};
     if (op.bias) entry.arguments.emplace(DNNL_ARG_BIAS, entry.bias);
@@ -80,7 +113,13 @@ class Primitives {
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream_{engine_};
   std::unordered_map<Matmul, Entry, Hash> cache_;
+  std::unordered_map<Matmul, std::int64_t, Hash> columns_;
 };
+
+Primitives& primitives() {
+  thread_local Primitives mine;
+  return mine;
+}
 
 // oneDNN takes its number of threads from OpenMP's per-thread setting, when a primitive is made and when it runs.
 class OneOmpThread {
@@ -98,20 +137,29 @@ class OneOmpThread {
   int before_;
 };
 
-}  // namespace
-
-void matmul(const Matmul& op, const void* a, const void* b, void* c, const float* bias) {
-  if (op.m <= 0 || op.n <= 0) return;
-  thread_local Primitives primitives;
+// Runs `work`, with oneDNN's errors as ours.
+template <class Work>
+auto with_onednn(const Matmul& op, Work&& work) {
   const OneOmpThread guard;
   try {
-    primitives.execute(op, a, b, c, bias);
+    return work(primitives());
   } catch (const dnnl::error& error) {
     throw Error(ErrorKind::Internal,
                 "oneDNN refused a product of " + std::to_string(op.m) + " x " + std::to_string(op.k) + " x " +
                     std::to_string(op.n) + ": " + error.what(),
                 "matmul");
   }
+}
+
+}  // namespace
+
+void matmul(const Matmul& op, const void* a, const void* b, void* c, const float* bias) {
+  if (op.m <= 0 || op.n <= 0) return;
+  with_onednn(op, [&](Primitives& p) { p.execute(op, a, b, c, bias); });
+}
+
+std::int64_t packed_columns(const Matmul& op) {
+  return with_onednn(op, [&](Primitives& p) { return p.packed_columns(op); });
 }
 
 bool has_bfloat16_products() {

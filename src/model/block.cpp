@@ -30,9 +30,14 @@ BlockOps::BlockOps(const ModelConfig& c)
 
 std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const {
   const int threads = place.threads;
-  return std::max({timestep_norm_workspace_bytes(norm, threads), cema_workspace_bytes(cema, batch, length, threads),
-                   rms_norm_workspace_bytes(rms, threads), head_norm_workspace_bytes(head, threads),
-                   attention_workspace_bytes(attention, length, threads), layer_norm_workspace_bytes(nffn, threads)});
+  std::size_t bytes =
+      std::max({timestep_norm_workspace_bytes(norm, threads), cema_workspace_bytes(cema, batch, length, threads),
+                rms_norm_workspace_bytes(rms, threads), head_norm_workspace_bytes(head, threads),
+                attention_workspace_bytes(attention, length, threads), layer_norm_workspace_bytes(nffn, threads)});
+  for (const Linear& linear : {wv, wzrh, wh2, fc13, fc2, Linear{config.model_dim, config.outputs()}}) {
+    bytes = std::max(bytes, linear_workspace_bytes(linear, batch * length));
+  }
+  return bytes;
 }
 
 void Masks::apply(Context& ctx, Site site, double p, const Tensor& x) const {

@@ -33,7 +33,7 @@ struct BlockOps {
   LayerNorm nffn;
   Linear wv, wzrh, wh2, fc13, fc2;
 
-  // What the largest op of a block takes of the workspace, for windows of batch x length.
+  // What the largest op of a block or of the head takes of the workspace, for windows of batch x length.
   std::size_t workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const;
 };
 

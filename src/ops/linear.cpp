@@ -50,4 +50,6 @@ void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, con
       [&] { cuda::linear_backward_weight(ctx, op, x, dy, dweight, dbias); });
 }
 
+std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows) { return cpu::linear_workspace_bytes(op, rows); }
+
 }  // namespace megalodon

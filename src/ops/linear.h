@@ -12,6 +12,9 @@ struct Linear {
   std::int64_t out;
 };
 
+// What the ops below take of the workspace, for up to `rows` rows of x.
+std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
+
 // Overwrites y, or with accumulate adds to it. y must not overlap x.
 void linear_forward(Context& ctx, const Linear& op,
                     const Tensor& weight,  // [out, in] T
@@ -35,6 +38,7 @@ void linear_backward_weight(Context& ctx, const Linear& op,
                             const Tensor& dbias);   // [out] f32, or null
 
 namespace cpu {
+std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
