@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include "core/accelerator.h"
 #include "megalodon/tensor.h"
@@ -65,6 +66,17 @@ class Arena {
   std::size_t peak_ = 0;
   bool counting_ = false;
 };
+
+// `count` structs that need no destructor, for loops that share them; null where the arena counts.
+template <class T>
+T* allocate_structs(Arena& arena, std::int64_t count) {
+  static_assert(std::is_trivially_destructible_v<T>);
+  const Tensor memory = arena.allocate(DType::U8, {count * static_cast<std::int64_t>(sizeof(T))});
+  if (arena.counting()) return nullptr;
+  T* const structs = static_cast<T*>(memory.raw());
+  std::uninitialized_value_construct_n(structs, count);
+  return structs;
+}
 
 // Gives back what was allocated from an arena since this object was made.
 class ArenaScope {

@@ -1,5 +1,8 @@
 #include "core/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -31,12 +34,32 @@ void wait_awake(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   value.wait(old, std::memory_order_acquire);
 }
 
+// The processors that this process may run on, in their order.
+std::vector<int> allowed_processors() {
+  std::vector<int> processors;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return processors;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &set)) processors.push_back(i);
+  }
+  return processors;
+}
+
+// Advice only: a kernel that refuses it leaves the thread where it likes.
+void pin(std::thread& thread, int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<std::size_t>(processor), &set);
+  (void)pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+}
+
 }  // namespace
 
 // One generation counter starts a loop, one counter of finished workers ends it.
 struct ThreadPool::State {
   std::vector<std::thread> workers;
-  const std::function<void(int)>* job = nullptr;
+  const FunctionRef<void(int)>* job = nullptr;
   std::atomic<std::uint32_t> generation{0};
   std::atomic<std::uint32_t> pending{0};
   std::atomic<bool> stopping{false};
@@ -74,9 +97,15 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   if (threads < 0) throw Error(ErrorKind::InvalidArgument, "a negative number of threads: " + std::to_string(threads));
   if (threads == 0) threads = std::max(1U, std::thread::hardware_concurrency());
+  // A team that takes all processors shares them out, one for each worker. A smaller one does not: another may be beside it,
+  // which would choose the same. The caller is left alone: it is not ours, and whatever it starts later would stay where it was
+  // put.
+  const std::vector<int> processors = allowed_processors();
+  const bool pinned = static_cast<std::size_t>(threads) == processors.size();
   try {
     for (int i = 1; i < threads; ++i) {
       state_->workers.emplace_back([state = state_.get(), i] { state->work(i); });
+      if (pinned) pin(state_->workers.back(), processors[static_cast<std::size_t>(i)]);
     }
   } catch (const std::system_error& error) {
     state_->stop();
@@ -88,7 +117,7 @@ ThreadPool::~ThreadPool() { state_->stop(); }
 
 int ThreadPool::size() const noexcept { return static_cast<int>(state_->workers.size()) + 1; }
 
-void ThreadPool::run(const std::function<void(int)>& fn) {
+void ThreadPool::run(FunctionRef<void(int)> fn) {
   State& state = *state_;
   state.job = &fn;
   state.pending.store(static_cast<std::uint32_t>(state.workers.size()), std::memory_order_release);
@@ -102,8 +131,7 @@ void ThreadPool::run(const std::function<void(int)>& fn) {
   if (state.error) std::rethrow_exception(std::exchange(state.error, nullptr));
 }
 
-void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain,
-                              const std::function<void(std::int64_t, std::int64_t, int)>& fn) {
+void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain, FunctionRef<void(std::int64_t, std::int64_t, int)> fn) {
   if (count <= 0) return;
   const std::int64_t pieces = (count + grain - 1) / grain;
   if (pieces == 1 || size() == 1) return fn(0, count, 0);
@@ -114,7 +142,7 @@ void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain,
   });
 }
 
-void ThreadPool::parallel_each(std::int64_t count, const std::function<void(std::int64_t, int)>& fn) {
+void ThreadPool::parallel_each(std::int64_t count, FunctionRef<void(std::int64_t, int)> fn) {
   if (count == 1 || size() == 1) {
     for (std::int64_t i = 0; i < count; ++i) fn(i, 0);
     return;

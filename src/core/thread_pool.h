@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+
+#include "core/function_ref.h"
 
 namespace megalodon {
 
@@ -20,16 +21,16 @@ class ThreadPool {
 
   // Runs fn(thread) once on every thread, thread = 0 .. size()-1 and 0 the caller, and returns when all are done.
   // Rethrows the first exception that a thread threw. Not reentrant: fn must not use the pool.
-  void run(const std::function<void(int thread)>& fn);
+  void run(FunctionRef<void(int thread)> fn);
 
   // Cuts [0, count) into size() contiguous ranges whose bounds are multiples of `grain` (but the last) and runs fn(begin, end,
   // thread) for each that is not empty. Which thread gets which range depends on nothing but count, grain and size().
   void parallel_for(std::int64_t count, std::int64_t grain,
-                    const std::function<void(std::int64_t begin, std::int64_t end, int thread)>& fn);
+                    FunctionRef<void(std::int64_t begin, std::int64_t end, int thread)> fn);
 
   // Runs fn(index, thread) for each index, handed to whichever thread is free. For pieces of uneven cost whose results do
   // not depend on the order.
-  void parallel_each(std::int64_t count, const std::function<void(std::int64_t index, int thread)>& fn);
+  void parallel_each(std::int64_t count, FunctionRef<void(std::int64_t index, int thread)> fn);
 
  private:
   struct State;

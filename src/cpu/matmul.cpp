@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <array>
 #include <dnnl.hpp>
 #include <string>
 #include <unordered_map>
@@ -35,10 +36,12 @@ class Primitives {
     }
     Entry& entry = found->second;
     entry.a.set_data_handle(const_cast<void*>(a));  // oneDNN has no read-only memory
-    entry.b.set_data_handle(const_cast<void*>(b));
+    entry.b.set_data_handle(const_cast<void*>(b));  // zeroes the edge of a packed b, where pack_columns wrote zeros
     entry.c.set_data_handle(c);
     if (op.bias) entry.bias.set_data_handle(const_cast<float*>(bias));
-    entry.primitive.execute(stream_, entry.arguments);
+    // Not primitive.execute, which makes a container of the arguments.
+    dnnl::error::wrap_c_api(dnnl_primitive_execute(entry.primitive.get(), stream_.get(), op.bias ? 4 : 3, entry.arguments.data()),
+                            "could not execute");
   }
 
   std::int64_t packed_columns(const Matmul& op) {
@@ -58,7 +61,7 @@ class Primitives {
   struct Entry {
     dnnl::matmul primitive;
     dnnl::memory a, b, c, bias;
-    std::unordered_map<int, dnnl::memory> arguments;  // the same memory objects: they share their handle
+    std::array<dnnl_exec_arg_t, 4> arguments;  // the same memory objects
   };
 
   using Tag = dnnl::memory::format_tag;
@@ -105,8 +108,10 @@ class Primitives {
                 {desc.dst_desc(), engine_, DNNL_MEMORY_NONE},
                 {desc.bias_desc(), engine_, DNNL_MEMORY_NONE},
                 {}};
-    entry.arguments = {{DNNL_ARG_SRC, entry.a}, {DNNL_ARG_WEIGHTS, entry.b}, {DNNL_ARG_DST, entry.c}};
-    if (op.bias) entry.arguments.emplace(DNNL_ARG_BIAS, entry.bias);
+    entry.arguments = {{{DNNL_ARG_SRC, entry.a.get()},
+                        {DNNL_ARG_WEIGHTS, entry.b.get()},
+                        {DNNL_ARG_DST, entry.c.get()},
+                        {DNNL_ARG_BIAS, entry.bias.get()}}};
     return entry;
   }
 

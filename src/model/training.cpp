@@ -114,7 +114,9 @@ struct Training::Impl {
             const DropoutKey& key) {
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
-    const Parameters g = parameters_in(c, model.layout(), flat_gradients);
+    if (gradients.flat != flat_gradients.raw())
+      gradients = {flat_gradients.raw(), parameters_in(c, model.layout(), flat_gradients)};
+    const Parameters& g = gradients.views;
     const Tensor& table = model.rotary_table();
     const std::size_t layers = p.blocks.size();
     Buffers& b = buffers;
@@ -154,6 +156,11 @@ struct Training::Impl {
   Arena arena;
   Buffers buffers;
   Replay replay;
+  // Views are made anew only for another array: making them allocates.
+  struct {
+    const void* flat = nullptr;
+    Parameters views;
+  } gradients;
 };
 
 Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)

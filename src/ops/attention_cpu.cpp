@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/attention_cpu.cpp"
@@ -253,9 +252,13 @@ Scratch take_scratch(Arena& arena, const Attention& op, DType dtype) {
   return scratch;
 }
 
-std::vector<Scratch> take_scratches(Context& ctx, const Attention& op, DType dtype) {
-  std::vector<Scratch> scratches;
-  for (int i = 0; i < ctx.threads().size(); ++i) scratches.push_back(take_scratch(ctx.workspace(), op, dtype));
+// One for each thread.
+Scratch* take_scratches(Arena& arena, const Attention& op, DType dtype, int threads) {
+  auto* const scratches = allocate_structs<Scratch>(arena, threads);
+  for (int i = 0; i < threads; ++i) {
+    const Scratch scratch = take_scratch(arena, op, dtype);
+    if (scratches != nullptr) scratches[i] = scratch;
+  }
   return scratches;
 }
 
@@ -390,35 +393,67 @@ struct Forward {
   }
 };
 
-// All blocks of a batch. Fewer blocks than threads are cut into slices of value columns, each computing the weights again.
-std::vector<Block> blocks_of(const Attention& op, const Tensor& positions, const Tensor& q, int threads) {
-  const std::int64_t height = block_rows(q.dtype(), op.chunk);
-  const std::int64_t length = q.shape()[1];
-  std::vector<Block> blocks;
-  for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
-    const std::int64_t before = positions ? positions.data<std::int64_t>()[b] % op.chunk : 0;
-    for (std::int64_t begin = 0, rows = 0; begin < length; begin += rows) {
-      const std::int64_t in_chunk = (before + begin) % op.chunk;
-      rows = std::min({height - in_chunk % height, op.chunk - in_chunk, length - begin});  // bounds at multiples in the chunk
-      for (std::int64_t h = 0; h < op.heads; ++h) {
-        blocks.push_back({b, h, begin, rows, in_chunk, begin < in_chunk, 0, op.v_head_dim});
-      }
+// All blocks of a batch: their bounds are the window's, those of chunks, and the multiples of a block's height in a chunk. Fewer
+// blocks than threads are cut into slices of value columns, each computing the weights again.
+class Blocks {
+ public:
+  Blocks(const Attention& op, const Tensor& positions, const Tensor& q, int threads)
+      : op_(op),
+        positions_(positions),
+        length_(q.shape()[1]),
+        height_(block_rows(q.dtype(), op.chunk)),
+        in_chunk_((op.chunk + height_ - 1) / height_) {
+    std::int64_t blocks = 0;
+    for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
+      const std::int64_t first = before(b);
+      const std::int64_t own = number(first + length_ - 1) - number(first) + 1;
+      most_ = std::max(most_, own);
+      blocks += own * op.heads;
     }
+    slices_ = std::clamp<std::int64_t>(op.v_head_dim / kSlice, 1,
+                                       std::max<std::int64_t>(1, threads / std::max<std::int64_t>(1, blocks)));
+    count_ = q.shape()[0] * most_ * op.heads * slices_;
   }
-  const auto slices =
-      std::min(threads / std::max<std::int64_t>(1, static_cast<std::int64_t>(blocks.size())), op.v_head_dim / kSlice);
-  if (slices < 2) return blocks;
-  std::vector<Block> cut;
-  for (const Block& block : blocks) {
-    for (std::int64_t i = 0; i < slices; ++i) {
-      Block slice = block;
-      slice.column = op.v_head_dim * i / slices;
-      slice.columns = op.v_head_dim * (i + 1) / slices - slice.column;
-      cut.push_back(slice);
-    }
+
+  // Of indices, some of which stand for no block where sequences begin at different places of a chunk.
+  std::int64_t count() const { return count_; }
+
+  // One without rows for such an index.
+  Block operator[](std::int64_t index) const {
+    const std::int64_t slice = index % slices_;
+    const std::int64_t h = index / slices_ % op_.heads;
+    const std::int64_t i = index / slices_ / op_.heads % most_;
+    const std::int64_t b = index / slices_ / op_.heads / most_;
+    const std::int64_t first = before(b);
+    const std::int64_t block = number(first) + i;
+    const std::int64_t chunk = block / in_chunk_ * op_.chunk;
+    const std::int64_t begin = std::max(first, chunk + block % in_chunk_ * height_);
+    const std::int64_t end = std::min({first + length_, chunk + op_.chunk, chunk + (block % in_chunk_ + 1) * height_});
+    const std::int64_t column = op_.v_head_dim * slice / slices_;
+    return {.b = b,
+            .h = h,
+            .begin = begin - first,
+            .rows = std::max<std::int64_t>(0, end - begin),
+            .in_chunk = begin - chunk,
+            .in_state = begin - first < begin - chunk,
+            .column = column,
+            .columns = op_.v_head_dim * (slice + 1) / slices_ - column};
   }
-  return cut;
-}
+
+ private:
+  // Where in its chunk the window begins.
+  std::int64_t before(std::int64_t b) const { return positions_ ? positions_.data<std::int64_t>()[b] % op_.chunk : 0; }
+  // The block that holds a row, counted from the beginning of the window's first chunk.
+  std::int64_t number(std::int64_t row) const { return row / op_.chunk * in_chunk_ + row % op_.chunk / height_; }
+
+  const Attention& op_;
+  const Tensor& positions_;
+  std::int64_t length_, height_;
+  std::int64_t in_chunk_;  // blocks of a chunk
+  std::int64_t most_ = 1;  // blocks of a sequence and head
+  std::int64_t slices_ = 1;
+  std::int64_t count_ = 0;
+};
 
 // Copies rows [begin, begin + count) of sequence b in the window to rows [to, to + count) of its state.
 void copy_to_state(const Attention& op, std::int64_t b, std::int64_t begin, std::int64_t to, std::int64_t count,
@@ -519,24 +554,25 @@ struct Backward {
 
 std::size_t attention_workspace_bytes(const Attention& op, int threads) {
   Arena arena = Arena::counter();
-  for (int i = 0; i < threads; ++i) take_scratch(arena, op, DType::BF16);  // no dtype takes more
+  take_scratches(arena, op, DType::BF16, threads);  // no dtype takes more
   return arena.peak();
 }
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
   ArenaScope scope(ctx.workspace());
-  const std::vector<Scratch> scratches = take_scratches(ctx, op, q.dtype());
-  const std::vector<Block> blocks = blocks_of(op, positions, q, ctx.threads().size());
+  const Scratch* const scratches = take_scratches(ctx.workspace(), op, q.dtype(), ctx.threads().size());
+  const Blocks blocks(op, positions, q, ctx.threads().size());
   const auto copy = [&](std::int64_t b, std::int64_t begin, std::int64_t to, std::int64_t count) {
     copy_to_state(op, b, begin, to, count, k, state.k);
     copy_to_state(op, b, begin, to, count, v, state.v);
   };
   if (state.k) update_state(ctx, op, positions, q, false, copy);
   const Forward forward{op, q, k, v, state, o, saved};
-  ctx.threads().parallel_each(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t i, int thread) {
-    const Block& block = blocks[static_cast<std::size_t>(i)];
-    const Scratch& scratch = scratches[static_cast<std::size_t>(thread)];
+  ctx.threads().parallel_each(blocks.count(), [&](std::int64_t i, int thread) {
+    const Block block = blocks[i];
+    const Scratch& scratch = scratches[thread];
+    if (block.rows == 0) return;
     block.rows <= kFewRows ? forward.by_rows(block, scratch) : forward.by_products(block, scratch);
   });
   if (state.k) update_state(ctx, op, positions, q, true, copy);
@@ -546,12 +582,12 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
   const std::int64_t chunks = (q.shape()[1] + op.chunk - 1) / op.chunk;
   ArenaScope scope(ctx.workspace());
-  const std::vector<Scratch> scratches = take_scratches(ctx, op, q.dtype());
+  const Scratch* const scratches = take_scratches(ctx.workspace(), op, q.dtype(), ctx.threads().size());
   const Backward backward{op, q, k, v, o, saved.lse, do_, dq, dk, dv};
   ctx.threads().parallel_each(q.shape()[0] * chunks * op.heads, [&](std::int64_t task, int thread) {
     const std::int64_t h = task % op.heads;
     const std::int64_t chunk = task / op.heads % chunks;
-    backward.chunk(scratches[static_cast<std::size_t>(thread)], task / op.heads / chunks, h, chunk * op.chunk);
+    backward.chunk(scratches[thread], task / op.heads / chunks, h, chunk * op.chunk);
   });
 }
 

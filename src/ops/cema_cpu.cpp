@@ -23,7 +23,6 @@
 #include <cstring>
 #include <numbers>
 #include <type_traits>
-#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cema_cpu.cpp"
@@ -457,6 +456,16 @@ CemaGroup take_group(Arena& arena, std::int64_t order) {
   return group;
 }
 
+// One for each thread.
+CemaGroup* take_groups(Arena& arena, std::int64_t order, int threads) {
+  auto* const groups = allocate_structs<CemaGroup>(arena, threads);
+  for (int i = 0; i < threads; ++i) {
+    const CemaGroup group = take_group(arena, order);
+    if (groups != nullptr) groups[i] = group;
+  }
+  return groups;
+}
+
 // The parameters of channels [first, first + channels) as pointers and everything that one group's loops share.
 struct Range {
   const Cema& op;
@@ -600,7 +609,7 @@ Range range_of(const Cema& op, const CemaParameters& parameters, std::int64_t in
 
 std::size_t cema_workspace_bytes(const Cema& op, int threads) {
   Arena arena = Arena::counter();
-  for (int i = 0; i < threads; ++i) take_group(arena, op.order);
+  take_groups(arena, op.order, threads);
   return arena.peak();
 }
 
@@ -614,8 +623,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
   const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
   const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
   ArenaScope scope(ctx.workspace());
-  std::vector<CemaGroup> scratch;
-  for (int i = 0; i < ctx.threads().size(); ++i) scratch.push_back(take_group(ctx.workspace(), op.order));
+  CemaGroup* const scratch = take_groups(ctx.workspace(), op.order, ctx.threads().size());
 
   if (length == 1 && state.h && !saved.h0 && op.order % 8 == 0) {
     const auto step = HWY_DYNAMIC_DISPATCH(cema_step);
@@ -624,7 +632,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
         step({op.order, op.dim, first, std::min(kChannels, end - first), turn(op), gamma_scale(op),
               parameters.alpha.data<float>(), parameters.delta.data<float>(), parameters.theta.data<float>(),
               parameters.gamma.data<float>(), parameters.omega.data<float>(), state.h.data<float>()},
-             scratch[static_cast<std::size_t>(thread)], x, y);
+             scratch[thread], x, y);
       }
     });
     return;
@@ -634,7 +642,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
   const std::int64_t groups = groups_of(op);
   const std::int64_t parts = std::clamp<std::int64_t>(ctx.threads().size() / groups, 1, batch);
   ctx.threads().parallel_each(groups * parts, [&](std::int64_t task, int thread) {
-    CemaGroup& group = scratch[static_cast<std::size_t>(thread)];
+    CemaGroup& group = scratch[thread];
     const Range range = range_of(op, parameters, task / parts);
     fill_coefficients(range, group);
     const std::int64_t part = task % parts;
@@ -668,12 +676,11 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
   const auto load_tile = HWY_DYNAMIC_DISPATCH(cema_load_tile);
   const auto store_tile = HWY_DYNAMIC_DISPATCH(cema_store_tile);
   ArenaScope scope(ctx.workspace());
-  std::vector<CemaGroup> scratch;
-  for (int i = 0; i < ctx.threads().size(); ++i) scratch.push_back(take_group(ctx.workspace(), op.order));
+  CemaGroup* const scratch = take_groups(ctx.workspace(), op.order, ctx.threads().size());
 
   // One thread sums a channel's gradients over the whole batch: no partial sums, one order of additions.
   ctx.threads().parallel_each(groups_of(op), [&](std::int64_t task, int thread) {
-    CemaGroup& group = scratch[static_cast<std::size_t>(thread)];
+    CemaGroup& group = scratch[thread];
     const Range range = range_of(op, parameters, task);
     fill_coefficients(range, group);
     std::fill_n(group.adjoint, op.order * 8 * kChannels, 0.0);

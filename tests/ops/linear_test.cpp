@@ -34,7 +34,7 @@ TEST_P(LinearTest, ForwardAndBackwardAgreeWithTheReference) {
   const auto [rows, in, out, gap, has_bias, accumulate, threads, dtype, result] = GetParam();
   if (dtype == DType::BF16 && !cpu::has_bfloat16_products()) GTEST_SKIP() << "this processor has no bfloat16 products";
   const Linear op{in, out};
-  Context ctx(threads);
+  Context ctx(threads, linear_workspace_bytes(op, rows));
   Pitched weight(out, in, 0, normal(out * in, 1, 0.3), dtype);
   auto bias = normal(has_bias ? out : 0, 2);
   Pitched x(rows, in, gap, normal(rows * in, 3), dtype);
@@ -73,7 +73,10 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                          testing::Values(Case{1, 1, 1, 0, true, false, 2}, Case{1, 7, 5, 0, false, true, 2},
                                          Case{1, 384, 300, 0, true, false, 2}, Case{3, 33, 65, 5, true, true, 3},
                                          Case{129, 48, 17, 3, true, false, 2}, Case{131, 48, 17, 3, false, false, 4},
-                                         Case{257, 96, 290, 16, true, true, 2}, Case{1000, 64, 96, 0, true, false, 2}));
+                                         Case{257, 96, 290, 16, true, true, 2}, Case{1000, 64, 96, 0, true, false, 2},
+                                         // Packed weights: blocks of every width, whole and ragged, and of one row of blocks.
+                                         Case{300, 35, 16, 0, false, false, 2}, Case{300, 64, 48, 7, true, true, 3},
+                                         Case{512, 100, 130, 0, true, false, 3}, Case{256, 1, 1, 1, true, true, 2}));
 
 INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
                          testing::Values(Case{1, 1, 1, 0, true, false, 2, DType::BF16, DType::BF16},
@@ -82,7 +85,12 @@ INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
                                          Case{3, 33, 65, 5, true, true, 3, DType::BF16, DType::F32},
                                          Case{129, 48, 17, 3, true, false, 2, DType::BF16, DType::BF16},
                                          Case{257, 96, 290, 16, true, true, 2, DType::BF16, DType::F32},
-                                         Case{1000, 64, 96, 0, false, false, 2, DType::BF16, DType::F32}));
+                                         Case{1000, 64, 96, 0, false, false, 2, DType::BF16, DType::F32},
+                                         Case{300, 35, 16, 0, false, false, 2, DType::BF16, DType::BF16},
+                                         Case{300, 64, 48, 7, true, true, 3, DType::BF16, DType::F32},
+                                         Case{512, 100, 130, 0, true, true, 3, DType::BF16, DType::F32},
+                                         Case{512, 130, 100, 0, false, true, 3, DType::BF16, DType::BF16},
+                                         Case{256, 1, 1, 1, true, true, 2, DType::BF16, DType::F32}));
 
 // A few rows have a kernel of their own: every number of rows that it takes and one more, sizes below, at and beside a vector,
 // and so long that x goes through it in blocks of columns.
