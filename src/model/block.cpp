@@ -70,15 +70,7 @@ Attention attention_of(const BlockOps& op, const Masks& masks) {
   return attention;
 }
 
-// The steps below run in forward, and again in backward instead of being kept.
-
-// mx = RMSNorm(ce)
-void normed_average(Context& ctx, const BlockOps& op, const BlockParameters& p, const Masks& masks, const BlockSaved& s,
-                    const BlockScratch& t) {
-  rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
-  masks.apply(ctx, Site::Average, op.config.hidden_dropout, t.mx);
-}
-
+// Runs in forward, and again in backward instead of being kept.
 // q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
 void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
                          const Packed& a, const BlockSaved& s, const BlockScratch& t) {
@@ -99,7 +91,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   // The average of the past, and what it says to attend to.
   timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm, t.tn);
   cema_forward(ctx, op.cema, p.cema, t.tn ? t.tn : s.tn, state.cema, s.ce, s.cema);
-  normed_average(ctx, op, p, masks, s, t);
+  rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
+  masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
   queries_keys_values(ctx, op, p, table, positions, a, s, t);
@@ -110,10 +103,9 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   linear_forward(ctx, op.wh2, p.wh2, Tensor(), t.gated, a.h1, /*accumulate=*/true);
   masks.apply(ctx, Site::Output, c.dropout, a.h1);
-  residual_forward(ctx, Tensor(), x, a.h1, s.y);
 
-  // out = x + alpha * (hidden W2): the residual is the block's input, two hops back.
-  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
+  // out = x + alpha * (hidden W2): the residual is the block's input, two hops back. y is the sum x + h1 and nowhere else.
+  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, x, t.n, s.nffn, a.h1);
   linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
   silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
@@ -143,13 +135,13 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3, t.hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
   linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
-  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, s.y, t.n, s.nffn);
-  linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
 
   // The gradient of y goes two ways: to what was added to x, in h1's place, and to x itself, where it joins that of out.
   // d_zrh is filled slice by slice: h1 and r here, z below.
-  layer_norm_backward(ctx, op.nffn, p.nffn_weight, s.y, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias, d_out);
+  layer_norm_backward(ctx, op.nffn, p.nffn_weight, x, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias, d_out, a.h1, p.nffn_bias,
+                      t.n);
+  linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
 
   // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
@@ -165,11 +157,11 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   head_norm_backward(ctx, op.head, p.gamma, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx, then of ce; d_b = gradient of tn.
-  normed_average(ctx, op, p, masks, s, t);
-  linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
   linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
   masks.apply(ctx, Site::Average, c.hidden_dropout, d.d_a);
-  rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_a, g.rmsnorm_weight);
+  rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_a, g.rmsnorm_weight, t.mx);
+  masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
+  linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
   cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_a, d.d_b, g.cema);
   silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
@@ -189,7 +181,6 @@ void visit_saved(const ModelConfig& c, DType dtype, BlockSaved& s, bool for_back
   visit(s.v, dtype, c.value_dim);
   visit(s.zrh, dtype, c.z_dim + c.value_dim + c.model_dim);
   visit(s.o, dtype, c.value_dim);
-  visit(s.y, DType::F32, c.model_dim);
   visit(s.fc13, dtype, fc13_width(c));
   if (!for_backward) return;
   visit(s.norm.mean, DType::F32, c.norm_num_groups);

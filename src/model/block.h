@@ -66,7 +66,6 @@ struct BlockSaved {
   HeadNormSaved head;
   AttentionSaved attention;
   Tensor o;  // [B, L, V] T attention's output
-  Tensor y;  // [B, L, D] the feed-forward's input
   LayerNormSaved nffn;
   Tensor fc13;  // [B, L, F or 2F] T before silu
 };

@@ -26,20 +26,26 @@ void check(const LayerNorm& op, const Tensor& weight, const Tensor& x, const Lay
 }  // namespace
 
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                        const Tensor& y, const LayerNormSaved& saved) {
+                        const Tensor& y, const LayerNormSaved& saved, const Tensor& a) {
   check(op, weight, x, saved);
   require_activations(y, x.shape(), kName, "y");
+  if (a) require_tensor(a, y.dtype(), x.shape(), kName, "a");
   if (bias) require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   dispatch(
-      ctx, y.dtype(), "layer_norm_forward", [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved); },
-      [&] { cuda::layer_norm_forward(ctx, op, weight, bias, x, y, saved); });
+      ctx, y.dtype(), "layer_norm_forward", [&] { cpu::layer_norm_forward(ctx, op, weight, bias, x, y, saved, a); },
+      [&] { cuda::layer_norm_forward(ctx, op, weight, bias, x, y, saved, a); });
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum) {
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum,
+                         const Tensor& a, const Tensor& bias, const Tensor& y) {
   check(op, weight, x, saved);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require_activations(dx, x.shape(), kName, "dx");
+  if (a) require_tensor(a, dx.dtype(), x.shape(), kName, "a");
+  require(!a || a.raw() != dx.raw(), kName, "a and dx must not share memory");
+  if (y) require_tensor(y, dx.dtype(), x.shape(), kName, "y");
+  if (bias) require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   if (sum) require_tensor(sum, DType::F32, x.shape(), kName, "sum");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved.mean and saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
@@ -47,8 +53,8 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
   if (dbias) require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
   dispatch(
       ctx, dx.dtype(), "layer_norm_backward",
-      [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); },
-      [&] { cuda::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum); });
+      [&] { cpu::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum, a, bias, y); },
+      [&] { cuda::layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum, a, bias, y); });
 }
 
 std::size_t layer_norm_workspace_bytes(const LayerNorm& op, int threads) {

@@ -32,16 +32,17 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
-                       const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y) {
   check(op, weight, x, saved);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
+  if (y) require_tensor(y, x.dtype(), x.shape(), kName, "y");
   if (dweight) require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   dispatch(
-      ctx, x.dtype(), "rms_norm_backward", [&] { cpu::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); },
-      [&] { cuda::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight); });
+      ctx, x.dtype(), "rms_norm_backward", [&] { cpu::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, y); },
+      [&] { cuda::rms_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, y); });
 }
 
 std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads) {

@@ -26,14 +26,16 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op,
                       const RmsNormSaved& saved);
 
 // With g = dy * (w + 1):  dx = rstd * (g - x * rstd^2 * mean(g * x)),  dw += sum over rows of dy * x * rstd.
-// Overwrites dx, adds to dweight. x, dy and dx may be pitched; dy and dx may be the same tensor.
+// Overwrites dx and y, adds to dweight. Any pitch; dy and dx may be the same tensor. y is forward's output once more, for a
+// caller who has not kept it.
 void rms_norm_backward(Context& ctx, const RmsNorm& op,
                        const Tensor& weight,  // [D] f32, or null
                        const Tensor& x,       // [B, L, D] T
                        const RmsNormSaved& saved,
-                       const Tensor& dy,        // [B, L, D] f32
-                       const Tensor& dx,        // [B, L, D] f32
-                       const Tensor& dweight);  // [D] f32, or null when weight is
+                       const Tensor& dy,       // [B, L, D] f32
+                       const Tensor& dx,       // [B, L, D] f32
+                       const Tensor& dweight,  // [D] f32, or null when weight is
+                       const Tensor& y = {});  // [B, L, D] T, or null
 
 // Bytes of workspace that backward takes; forward takes none.
 std::size_t rms_norm_workspace_bytes(const RmsNorm& op, int threads);
@@ -42,14 +44,14 @@ namespace cpu {
 void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
                       const RmsNormSaved& saved);
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
-                       const Tensor& dy, const Tensor& dx, const Tensor& dweight);
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y);
 }  // namespace cpu
 
 namespace cuda {
 void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
                       const RmsNormSaved& saved);
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
-                       const Tensor& dy, const Tensor& dx, const Tensor& dweight);
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y);
 }  // namespace cuda
 
 }  // namespace megalodon

@@ -30,9 +30,9 @@ void rms_norm_forward_row(const float* weight, const T* x, T* y, float* rstd, st
   });
 }
 
-// dweight is this thread's own.
+// dweight is this thread's own; y may be null.
 template <class T>
-void rms_norm_backward_row(const float* weight, const T* x, float rstd, const float* dy, float* dx, float* dweight,
+void rms_norm_backward_row(const float* weight, const T* x, float rstd, const float* dy, float* dx, float* dweight, T* y,
                            std::int64_t dim) {
   FloatVec dot = hn::Zero(kFloats);
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
@@ -46,11 +46,16 @@ void rms_norm_backward_row(const float* weight, const T* x, float rstd, const fl
   for_each_vector(dim, [&](std::int64_t i, std::int64_t n) {
     const FloatVec d = load(dy + i, n);
     const FloatVec v = load(x + i, n);
+    const FloatVec normed = hn::Mul(v, scale);
     FloatVec g = d;
+    FloatVec out = normed;
     if (weight != nullptr) {
-      g = hn::MulAdd(d, load(weight + i, n), d);
-      store(hn::MulAdd(d, hn::Mul(v, scale), load(dweight + i, n)), dweight + i, n);
+      const FloatVec w = load(weight + i, n);
+      g = hn::MulAdd(d, w, d);
+      out = hn::MulAdd(normed, w, normed);
+      store(hn::MulAdd(d, normed, load(dweight + i, n)), dweight + i, n);
     }
+    if (y != nullptr) store(out, y + i, n);
     store(hn::NegMulAdd(v, along, hn::Mul(g, scale)), dx + i, n);
   });
 }
@@ -69,13 +74,14 @@ void rms_norm_forward_rows(const RmsNorm& op, const Tensor& weight, const Tensor
 }
 
 void rms_norm_backward_rows(const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved, const Tensor& dy,
-                            const Tensor& dx, const BlockSums& sums, std::int64_t begin, std::int64_t end, int thread) {
+                            const Tensor& dx, const Tensor& y, const BlockSums& sums, std::int64_t begin, std::int64_t end,
+                            int thread) {
   const float* w = weight.row<float>(0);
   const float* rstd = saved.rstd.data<float>();
   with_elements(x.dtype(), [&](auto element) {
     using T = decltype(element);
     sums.for_rows(begin, end, thread, [&](std::int64_t t, float* block) {
-      rms_norm_backward_row(w, x.row<T>(t), rstd[t], dy.row<float>(t), dx.row<float>(t), block, op.dim);
+      rms_norm_backward_row(w, x.row<T>(t), rstd[t], dy.row<float>(t), dx.row<float>(t), block, y.row<T>(t), op.dim);
     });
   });
 }
@@ -97,12 +103,12 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
-                       const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y) {
   const auto rows = HWY_DYNAMIC_DISPATCH(rms_norm_backward_rows);
   ArenaScope scope(ctx.workspace());
   const BlockSums sums(ctx, op.dim);
   ctx.threads().parallel_for(x.rows(), 8, [&](std::int64_t begin, std::int64_t end, int thread) {
-    rows(op, weight, x, saved, dy, dx, sums, begin, end, thread);
+    rows(op, weight, x, saved, dy, dx, y, sums, begin, end, thread);
   });
   if (dweight) sums.add_to(dweight.data<float>(), 0, op.dim);
 }

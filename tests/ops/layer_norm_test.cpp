@@ -94,6 +94,51 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LayerNormTest,
                                          Case{2, 300, 384, true, 5, 2}, Case{1, 64, 1024, true, 0, 2},
                                          Case{1, 3, 4096, false, 0, 4}));
 
+// The sum of two tensors that is never stored, and forward's output once more from backward.
+TEST(LayerNormSumTest, IsThatOfTheStoredSum) {
+  const std::int64_t rows = 37, dim = 100;
+  const LayerNorm op{dim, 1e-5};
+  Context ctx(2, layer_norm_workspace_bytes(op, 2));
+  const Shape shape{1, rows, dim};
+  auto weight = normal(dim, 2, 0.3);
+  auto bias = normal(dim, 4, 0.3);
+  const Tensor w(weight.data(), {dim});
+  const Tensor b(bias.data(), {dim});
+  on_each_instruction_set([&] {
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      Pitched x(normal(rows * dim, 1), shape, 3);
+      Pitched a(normal(rows * dim, 5), shape, 5, dtype);
+      auto sums = x.values();
+      const auto added = a.values();
+      for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += added[i];
+      Pitched stored(sums, shape, 0);
+      Pitched dy(normal(rows * dim, 3), shape, 0);
+      struct Run {
+        Pitched y, dx, again;
+        std::vector<float> mean, rstd, dweight, dbias;
+      };
+      const auto run = [&](const Tensor& input, const Tensor& branch) {
+        Run r{{shape, 1, dtype}, {shape, 2, dtype}, {shape, 4, dtype}, unwritten(rows), unwritten(rows), {}, {}};
+        r.dweight.resize(dim);
+        r.dbias.resize(dim);
+        const LayerNormSaved saved{Tensor(r.mean.data(), {1, rows}), Tensor(r.rstd.data(), {1, rows})};
+        layer_norm_forward(ctx, op, w, b, input, r.y.tensor(), saved, branch);
+        layer_norm_backward(ctx, op, w, input, saved, dy.tensor(), r.dx.tensor(), Tensor(r.dweight.data(), {dim}),
+                            Tensor(r.dbias.data(), {dim}), Tensor(), branch, b, r.again.tensor());
+        r.again.expect_gaps_untouched("y again");
+        return r;
+      };
+      const Run wanted = run(stored.tensor(), Tensor());
+      const Run r = run(x.tensor(), a.tensor());
+      EXPECT_EQ(r.y.values(), wanted.y.values());
+      EXPECT_EQ(r.dx.values(), wanted.dx.values());
+      EXPECT_EQ(r.dweight, wanted.dweight);
+      EXPECT_EQ(r.dbias, wanted.dbias);
+      expect_close(r.again.values(), widen(r.y.values()), tolerance::of(dtype, tolerance::kForward), "y again");
+    }
+  });
+}
+
 // Rows far from zero: the mean is removed before anything is squared.
 TEST(LayerNormPrecisionTest, ShiftedRowsKeepTheirPrecision) {
   const std::int64_t dim = 96;

@@ -51,7 +51,10 @@ TEST_P(RmsNormTest, ForwardAndBackwardAgreeWithTheReference) {
       const Tensor dw = affine ? Tensor(dweight.data(), {dim}) : Tensor();
       const RmsNormSaved saved{Tensor(rstd.data(), {1, rows})};
       rms_norm_forward(ctx, op, w, x.tensor(), y.tensor(), saved);
-      rms_norm_backward(ctx, op, w, x.tensor(), saved, dy.tensor(), dx.tensor(), dw);
+      Pitched again(shape, gap, dtype);
+      rms_norm_backward(ctx, op, w, x.tensor(), saved, dy.tensor(), dx.tensor(), dw, again.tensor());
+      EXPECT_EQ(again.values(), y.values());
+      again.expect_gaps_untouched("y again");
       expect_close(y.values(), truth_y, tolerance::of(dtype, tolerance::kForward), "y");
       expect_close(dx.values(), truth.dx, tolerance::kGradient, "dx");
       if (affine) expect_close(dweight, truth.dweight, tolerance::kGradient, "dweight");
