@@ -2,6 +2,10 @@
 // leave room for sums over rows, not for a wrong formula.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
 #include "megalodon/dtype.h"
 
 namespace megalodon::tolerance {
@@ -24,6 +28,13 @@ inline constexpr double kCemaInFloat32 = 3e-4;
 
 // A whole model's logits: some ten roundings one after the other in each of its layers.
 inline constexpr double kBFloat16Model = 10 * kBFloat16;
+
+// A matrix product's sums over k terms. float32 rounds either way; tensor cores, which multiply bfloat16, cut off towards zero,
+// and that adds up.
+inline double product(DType in, DType out, std::int64_t k) {
+  const double terms = std::max(1.0, static_cast<double>(k) / 256);
+  return out == DType::BF16 ? kBFloat16 : kForward * (in == DType::BF16 ? terms : std::sqrt(terms));
+}
 
 // What an output of this dtype may differ by, when `exact` is what float32 may.
 constexpr double of(DType dtype, double exact) { return dtype == DType::BF16 ? kBFloat16 : exact; }

@@ -48,6 +48,8 @@ void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, con
 }  // namespace cpu
 
 namespace cuda {
+// Bytes of workspace that each of these takes at most, for so many rows. linear_forward rounds the bias to the dtype of y.
+std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
