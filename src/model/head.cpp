@@ -12,8 +12,9 @@ Embedding embedding_of(const ModelConfig& c) {
   return {c.vocab_size, c.model_dim, c.scale_emb ? std::sqrt(static_cast<float>(c.model_dim)) : 1.0F};
 }
 
-std::int64_t head_slice(const ModelConfig& c, std::int64_t tokens) {
-  return std::clamp<std::int64_t>((std::int64_t{4} << 20) / c.outputs(), 1, tokens);
+std::int64_t head_slice(const ModelConfig& c, std::int64_t tokens, Device device) {
+  const std::int64_t logits = device == Device::Cpu ? std::int64_t{4} << 20 : std::int64_t{256} << 20;
+  return std::clamp<std::int64_t>(logits / c.outputs(), 1, tokens);
 }
 
 namespace {

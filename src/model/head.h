@@ -13,8 +13,8 @@ namespace megalodon {
 
 Embedding embedding_of(const ModelConfig& config);
 
-// Tokens a slice: about 16 MiB of logits.
-std::int64_t head_slice(const ModelConfig& config, std::int64_t tokens);
+// Tokens a slice: about 16 MiB of logits on a CPU, where they stay in a cache, and 1 GiB on a GPU, which wants large products.
+std::int64_t head_slice(const ModelConfig& config, std::int64_t tokens, Device device);
 
 // losses[t] = -log softmax(W_out tn_t)[target_t], 0 where the target is -1.
 void head_losses(Context& ctx, const ModelConfig& config, const Parameters& p,

@@ -41,7 +41,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
                   arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
   b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
   b.d_x = rows();
-  const std::int64_t slice = head_slice(c, batch * length);
+  const std::int64_t slice = head_slice(c, batch * length, device);
   b.head.logits = arena.allocate(DType::F32, {slice, c.outputs()});
   b.head.d_logits = dtype == DType::F32 ? b.head.logits : arena.allocate(dtype, {slice, c.outputs()});
   b.head.lse = arena.allocate(DType::F32, {slice});
