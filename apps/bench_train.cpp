@@ -9,7 +9,6 @@
 #include "apps/device.h"
 #include "apps/format.h"
 #include "megalodon/error.h"
-#include "ops/adamw.h"
 #include "train/update.h"
 
 namespace megalodon::apps {
@@ -40,6 +39,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
   const Tensor gradients = arena.allocate(DType::F32, flat);
   const Tensor m = arena.allocate(DType::F32, flat);
   const Tensor v = arena.allocate(DType::F32, flat);
+  Update update(ctx);
   Training training(ctx, model, options.batch, options.length);
   std::vector<Step> steps;
   for (int i = 0; i <= options.steps; ++i) {
@@ -49,7 +49,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
     ctx.zero(gradients);
     const double loss = training.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()));
     const double before = seconds_since(start);
-    update_parameters(ctx, {1e-4}, i + 1, global_norm(ctx, gradients), 1.0, model, gradients, m, v);
+    update.step({1e-4}, i + 1, 1.0, loss, model, gradients, m, v);
     step.seconds = seconds_since(start);
     step.optimizer = step.seconds - before;
     ctx.set_profile(nullptr);

@@ -15,18 +15,18 @@
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-void adamw_run(const AdamW& op, std::int64_t step, float gradient_scale, float* parameters, const float* gradients, float* m,
-               float* v, BFloat16* copy, std::int64_t count) {
-  const auto set = [](double value) { return hn::Set(kFloats, static_cast<float>(value)); };
-  const auto t = static_cast<double>(step);
+// copy may be null.
+void adamw_run(const AdamWRates& rates, float gradient_scale, float* parameters, const float* gradients, float* m, float* v,
+               BFloat16* copy, std::int64_t count) {
+  const auto set = [&](AdamWRate rate) { return hn::Set(kFloats, static_cast<float>(rates[rate])); };
   const auto scale = hn::Set(kFloats, gradient_scale);
-  const auto keep = set(1 - op.lr * op.weight_decay);
-  const auto m_rate = set(1 - op.beta1);
-  const auto v_keep = set(op.beta2);
-  const auto v_rate = set(1 - op.beta2);
-  const auto step_size = set(op.lr / (1 - std::pow(op.beta1, t)));
-  const auto v_correction = set(std::sqrt(1 - std::pow(op.beta2, t)));
-  const auto eps = set(op.eps);
+  const auto keep = set(kAdamWKeep);
+  const auto m_rate = set(kAdamWMRate);
+  const auto v_keep = set(kAdamWVKeep);
+  const auto v_rate = set(kAdamWVRate);
+  const auto step_size = set(kAdamWStepSize);
+  const auto v_correction = set(kAdamWVCorrection);
+  const auto eps = set(kAdamWEps);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
     const FloatVec g = hn::Mul(load(gradients + i, n), scale);
     const FloatVec m_old = load(m + i, n);
@@ -67,16 +67,30 @@ namespace megalodon::cpu {
 HWY_EXPORT(adamw_run);
 HWY_EXPORT(sum_of_squares);
 
-void adamw_step(Context& ctx, const AdamW& op, std::int64_t step, float gradient_scale, const Tensor& parameters,
+void adamw_step(Context& ctx, const Tensor& rates, const Tensor& norm, const Tensor& loss, const Tensor& parameters,
                 const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy) {
+  AdamWRates values{};
+  std::copy_n(rates.data<double>(), kAdamWRates, values.begin());
+  if (loss && !std::isfinite(*loss.data<double>())) return;
+  float scale = 1;
+  if (norm) {
+    if (!std::isfinite(*norm.data<double>())) return;
+    scale = static_cast<float>(clip_scale(*norm.data<double>(), values[kAdamWMaxNorm]));
+  }
+  const std::int64_t uncopied = parameters.numel() - (copy ? copy.numel() : 0);
   const auto run = HWY_DYNAMIC_DISPATCH(adamw_run);
+  const auto part = [&](std::int64_t begin, std::int64_t end, BFloat16* to) {
+    run(values, scale, parameters.data<float>() + begin, gradients.data<float>() + begin, m.data<float>() + begin,
+        v.data<float>() + begin, to, end - begin);
+  };
   ctx.threads().parallel_for(parameters.numel(), 1024, [&](std::int64_t begin, std::int64_t end, int) {
-    run(op, step, gradient_scale, parameters.data<float>() + begin, gradients.data<float>() + begin, m.data<float>() + begin,
-        v.data<float>() + begin, copy ? copy.data<BFloat16>() + begin : nullptr, end - begin);
+    const std::int64_t middle = std::clamp(uncopied, begin, end);
+    part(begin, middle, nullptr);
+    part(middle, end, copy ? copy.data<BFloat16>() + (middle - uncopied) : nullptr);
   });
 }
 
-double global_norm(Context& ctx, const Tensor& gradients) {
+void gradient_norm(Context& ctx, const Tensor& gradients, const Tensor& norm) {
   constexpr std::int64_t kBlocks = 256;
   const std::int64_t count = gradients.numel();
   const std::int64_t block = (count + kBlocks - 1) / kBlocks;
@@ -90,7 +104,7 @@ double global_norm(Context& ctx, const Tensor& gradients) {
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  return std::sqrt(total);
+  *norm.data<double>() = std::sqrt(total);
 }
 
 }  // namespace megalodon::cpu

@@ -52,4 +52,12 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& 
       [&] { cuda::cross_entropy_backward(ctx, op, logits, targets, saved, scale, dlogits); });
 }
 
+void loss_sum(Context& ctx, const Tensor& losses, const Tensor& sum) {
+  constexpr const char* kSumName = "loss_sum";
+  require_contiguous(losses, DType::F32, losses.shape(), kSumName, "losses");
+  require_contiguous(sum, DType::F64, {1}, kSumName, "sum");
+  dispatch(
+      ctx, DType::F32, kSumName, [&] { cpu::loss_sum(ctx, losses, sum); }, [&] { cuda::loss_sum(ctx, losses, sum); });
+}
+
 }  // namespace megalodon

@@ -38,11 +38,17 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy& op,
 // vocabulary. The ops do this themselves where the host can read their targets.
 void check_targets(std::int64_t vocab, const Tensor& targets);
 
+// sum += the sum of losses, added in double: the same bits whatever the number of threads.
+void loss_sum(Context& ctx,
+              const Tensor& losses,  // [...] f32, contiguous
+              const Tensor& sum);    // [1] f64
+
 namespace cpu {
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                            const Tensor& losses, const CrossEntropySaved& saved);
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                             const CrossEntropySaved& saved, float scale, const Tensor& dlogits);
+void loss_sum(Context& ctx, const Tensor& losses, const Tensor& sum);
 }  // namespace cpu
 
 namespace cuda {
@@ -50,6 +56,7 @@ void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& l
                            const Tensor& losses, const CrossEntropySaved& saved);
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
                             const CrossEntropySaved& saved, float scale, const Tensor& dlogits);
+void loss_sum(Context& ctx, const Tensor& losses, const Tensor& sum);
 }  // namespace cuda
 
 }  // namespace megalodon

@@ -124,5 +124,12 @@ void cross_entropy_backward(Context& ctx, const CrossEntropy&, const Tensor& log
   });
 }
 
+void loss_sum(Context&, const Tensor& losses, const Tensor& sum) {
+  const float* loss = losses.data<float>();
+  double total = 0;
+  for (std::int64_t t = 0; t < losses.numel(); ++t) total += static_cast<double>(loss[t]);
+  *sum.data<double>() += total;
+}
+
 }  // namespace megalodon::cpu
 #endif

@@ -3,11 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 
 #include "megalodon/error.h"
-#include "ops/adamw.h"
-#include "train/update.h"
 
 namespace megalodon {
 
@@ -79,6 +76,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       gradients_(arena_.allocate(DType::F32, {model_.layout().total()})),
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
+      update_(ctx),
       training_(ctx, model_, config.data.batch, config.data.length) {
   ctx.zero(m_);
   ctx.zero(v_);
@@ -129,7 +127,8 @@ StepReport Trainer::step() {
     sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout);
   }
   report.loss = sum / static_cast<double>(report.tokens);
-  report.grad_norm = global_norm(ctx_, gradients_);
+  const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
+  report.grad_norm = update_.step(adamw, progress_.updates + 1, config_.optim.clip, report.loss, model_, gradients_, m_, v_);
   report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
 
   progress_.batches = loader_.position();
@@ -141,8 +140,6 @@ StepReport Trainer::step() {
   } else {
     ++progress_.updates;
     progress_.bad_in_a_row = 0;
-    const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
-    update_parameters(ctx_, adamw, progress_.updates, report.grad_norm, config_.optim.clip, model_, gradients_, m_, v_);
   }
   report.step = progress_.step;
   report.skipped_total = progress_.skipped;

@@ -16,6 +16,7 @@
 #include "train/checkpoint.h"
 #include "train/loader.h"
 #include "train/run_config.h"
+#include "train/update.h"
 #include "train/validate.h"
 
 namespace megalodon {
@@ -104,6 +105,7 @@ class Trainer {
   Megalodon model_;
   Arena arena_;
   Tensor gradients_, m_, v_;  // [P] f32
+  Update update_;
   Training training_;
   std::optional<ModelState> state_;
   std::unique_ptr<Validator> validator_;

@@ -301,7 +301,8 @@ class OurModel : public GoldenModel {
         arena_(3 * bytes_of_flat(), "gradients and optimizer", ctx.accelerator()),
         gradients_(flat()),
         m_(flat()),
-        v_(flat()) {
+        v_(flat()),
+        update_(ctx) {
     read_parameters(model_, file, "param.");
   }
 
@@ -338,10 +339,10 @@ class OurModel : public GoldenModel {
            count;
   }
   void clear_gradient() override { ctx_.zero(gradients_); }
-  double gradient_norm() override { return global_norm(ctx_, gradients_); }
+  double gradient_norm() override { return update_.norm(gradients_); }
 
   void step(const AdamW& adamw, std::int64_t step, double clip) override {
-    update_parameters(ctx_, adamw, step, gradient_norm(), clip, model_, gradients_, m_, v_);
+    update_.step(adamw, step, clip, 0, model_, gradients_, m_, v_);
   }
   std::vector<double> gradient(const std::string& name) override { return values_of(model_.layout().view(gradients_, name)); }
   std::vector<double> parameter(const std::string& name) override { return values_of(model_.layout().view(model_.flat(), name)); }
@@ -376,7 +377,8 @@ class OurModel : public GoldenModel {
   Context& ctx_;
   Megalodon model_;
   Arena arena_;
-  Tensor gradients_, m_, v_;           // [P]
+  Tensor gradients_, m_, v_;  // [P]
+  Update update_;
   std::unique_ptr<ModelState> state_;  // none before the first logits
 };
 

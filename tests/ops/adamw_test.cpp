@@ -16,12 +16,23 @@ namespace {
 
 using namespace test;
 
+// A number that an op reads or writes.
+Tensor scalar(double& value) { return {&value, {1}}; }
+
+// A step without clipping.
+void step_once(Context& ctx, const AdamW& op, std::int64_t step, const Tensor& parameters, const Tensor& gradients,
+               const Tensor& m, const Tensor& v, const Tensor& copy = {}) {
+  AdamWRates rates = adamw_rates(op, step);
+  adamw_step(ctx, Tensor(rates.data(), {kAdamWRates}), Tensor(), Tensor(), parameters, gradients, m, v, copy);
+}
+
 class AdamWTest : public testing::TestWithParam<std::int64_t> {};
 
 TEST_P(AdamWTest, EightStepsAgreeWithTheReference) {
   const std::int64_t count = GetParam();
   const AdamW op{.lr = 3e-3};
-  const float scale = 0.3F;
+  double norm = 8;
+  const auto scale = static_cast<float>(clip_scale(norm, 2.4));
   auto initial = normal(count, 1);
   std::vector<std::vector<float>> results;
   for (const int threads : {1, 3}) {
@@ -33,7 +44,9 @@ TEST_P(AdamWTest, EightStepsAgreeWithTheReference) {
     const auto flat = [&](std::vector<float>& x) { return Tensor(x.data(), {count}); };
     for (std::int64_t step = 1; step <= 8; ++step) {
       auto gradients = normal(count, static_cast<std::uint64_t>(10 + step), 1e-3);
-      adamw_step(ctx, op, step, scale, flat(parameters), flat(gradients), flat(m), flat(v));
+      AdamWRates rates = adamw_rates(op, step, 2.4);
+      adamw_step(ctx, Tensor(rates.data(), {kAdamWRates}), scalar(norm), Tensor(), flat(parameters), flat(gradients), flat(m),
+                 flat(v));
       auto scaled = widen(gradients);
       for (double& g : scaled) g *= static_cast<double>(scale);
       reference::adamw_step(op.lr, op.beta1, op.beta2, op.eps, op.weight_decay, step, scaled, truth);
@@ -65,12 +78,38 @@ TEST(AdamWTest, TheCopyHoldsTheParametersRounded) {
     auto gradients = normal(count, 2);
     std::vector<float> m(parameters.size());
     std::vector<float> v(parameters.size());
-    std::vector<BFloat16> copy(parameters.size());
     const Shape shape{count};
-    adamw_step(ctx, {.lr = 1e-3}, 1, 1, Tensor(parameters.data(), shape), Tensor(gradients.data(), shape),
-               Tensor(m.data(), shape), Tensor(v.data(), shape), Tensor(copy.data(), shape));
-    for (std::size_t i = 0; i < copy.size(); ++i) ASSERT_EQ(copy[i].bits, to_bfloat16(parameters[i]).bits) << i;
+    for (const std::int64_t copied : {count, std::int64_t{1000}, std::int64_t{1}}) {  // the last so many
+      std::vector<BFloat16> copy(static_cast<std::size_t>(copied));
+      step_once(ctx, {.lr = 1e-3}, 1, Tensor(parameters.data(), shape), Tensor(gradients.data(), shape), Tensor(m.data(), shape),
+                Tensor(v.data(), shape), Tensor(copy.data(), {copied}));
+      for (std::int64_t i = 0; i < copied; ++i) {
+        ASSERT_EQ(copy[i].bits, to_bfloat16(parameters[count - copied + i]).bits) << i << " of " << copied;
+      }
+    }
   });
+}
+
+TEST(AdamWTest, ChangesNothingWhereNormOrLossIsNotFinite) {
+  Context ctx(2);
+  const auto step = [&](double norm, double loss) {
+    std::vector<float> w{1.0F, 2.0F}, g{1.0F, 1.0F}, m(2), v(2);
+    std::vector<BFloat16> copy(2);
+    const auto flat = [](std::vector<float>& x) { return Tensor(x.data(), {2}); };
+    AdamWRates rates = adamw_rates({.lr = 0.1}, 1, 1);
+    adamw_step(ctx, Tensor(rates.data(), {kAdamWRates}), scalar(norm), scalar(loss), flat(w), flat(g), flat(m), flat(v),
+               Tensor(copy.data(), {2}));
+    const bool none = w == std::vector<float>{1.0F, 2.0F} && m == std::vector<float>(2) && v == m && copy[0].bits == 0;
+    const bool all = w[1] != 2.0F && m[1] != 0 && v[1] != 0 && copy[1].bits != 0;
+    EXPECT_NE(none, all);
+    return all;
+  };
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_TRUE(step(1, 1));
+  EXPECT_FALSE(step(std::nan(""), 1));
+  EXPECT_FALSE(step(infinity, 1));
+  EXPECT_FALSE(step(1, std::nan("")));
+  EXPECT_FALSE(step(1, -infinity));
 }
 
 TEST(AdamWTest, DecayAloneShrinksAndNoRateChangesNothing) {
@@ -80,10 +119,10 @@ TEST(AdamWTest, DecayAloneShrinksAndNoRateChangesNothing) {
   std::vector<float> m(2);
   std::vector<float> v(2);
   const auto flat = [](std::vector<float>& x) { return Tensor(x.data(), {2}); };
-  adamw_step(ctx, {.lr = 0.5, .weight_decay = 0.5}, 1, 1, flat(w), flat(zero), flat(m), flat(v));
+  step_once(ctx, {.lr = 0.5, .weight_decay = 0.5}, 1, flat(w), flat(zero), flat(m), flat(v));
   EXPECT_EQ(w, (std::vector<float>{0.75F, -1.5F}));
   std::vector<float> g{1.0F, 1.0F};
-  adamw_step(ctx, {.lr = 0}, 2, 1, flat(w), flat(g), flat(m), flat(v));
+  step_once(ctx, {.lr = 0}, 2, flat(w), flat(g), flat(m), flat(v));
   EXPECT_EQ(w, (std::vector<float>{0.75F, -1.5F}));
   EXPECT_NE(m[0], 0.0F);
 }
@@ -92,24 +131,24 @@ TEST(AdamWErrorTest, RefusesWhatCannotBe) {
   Context ctx(1);
   std::vector<float> data(4);
   const Tensor x(data.data(), {4});
-  EXPECT_THROW(adamw_step(ctx, {.lr = 0.1}, 0, 1, x, x, x, x), Error);
-  EXPECT_THROW(adamw_step(ctx, {.lr = 0.1, .beta2 = 1}, 1, 1, x, x, x, x), Error);
+  EXPECT_THROW(adamw_rates({.lr = 0.1}, 0), Error);
+  EXPECT_THROW(adamw_rates({.lr = 0.1, .beta2 = 1}, 1), Error);
   try {
-    adamw_step(ctx, {.lr = 0.1}, 1, 1, x, Tensor(data.data(), {3}), x, x);
+    step_once(ctx, {.lr = 0.1}, 1, x, Tensor(data.data(), {3}), x, x);
     FAIL() << "accepted gradients of another size";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "adamw: gradients must be F32 [4], not F32 [3]");
   }
 }
 
-TEST(GlobalNormTest, AgreesWithTheReferenceAndHasTheSameBitsOnAnyThreads) {
+TEST(GradientNormTest, AgreesWithTheReferenceAndHasTheSameBitsOnAnyThreads) {
   for (const std::int64_t count : {0, 1, 255, 257, 100003}) {
     auto x = normal(count, 4, 1e-4);
     x.reserve(1);  // a pointer for the empty one too
     std::vector<double> norms;
     for (const int threads : {1, 2, 5}) {
       Context ctx(threads);
-      norms.push_back(global_norm(ctx, Tensor(x.data(), {count})));
+      gradient_norm(ctx, Tensor(x.data(), {count}), scalar(norms.emplace_back()));
     }
     EXPECT_EQ(norms[0], norms[1]);
     EXPECT_EQ(norms[0], norms[2]);
@@ -118,18 +157,22 @@ TEST(GlobalNormTest, AgreesWithTheReferenceAndHasTheSameBitsOnAnyThreads) {
   }
 }
 
-TEST(GlobalNormTest, ShowsWhatIsNotFinite) {
+TEST(GradientNormTest, ShowsWhatIsNotFinite) {
   Context ctx(2);
   std::vector<float> x(1000, 1.0F);
+  double norm = 0;
   x[777] = kNaN;
-  EXPECT_TRUE(std::isnan(global_norm(ctx, Tensor(x.data(), {1000}))));
+  gradient_norm(ctx, Tensor(x.data(), {1000}), scalar(norm));
+  EXPECT_TRUE(std::isnan(norm));
   x[777] = std::numeric_limits<float>::infinity();
-  EXPECT_TRUE(std::isinf(global_norm(ctx, Tensor(x.data(), {1000}))));
+  gradient_norm(ctx, Tensor(x.data(), {1000}), scalar(norm));
+  EXPECT_TRUE(std::isinf(norm));
 }
 
 TEST(ClipScaleTest, IsOneBelowTheBoundAndTheRatioAbove) {
   EXPECT_EQ(clip_scale(0.5, 1.0), 1.0);
   EXPECT_EQ(clip_scale(0, 1.0), 1.0);
+  EXPECT_EQ(clip_scale(5, 0), 1.0);
   EXPECT_DOUBLE_EQ(clip_scale(4, 1.0), 1 / (4 + 1e-6));
   EXPECT_TRUE(std::isnan(clip_scale(std::nan(""), 1.0)));
 }

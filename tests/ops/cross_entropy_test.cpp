@@ -129,5 +129,16 @@ TEST(CrossEntropyErrorTest, NamesTheTargetAndItsPositionAndWritesNothing) {
   EXPECT_EQ(losses, std::vector<float>(3, 7.0F));
 }
 
+TEST(LossSumTest, AddsInDouble) {
+  Context ctx(2);
+  auto losses = normal(1003, 1);
+  double truth = 0.5;
+  for (const float loss : losses) truth += static_cast<double>(loss);
+  double sum = 0.5;
+  loss_sum(ctx, Tensor(losses.data(), {17, 59}), Tensor(&sum, {1}));
+  EXPECT_NEAR(sum, truth, 1e-12);
+  EXPECT_THROW(loss_sum(ctx, Tensor(losses.data(), {1003}), Tensor(losses.data(), {1})), Error);
+}
+
 }  // namespace
 }  // namespace megalodon
