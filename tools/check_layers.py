@@ -40,6 +40,7 @@ THIRD_PARTY = {
     "cublasLt.h": ["cuda"],
     "cuda_runtime.h": ["cuda", "ops"],
     "cuda_bf16.h": ["cuda", "ops"],
+    "cub": ["cuda", "ops"],
     "cuda_pipeline.h": ["cuda", "ops"],
     "mma.h": ["cuda", "ops"],
     "hwy": ["cpu", "ops", "train", "apps", "tests", "bench"],

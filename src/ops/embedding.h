@@ -35,6 +35,8 @@ void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens,
 }  // namespace cpu
 
 namespace cuda {
+// What backward takes of the workspace for so many tokens (B * L).
+std::size_t embedding_workspace_bytes(const Embedding& op, std::int64_t tokens);
 void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, const Tensor& tokens, const Tensor& x);
 void embedding_backward(Context& ctx, const Embedding& op, const Tensor& tokens, const Tensor& dx, const Tensor& dweight);
 }  // namespace cuda

@@ -31,6 +31,8 @@ void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const
 }  // namespace cpu
 
 namespace cuda {
+// What backward takes of the workspace where alpha is given.
+std::size_t residual_workspace_bytes(std::int64_t rows, std::int64_t cols);
 void residual_forward(Context& ctx, const Tensor& alpha, const Tensor& x, const Tensor& f, const Tensor& out);
 void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const Tensor& dout, const Tensor& df,
                        const Tensor& dalpha);
