@@ -14,6 +14,7 @@ constexpr const char* kName = "attention";
 void check_op(const Attention& op) {
   require(op.heads > 0 && op.z_head_dim > 0 && op.v_head_dim > 0 && op.chunk > 0, kName, "sizes must be positive");
   require(op.dropout >= 0 && op.dropout < 1 && op.dropkey >= 0 && op.dropkey < 1, kName, "dropout and dropkey must be in [0, 1)");
+  require(op.begin >= -1 && op.begin < op.chunk, kName, "begin must be in [0, C), or -1");
 }
 
 // Checks what forward and backward share; q tells batch and length.
@@ -33,9 +34,11 @@ void check(const Attention& op, const Tensor& positions, const Tensor& q, const 
 
 // Throws unless every position is fit for a window that may (or may not) begin inside a chunk.
 void check_positions(const Attention& op, const Tensor& positions, bool inside_chunk) {
+  require(op.begin <= 0 || (positions && inside_chunk), kName, "a window that begins inside a chunk needs positions and a state");
   if (!positions || positions.device() != Device::Cpu) return;  // out of the host's sight: the model counts them
   for (std::int64_t b = 0; b < positions.numel(); ++b) {
     const std::int64_t position = positions.data<std::int64_t>()[b];
+    require(op.begin < 0 || position < 0 || position % op.chunk == op.begin, kName, "positions must be at begin in their chunks");
     if (position >= 0 && (inside_chunk || position % op.chunk == 0)) continue;
     throw Error(ErrorKind::InvalidArgument,
                 "position " + std::to_string(position) +

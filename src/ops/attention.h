@@ -23,6 +23,9 @@ struct Attention {
   double dropkey = 0;
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;
+  // Where in its chunk every sequence's window begins, in [0, C), when the caller knows: positions on a GPU are out of the
+  // host's sight, and long windows are fast only where the host knows which keys a row may see. -1: positions tell.
+  std::int64_t begin = -1;
 };
 
 // The keys and values of the chunk that a sequence stands in: rows [0, position % C) are valid, the others unspecified.
@@ -37,8 +40,8 @@ struct AttentionSaved {
 };
 
 // Writes o and saved.lse, and brings the state to position + L.
-// Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit, and for a position inside a chunk without a
-// state.
+// Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit, for a position inside a chunk without a
+// state, and for positions that are not at op.begin, if that is given.
 void attention_forward(Context& ctx, const Attention& op,
                        const Tensor& positions,      // [B] i64: how many tokens came before, of each sequence; null: none
                        const Tensor& q,              // [B, L, Z] T, may be pitched; so may the others of its kind
@@ -79,6 +82,8 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
+// Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences.
+std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda
 
 }  // namespace megalodon

@@ -1,0 +1,248 @@
+// Blocks of rows of a chunk, each against only the keys that its last row may see: logits by a product into workspace, softmax
+// over them in place, and the product of the weights with the values.
+#include "ops/attention_cuda.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr const char* kName = "attention_forward";
+constexpr int kEach = 16;              // logits of a row that a thread holds
+constexpr int kThreads = 256;          // of a block, which takes several rows where they are short
+constexpr int kMostThreads = 1024;     // that one row is spread over
+constexpr std::int64_t kFewRows = 16;  // up to which windows go row by row
+
+AttentionTiling tiling(const Attention& op) { return {attention_rows(op, 512), 48 << 20}; }
+
+// The logits of rows [0, rows) of `batch.count` pieces or heads, and what becomes of them.
+struct Softmax {
+  float* logits;  // [count, rows, pitch]; the weights, of type T, take the beginning of each row
+  std::int64_t pitch, stride;
+  AttentionBatch batch;
+  std::int64_t rows, keys;
+  std::int64_t in_chunk;  // of row 0: row i sees keys [0, in_chunk + i]
+  std::int64_t length, heads;
+  float* lse;  // [B, L, H], or null
+  AttentionMasks masks;
+};
+
+// What `combine` makes of the values of the Threads that share a row, given to each of them. slots: one for each warp.
+template <int Threads, class Combine>
+__device__ float over_row(float v, float* slots, Combine combine) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) v = combine(v, __shfl_xor_sync(0xffffffffU, v, offset));
+  if constexpr (Threads > kWarp) {
+    constexpr int kWarps = Threads / kWarp;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    if (threadIdx.x % kWarp == 0) slots[warp] = v;
+    __syncthreads();
+    const int first = warp / kWarps * kWarps;
+    v = slots[first];
+#pragma unroll
+    for (int i = 1; i < kWarps; ++i) v = combine(v, slots[first + i]);
+  }
+  return v;
+}
+
+// Threads take one row: they hold it whole, so that its weights can overwrite it.
+template <class T, int Threads, bool Masked>
+__global__ void __launch_bounds__(Threads < kThreads ? kThreads : Threads) softmax_kernel(Softmax a) {
+  constexpr int kRows = Threads < kThreads ? kThreads / Threads : 1;
+  constexpr int kPack = 4;
+  constexpr int kPacks = kEach / kPack;
+  constexpr float kNothing = -INFINITY;
+  __shared__ float most_slots[kRows * Threads / kWarp];
+  __shared__ float sum_slots[kRows * Threads / kWarp];
+  // Rows past the last one are computed again by those who have none, and not stored.
+  const std::int64_t wanted = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / Threads;
+  const std::int64_t i = wanted < a.rows ? wanted : a.rows - 1;
+  const std::int64_t item = blockIdx.y;
+  const int lane = static_cast<int>(threadIdx.x) % Threads;
+  float* const row = a.logits + item * a.stride + i * a.pitch;
+  const int own = static_cast<int>(a.in_chunk + i);
+  const std::int64_t global = a.batch.row + item * a.batch.row_step + i;
+  const std::int64_t head = a.batch.head + item * a.batch.head_step;
+  float keep[kEach];
+  float s[kEach];
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    const int key = (p * Threads + lane) * kPack;
+    float pack[kPack] = {kNothing, kNothing, kNothing, kNothing};
+    if (key <= own) load_f32(row + key, pack);
+    bool hidden[kPack] = {};
+    float kept[kPack];
+    if (Masked && key <= own) {
+      const std::int64_t b = global / a.length;
+      attention_mask(a.masks, b * a.heads + head, global - b * a.length, key, hidden, kept);
+    }
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      const bool seen = key + j == own || (key + j < own && !hidden[j]);
+      s[p * kPack + j] = seen ? pack[j] : kNothing;
+      if constexpr (Masked) keep[p * kPack + j] = kept[j];
+    }
+  }
+  float most = kNothing;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) most = fmaxf(most, s[j]);
+  most = over_row<Threads>(most, most_slots, [](float x, float y) { return fmaxf(x, y); });
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    s[j] = expf(s[j] - most);
+    sum += s[j];
+  }
+  sum = over_row<Threads>(sum, sum_slots, [](float x, float y) { return x + y; });
+  if (wanted >= a.rows) return;
+  const float scale = 1.0F / sum;
+  T* const weights = reinterpret_cast<T*>(row);
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    const int key = (p * Threads + lane) * kPack;
+    if (key >= a.keys) continue;
+    float pack[kPack];
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      pack[j] = s[p * kPack + j] * scale;
+      if constexpr (Masked) pack[j] = key + j <= own ? pack[j] * keep[p * kPack + j] : 0.0F;
+    }
+    store_f32(weights + key, pack);
+  }
+  if (a.lse != nullptr && lane == 0) a.lse[global * a.heads + head] = most + logf(sum);
+}
+
+template <class T, bool Masked>
+void launch_softmax(Context& ctx, const Softmax& a) {
+  const auto launch = [&](auto threads) {
+    constexpr int kOfRow = decltype(threads)::value;
+    constexpr int kRows = kOfRow < kThreads ? kThreads / kOfRow : 1;
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kRows)), static_cast<unsigned>(a.batch.count));
+    softmax_kernel<T, kOfRow, Masked><<<grid, kRows * kOfRow, 0, stream_of(ctx)>>>(a);
+    check_launch(kName);
+  };
+  if (a.keys <= 32 * kEach) return launch(std::integral_constant<int, 32>());
+  if (a.keys <= 64 * kEach) return launch(std::integral_constant<int, 64>());
+  if (a.keys <= 128 * kEach) return launch(std::integral_constant<int, 128>());
+  if (a.keys <= 256 * kEach) return launch(std::integral_constant<int, 256>());
+  if (a.keys <= 512 * kEach) return launch(std::integral_constant<int, 512>());
+  launch(std::integral_constant<int, kMostThreads>());
+}
+
+// Rows [begin, begin + rows) of the batch's pieces.
+struct Block {
+  std::int64_t begin, rows, in_chunk;
+  bool in_state;
+};
+
+void attend(Context& ctx, const AttentionForward& a, const AttentionBatch& batch, const Block& block, std::int64_t stride,
+            float* logits) {
+  const Attention& op = a.op;
+  const DType dtype = a.q.dtype();
+  const Tensor& k = block.in_state ? a.state.k : a.k;
+  const Tensor& v = block.in_state ? a.state.v : a.v;
+  const std::int64_t pitch = attention_pitch(op.chunk);
+  const std::int64_t keys = block.in_chunk + block.rows;
+  const std::int64_t row = batch.row + block.begin;
+  const std::int64_t z = op.z_head_dim;
+  const std::int64_t w = op.v_head_dim;
+  matmul(ctx,
+         {.m = block.rows,
+          .n = keys,
+          .k = z,
+          .transpose_b = true,
+          .pitch_a = a.q.pitch(),
+          .pitch_b = k.pitch(),
+          .pitch_c = pitch,
+          .in = dtype,
+          .batch = batch.count,
+          .stride_a = batch.stride(a.q.pitch(), z),
+          .stride_b = batch.key_stride(k.pitch(), z),
+          .stride_c = stride},
+         attention_at(a.q, row, batch.head * z), attention_at(k, batch.key_row, batch.head * z), logits);
+  Softmax softmax{logits,
+                  pitch,
+                  stride,
+                  batch,
+                  block.rows,
+                  keys,
+                  block.in_chunk,
+                  a.length(),
+                  op.heads,
+                  a.saved.lse ? pointer<float>(a.saved.lse) : nullptr,
+                  attention_masks(op)};
+  softmax.batch.row = row;
+  with_type(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    softmax.masks.any() ? launch_softmax<T, true>(ctx, softmax) : launch_softmax<T, false>(ctx, softmax);
+  });
+  const auto narrower = static_cast<std::int64_t>(sizeof(float) / size_of(dtype));
+  matmul(ctx,
+         {.m = block.rows,
+          .n = w,
+          .k = keys,
+          .pitch_a = pitch * narrower,
+          .pitch_b = v.pitch(),
+          .pitch_c = a.o.pitch(),
+          .in = dtype,
+          .out = dtype,
+          .batch = batch.count,
+          .stride_a = stride * narrower,
+          .stride_b = batch.key_stride(v.pitch(), w),
+          .stride_c = batch.stride(a.o.pitch(), w)},
+         logits, attention_at(v, batch.key_row, batch.head * w), attention_at(a.o, row, batch.head * w));
+}
+
+void by_products(Context& ctx, const AttentionForward& a, std::int64_t begin) {
+  const AttentionTiling tiles = tiling(a.op);
+  const std::int64_t stride = tiles.rows * attention_pitch(a.op.chunk);
+  const std::int64_t most = tiles.most(stride * static_cast<std::int64_t>(sizeof(float)));
+  ArenaScope scope(ctx.workspace());
+  for (const AttentionChunks& pieces : attention_chunks(a.batch(), a.length(), a.op.chunk, begin)) {
+    const ArenaScope of_piece(ctx.workspace());
+    const std::int64_t at_once = std::min(most, std::max(a.op.heads, pieces.count));
+    const auto logits = pointer<float>(ctx.workspace().allocate(DType::F32, {at_once, stride}));
+    for_each_batch(pieces, a.op.heads, most, [&](const AttentionBatch& batch) {
+      for (std::int64_t first = 0, rows = 0; first < pieces.rows; first += rows) {
+        const std::int64_t in_chunk = pieces.in_chunk + first;
+        rows = std::min(tiles.rows - in_chunk % tiles.rows, pieces.rows - first);  // bounds at multiples in the chunk
+        attend(ctx, a, batch, {first, rows, in_chunk, pieces.in_state}, stride, logits);
+      }
+    });
+  }
+}
+
+// Most pieces and heads that one product takes.
+std::int64_t products_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
+  const AttentionTiling tiles = tiling(op);
+  const std::int64_t each = tiles.rows * attention_pitch(op.chunk) * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t pieces = batch * ceil_div(length, op.chunk);
+  return each * std::min(tiles.most(each), std::max(op.heads, pieces));
+}
+
+// A row must be in the registers of one block at once.
+bool fits_softmax(const Attention& op) { return op.chunk <= kMostThreads * kEach; }
+
+}  // namespace
+
+void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
+  if (q.rows() == 0) return;
+  const AttentionForward a{op, positions, q, k, v, state, o, saved};
+  // Without a state positions are multiples of C, whatever they are.
+  const std::int64_t begin = !positions || !state.k ? 0 : op.begin;
+  if (begin >= 0 && a.length() > kFewRows && fits_softmax(op)) {
+    if (state.k && begin > 0) attention_keep(ctx, a, begin, false);
+    by_products(ctx, a, begin);
+    if (state.k && (begin == 0 || begin + a.length() >= op.chunk)) attention_keep(ctx, a, begin, true);
+  } else {
+    attention_by_rows(ctx, a, begin);
+    if (state.k && a.length() > 1) attention_keep(ctx, a, begin, true);
+  }
+}
+
+std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
+  const auto products = static_cast<std::size_t>(fits_softmax(op) ? products_bytes(op, batch, length) : 0);
+  return std::max({products, attention_by_rows_bytes(op, batch, length), attention_backward_bytes(op, batch, length)});
+}
+
+}  // namespace megalodon::cuda

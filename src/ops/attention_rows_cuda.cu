@@ -1,0 +1,397 @@
+// Attention row by row, each row at the place in its chunk that the device knows: single tokens, and windows that begin at
+// several places. Keys and values are read once, at memory's speed: the keys of a row are cut into splits, a block each, whose
+// sums a second kernel joins. The grid does not depend on positions; blocks whose keys do not exist yet leave at once.
+#include "ops/attention_cuda.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr const char* kName = "attention_rows";
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kMostKeys = 256;              // of a split
+constexpr int kFewestKeys = 32;             // of a split
+constexpr std::int64_t kBlocks = 132 * 16;  // that keep a GPU busy
+constexpr std::int64_t kPartialBytes = 64 << 20;
+constexpr int kJoinColumns = 64;  // of a block that joins splits
+constexpr int kJoinPack = 4;
+
+// How rows are cut; a function of sizes alone.
+struct Cut {
+  std::int64_t splits;  // of a row's keys
+  std::int64_t keys;    // of a split
+  std::int64_t rows;    // that one launch takes
+
+  Cut(const Attention& op, std::int64_t all_rows) {
+    const std::int64_t wanted = ceil_div(kBlocks, std::max<std::int64_t>(1, all_rows * op.heads));
+    const std::int64_t even = ceil_div(op.chunk, wanted);
+    keys = std::clamp<std::int64_t>(ceil_div(even, kFewestKeys) * kFewestKeys, kFewestKeys, kMostKeys);
+    splits = ceil_div(op.chunk, keys);
+    const std::int64_t bytes = op.heads * splits * (pitch(op) + 2) * static_cast<std::int64_t>(sizeof(float));
+    rows = std::clamp<std::int64_t>(kPartialBytes / bytes, 1, std::min<std::int64_t>(all_rows, 32768));
+  }
+  // Of a split's sums.
+  static std::int64_t pitch(const Attention& op) { return ceil_div(op.v_head_dim, kJoinPack) * kJoinPack; }
+};
+
+template <class T>
+struct Rows {
+  const std::int64_t* positions;  // null: every window begins at `begin`
+  std::int64_t begin;
+  Matrix<const T> q, k, v;
+  Matrix<T> state_k, state_v;  // null: none
+  Matrix<T> o;
+  float* lse;      // [B, L, H], or null
+  float* sums;     // [rows of a launch, H, splits, pitch]: of e^(s - most) v
+  float2* totals;  // [rows of a launch, H, splits]: most and the sum of e^(s - most)
+  std::int64_t pitch;
+  std::int64_t first;  // row of the launch's first
+  std::int64_t length, chunk;
+  int heads, z, w;
+  int splits, keys;
+  int lanes;  // that share a key's product with the query
+  AttentionMasks masks;
+};
+
+// Where a row stands.
+struct Place {
+  std::int64_t b, t;      // sequence and row of its window
+  std::int64_t own;       // its key in the chunk
+  std::int64_t in_state;  // keys [0, in_state) are in the state, the others in the window
+
+  template <class T>
+  __device__ Place(const Rows<T>& a, std::int64_t row) {
+    b = row / a.length;
+    t = row - b * a.length;
+    const std::int64_t before = a.positions != nullptr ? a.positions[b] % a.chunk : a.begin;
+    own = (before + t) % a.chunk;
+    in_state = own > t ? own - t : 0;
+  }
+};
+
+// Rows `first + j` of a chunk's keys or values, wherever they lie.
+template <class T>
+struct Source {
+  const T *state, *window;
+  std::int64_t pitch_state, pitch_window;
+  int in_state;  // j below this are in the state
+
+  __device__ Source(const Matrix<T>& of_state, const Matrix<const T>& of_window, const Place& place, std::int64_t chunk,
+                    std::int64_t length, std::int64_t first, std::int64_t column)
+      : state(of_state.data + (place.b * chunk + first) * of_state.pitch + column),
+        window(of_window.data + (place.b * length + place.t - place.own + first) * of_window.pitch + column),
+        pitch_state(of_state.pitch),
+        pitch_window(of_window.pitch),
+        in_state(static_cast<int>(place.in_state - first)) {}
+  __device__ const T* row(int j) const { return j < in_state ? state + j * pitch_state : window + j * pitch_window; }
+};
+
+template <int N, class T>
+__device__ void load(const T* from, float (&out)[N]) {
+  if constexpr (N == 1) {
+    out[0] = to_f32(*from);
+  } else {
+    load_f32(from, out);
+  }
+}
+
+// The logits of keys [0, count) of a split, N features at once: `lanes` threads to a key, several keys of each under way.
+template <class T, int N>
+__device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, const float* query, float* logits) {
+  constexpr int kAtOnce = 4;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int of_warp = kWarp / a.lanes;
+  const int sub = lane / a.lanes;
+  const int step = kWarps * of_warp;
+  for (int begin = static_cast<int>(threadIdx.x) / kWarp * of_warp; begin < count; begin += kAtOnce * step) {
+    const T* rows[kAtOnce];
+    float s[kAtOnce] = {};
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) rows[u] = keys.row(min(begin + u * step + sub, count - 1));
+    for (int i = lane % a.lanes * N; i < a.z; i += a.lanes * N) {
+      float k[kAtOnce][N];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) load<N>(rows[u] + i, k[u]);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float q = query[i + n];
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) s[u] += q * k[u][n];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      for (int offset = a.lanes / 2; offset > 0; offset /= 2) s[u] += __shfl_xor_sync(0xffffffffU, s[u], offset);
+      const int j = begin + u * step + sub;
+      if (j < count && lane % a.lanes == 0) logits[j] = s[u];
+    }
+  }
+}
+
+// sums[c] = sum over j of weights[j] v_j[c]: a thread takes N columns, and where rows are short several threads share the keys.
+template <class T, int N>
+__device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const float* weights, float* shared, float* sums) {
+  const int columns = min(a.w, kThreads * N);  // at once
+  const int threads = static_cast<int>(ceil_div(columns, N));
+  const int groups = kThreads / threads;
+  const int group = static_cast<int>(threadIdx.x) / threads;
+  const int at = static_cast<int>(threadIdx.x) % threads * N;
+  for (int begin = 0; begin < a.w; begin += columns) {
+    float total[N] = {};
+    if (group < groups && begin + at < a.w) {
+#pragma unroll 8
+      for (int j = group; j < count; j += groups) {
+        float v[N];
+        load<N>(values.row(j) + begin + at, v);
+        const float weight = weights[j];
+#pragma unroll
+        for (int n = 0; n < N; ++n) total[n] += weight * v[n];
+      }
+    }
+    if (groups > 1) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) shared[threadIdx.x * N + n] = total[n];
+      __syncthreads();
+      for (int other = 1; group == 0 && other < groups; ++other) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) total[n] += shared[(other * threads + static_cast<int>(threadIdx.x)) * N + n];
+      }
+      __syncthreads();
+    }
+    if (group == 0 && begin + at < a.w) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[begin + at + n] = total[n];
+    }
+  }
+}
+
+// One split of one head of one row.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
+  extern __shared__ float query[];  // [z]
+  __shared__ float logits[kMostKeys];
+  __shared__ float weights[kMostKeys];
+  __shared__ float shared[kThreads * N];
+  const std::int64_t row = a.first + blockIdx.z;
+  const std::int64_t h = blockIdx.y;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a.keys;
+  const Place place(a, row);
+  if (first > place.own) return;
+  const int count = static_cast<int>(min(static_cast<std::int64_t>(a.keys), place.own + 1 - first));
+  const T* const q = a.q.row(row) + h * a.z;
+  for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) query[i] = to_f32(q[i]);
+  __syncthreads();
+  logits_of<T, N>(a, Source<T>(a.state_k, a.k, place, a.chunk, a.length, first, h * a.z), count, query, logits);
+  __syncthreads();
+
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int j = static_cast<int>(threadIdx.x);
+  static_assert(kMostKeys <= kThreads);
+  float keep = 1;
+  if (a.masks.any() && j < count) {
+    const std::int64_t key = first + j;
+    bool hidden[4];
+    float kept[4];
+    attention_mask(a.masks, place.b * a.heads + h, place.t, key / 4 * 4, hidden, kept);
+    if (hidden[key % 4] && key != place.own) logits[j] = -INFINITY;
+    keep = kept[key % 4];
+  }
+  __syncthreads();
+  float most = -INFINITY;
+  for (int i = lane; i < count; i += kWarp) most = fmaxf(most, logits[i]);
+  most = warp_max(most);
+  const bool all_hidden = most == -INFINITY;
+  const float e = j < count && !all_hidden ? expf(logits[j] - most) : 0.0F;
+  if (j < count) weights[j] = e * keep;
+  const float total = block_sum<kThreads>(e);  // and all weights are there
+  const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits + blockIdx.x;
+  if (j == 0) a.totals[part] = {most, total};
+  mix<T, N>(a, Source<T>(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w), count, weights, shared,
+            a.sums + part * a.pitch);
+
+  // The state gets a single token's key and value from who read them; nobody else reads that row.
+  if (a.length > 1 || !a.state_k || first + count <= place.own) return;
+  const std::int64_t to = place.b * a.chunk + place.own;
+  for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) a.state_k.row(to)[h * a.z + i] = a.k.row(row)[h * a.z + i];
+  for (int i = static_cast<int>(threadIdx.x); i < a.w; i += kThreads) a.state_v.row(to)[h * a.w + i] = a.v.row(row)[h * a.w + i];
+}
+
+// Joins the splits of kJoinColumns columns: a thread takes kJoinPack of them and every kGroups'th split.
+template <class T>
+__global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
+  constexpr int kPacks = kJoinColumns / kJoinPack;
+  constexpr int kGroups = kThreads / kPacks;
+  __shared__ float shared[kGroups][kJoinColumns];
+  const std::int64_t row = a.first + blockIdx.z;
+  const std::int64_t h = blockIdx.y;
+  const Place place(a, row);
+  const int splits = static_cast<int>(place.own / a.keys) + 1;
+  const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float most = -INFINITY;
+  for (int s = lane; s < splits; s += kWarp) most = fmaxf(most, a.totals[part + s].x);
+  most = warp_max(most);
+  float total = 0;
+  for (int s = lane; s < splits; s += kWarp) total += a.totals[part + s].y * expf(a.totals[part + s].x - most);
+  total = warp_sum(total);
+
+  const int group = static_cast<int>(threadIdx.x) / kPacks;
+  const int at = static_cast<int>(threadIdx.x) % kPacks * kJoinPack;
+  const int column = static_cast<int>(blockIdx.x) * kJoinColumns + at;
+  float sum[kJoinPack] = {};
+  if (column < a.w) {
+#pragma unroll 4
+    for (int s = group; s < splits; s += kGroups) {
+      const float share = expf(a.totals[part + s].x - most);
+      float v[kJoinPack];
+      load_f32(a.sums + (part + s) * a.pitch + column, v);
+#pragma unroll
+      for (int n = 0; n < kJoinPack; ++n) sum[n] += share * v[n];
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kJoinPack; ++n) shared[group][at + n] = sum[n];
+  __syncthreads();
+  const int mine = static_cast<int>(threadIdx.x);
+  const int out = static_cast<int>(blockIdx.x) * kJoinColumns + mine;
+  if (mine < kJoinColumns && out < a.w) {
+    float value = 0;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) value += shared[g][mine];
+    a.o.row(row)[h * a.w + out] = from_f32<T>(value / total);
+  }
+  if (a.lse != nullptr && blockIdx.x == 0 && mine == 0) a.lse[row * a.heads + h] = most + logf(total);
+}
+
+template <class T, int N>
+void launch(Context& ctx, Rows<T> a, const Cut& cut, std::int64_t rows) {
+  const auto shared = static_cast<std::size_t>(a.z) * sizeof(float);
+  if (shared > 16384) {
+    check(cudaFuncSetAttribute(split_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), kName);
+  }
+  while (a.lanes > 1 && a.lanes / 2 * N >= a.z) a.lanes /= 2;
+  for (std::int64_t first = 0; first < rows; first += cut.rows) {
+    a.first = first;
+    const auto count = static_cast<unsigned>(std::min(cut.rows, rows - first));
+    split_kernel<T, N>
+        <<<dim3(static_cast<unsigned>(cut.splits), static_cast<unsigned>(a.heads), count), kThreads, shared, stream_of(ctx)>>>(a);
+    check_launch(kName);
+    join_kernel<T><<<dim3(static_cast<unsigned>(ceil_div(a.w, kJoinColumns)), static_cast<unsigned>(a.heads), count), kThreads, 0,
+                     stream_of(ctx)>>>(a);
+    check_launch(kName);
+  }
+}
+
+// What a launch's splits leave for those who join them.
+struct Parts {
+  Tensor sums, totals;
+};
+Parts take_parts(Arena& arena, const Attention& op, const Cut& cut) {
+  const std::int64_t parts = cut.rows * op.heads * cut.splits;
+  return {arena.allocate(DType::F32, {parts, Cut::pitch(op)}), arena.allocate(DType::F32, {parts, 2})};
+}
+
+std::size_t parts_bytes(const Attention& op, std::int64_t rows) {
+  Arena arena = Arena::counter();
+  take_parts(arena, op, Cut(op, rows));
+  return arena.peak();
+}
+
+struct Keep {
+  const std::int64_t* positions;
+  std::int64_t begin, length, chunk;
+  bool after;
+};
+
+// Block y is a sequence; N elements at once.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) keep_kernel(Keep a, Matrix<const T> window, Matrix<T> state, int columns) {
+  const std::int64_t b = blockIdx.y;
+  const std::int64_t before = a.positions != nullptr ? a.positions[b] % a.chunk : a.begin;
+  const std::int64_t held = (before + a.length) % a.chunk;
+  const std::int64_t count = a.after ? min(a.length, held) : min(a.length, a.chunk - before);
+  const std::int64_t from = a.after ? a.length - count : 0;
+  const std::int64_t to = a.after ? held - count : before;
+  const int packs = columns / N;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count * packs; i += step) {
+    const std::int64_t row = i / packs;
+    const std::int64_t column = (i - row * packs) * N;
+    store_pack<N>(state.row(b * a.chunk + to + row) + column, load_pack<N>(window.row(b * a.length + from + row) + column));
+  }
+}
+
+const std::int64_t* positions_of(const AttentionForward& a, std::int64_t begin) {
+  return begin < 0 ? pointer<const std::int64_t>(a.positions) : nullptr;
+}
+
+}  // namespace
+
+void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t begin) {
+  const Attention& op = a.op;
+  const Cut cut(op, a.q.rows());
+  ArenaScope scope(ctx.workspace());
+  const Parts parts = take_parts(ctx.workspace(), op, cut);
+  with_type(a.q.dtype(), [&](auto tag) {
+    using T = decltype(tag);
+    constexpr int kPack = 16 / sizeof(T);
+    Rows<T> rows{};
+    rows.positions = positions_of(a, begin);
+    rows.begin = begin;
+    rows.q = matrix<const T>(a.q);
+    rows.k = matrix<const T>(a.k);
+    rows.v = matrix<const T>(a.v);
+    if (a.state.k) {
+      rows.state_k = matrix<T>(a.state.k);
+      rows.state_v = matrix<T>(a.state.v);
+    }
+    rows.o = matrix<T>(a.o);
+    rows.lse = a.saved.lse ? pointer<float>(a.saved.lse) : nullptr;
+    rows.sums = pointer<float>(parts.sums);
+    rows.totals = pointer<float2>(parts.totals);
+    rows.pitch = Cut::pitch(op);
+    rows.length = a.length();
+    rows.chunk = op.chunk;
+    rows.heads = static_cast<int>(op.heads);
+    rows.z = static_cast<int>(op.z_head_dim);
+    rows.w = static_cast<int>(op.v_head_dim);
+    rows.splits = static_cast<int>(cut.splits);
+    rows.keys = static_cast<int>(cut.keys);
+    rows.lanes = kWarp;
+    rows.masks = attention_masks(op);
+    const bool packs = op.z_head_dim % kPack == 0 && op.v_head_dim % kPack == 0 && can_pack<kPack>(a.k) && can_pack<kPack>(a.v) &&
+                       can_pack<kPack>(a.state.k) && can_pack<kPack>(a.state.v);
+    packs ? launch<T, kPack>(ctx, rows, cut, a.q.rows()) : launch<T, 1>(ctx, rows, cut, a.q.rows());
+  });
+}
+
+std::size_t attention_by_rows_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
+  // Fewer rows are cut into more splits and may take more than the most rows do, until there are no fewer splits.
+  const std::int64_t all = std::max<std::int64_t>(1, batch * length);
+  std::size_t most = 0;
+  for (std::int64_t rows = 1; rows <= std::min(all, kBlocks); ++rows) most = std::max(most, parts_bytes(op, rows));
+  return std::max(most, parts_bytes(op, all));
+}
+
+void attention_keep(Context& ctx, const AttentionForward& a, std::int64_t begin, bool after) {
+  const auto copy = [&](const Tensor& window, const Tensor& state) {
+    with_type(window.dtype(), [&](auto tag) {
+      using T = decltype(tag);
+      constexpr int kPack = 16 / sizeof(T);
+      const Keep keep{positions_of(a, begin), begin, a.length(), a.op.chunk, after};
+      const bool packs = can_pack<kPack>(window) && can_pack<kPack>(state);
+      const std::int64_t items = std::min(a.length(), a.op.chunk) * window.cols() / (packs ? kPack : 1);
+      const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(items, kThreads), 1, 2048)),
+                      static_cast<unsigned>(a.batch()));
+      const auto kernel = packs ? keep_kernel<T, kPack> : keep_kernel<T, 1>;
+      kernel<<<grid, kThreads, 0, stream_of(ctx)>>>(keep, matrix<const T>(window), matrix<T>(state),
+                                                    static_cast<int>(window.cols()));
+      check_launch("attention_keep");
+    });
+  };
+  copy(a.k, a.state.k);
+  copy(a.v, a.state.v);
+}
+
+}  // namespace megalodon::cuda
