@@ -308,6 +308,15 @@ TEST(AttentionErrorTest, NamesWhatDoesNotFit) {
   position = -4;
   EXPECT_EQ(message(op, Tensor(&position, {1}), v), "attention: position -4 is negative");
   EXPECT_EQ(message({1, 2, 3, 4, 1.0}, {}, v), "attention: dropout and dropkey must be in [0, 1)");
+  Attention at_two = op;
+  at_two.begin = 2;
+  EXPECT_EQ(message(at_two, {}, v), "attention: a window that begins inside a chunk needs positions and a state");
+  at_two.begin = 4;
+  EXPECT_EQ(message(at_two, {}, v), "attention: begin must be in [0, C), or -1");
+  Attention at_none = op;
+  at_none.begin = 0;
+  position = 6;
+  EXPECT_EQ(message(at_none, Tensor(&position, {1}), v), "attention: positions must be at begin in their chunks");
 }
 
 }  // namespace
