@@ -133,7 +133,7 @@ TEST_P(AttentionStateOnGpu, WindowsAgreeWithTheCpu) {
                   both.input(queries(windows.op, rows, seed), {batch, length, z}, dtype),
                   both.input(keys(windows.op, rows, seed + 1), {batch, length, z}, dtype, 8),
                   both.input(values(windows.op, rows, seed + 2), {batch, length, w}, dtype, 16),
-                  both.output(name.c_str(), {batch, length, w}, product_bound(dtype, tolerance::kForward), dtype),
+                  both.output(name.c_str(), {batch, length, w}, product_bound(dtype, tolerance::kSplit), dtype),
                   both.output("lse", {batch, length, windows.op.heads}, tolerance::kForward)};
       if (windows.known) call.op.begin = positions[0] % windows.op.chunk;
       calls.push_back(call);
@@ -160,7 +160,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Windows{{1, 40, 520, 150}, {3, 149}, {70, 200, 1, 300}}));
 
 INSTANTIATE_TEST_SUITE_P(Known, AttentionStateOnGpu,
-                         testing::Values(Windows{{2, 6, 10, 11}, {4, 15, 1000004}, kFew, true},
+                         testing::Values(Windows{{2, 6, 10, 11}, {4, 15, 1000003}, kFew, true},
                                          Windows{{2, 6, 10, 40, 0.3, 0.4, 7, 3}, {23, 63}, {18, 33, 90, 1}, true},
                                          Windows{{2, 16, 24, 150}, {0, 150}, {63, 64, 100, 149, 150, 151, 1, 300}, true},
                                          Windows{{1, 96, 768, 300}, {100}, {17, 200, 300, 40, 700, 1}, true},
