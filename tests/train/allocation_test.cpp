@@ -122,11 +122,12 @@ TEST_P(AllocationTest, ATrainingStepAllocatesNothing) {
   std::vector<float> arrays[3];  // gradients, m, v
   for (auto& array : arrays) array.resize(static_cast<std::size_t>(count));
   const auto flat = [&](int i) { return Tensor(arrays[i].data(), {count}); };
+  Update update(ctx);
   std::int64_t steps = 0;
   const int allocated = fewest_allocations([&] {
     std::fill(arrays[0].begin(), arrays[0].end(), 0.0F);
-    training.forward_backward(window, window, &state, flat(0), 1.0F);
-    update_parameters(ctx, {.lr = 1e-3}, ++steps, global_norm(ctx, flat(0)), 1.0, model, flat(0), flat(1), flat(2));
+    const double loss = training.forward_backward(window, window, &state, flat(0), 1.0F);
+    update.step({.lr = 1e-3}, ++steps, 1.0, loss, model, flat(0), flat(1), flat(2));
   });
   EXPECT_EQ(allocated, 0);
 }
