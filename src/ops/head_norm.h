@@ -57,6 +57,9 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
 }  // namespace cpu
 
 namespace cuda {
+// Bytes of workspace that backward takes for [batch, length, Z]; forward takes none.
+std::size_t head_norm_workspace_bytes(const HeadNorm& op, std::int64_t batch, std::int64_t length);
+
 void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const Tensor& z,
                        const Tensor& q, const Tensor& k, const HeadNormSaved& saved);
 void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& z, const HeadNormSaved& saved,

@@ -58,6 +58,9 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
 }  // namespace cpu
 
 namespace cuda {
+// Bytes of workspace that backward takes for [batch, length, D]; forward takes none.
+std::size_t layer_norm_workspace_bytes(const LayerNorm& op, std::int64_t batch, std::int64_t length);
+
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                         const Tensor& y, const LayerNormSaved& saved, const Tensor& a);
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,

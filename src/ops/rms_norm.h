@@ -48,6 +48,9 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
 }  // namespace cpu
 
 namespace cuda {
+// Bytes of workspace that backward takes for [batch, length, D]; forward takes none.
+std::size_t rms_norm_workspace_bytes(const RmsNorm& op, std::int64_t batch, std::int64_t length);
+
 void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const Tensor& y,
                       const RmsNormSaved& saved);
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,

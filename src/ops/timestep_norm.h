@@ -82,6 +82,9 @@ struct TimestepNormScratch {
 }  // namespace cpu
 
 namespace cuda {
+// Bytes of workspace that either of the two takes for [batch, length, D].
+std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length);
+
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,

@@ -1,0 +1,191 @@
+// Norms over rows. A team of threads, a warp or a block, holds a row in registers between its uses and walks over rows; sums over
+// rows stay in its registers until its last row, then go to the workspace, and a second kernel adds those of all blocks up.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "core/buffer.h"
+#include "cuda/kernels.cuh"
+
+namespace megalodon::cuda {
+
+// Threads of a team, and how many packs of four adjacent elements each of them holds of a row. Packs 0 is for rows of any length
+// and alignment: they are read again for each use, and sums over rows are kept in the workspace.
+template <int Threads, int Packs>
+struct RowTeam {
+  static constexpr int kThreads = Threads;
+  static constexpr int kPacks = Packs;
+  static constexpr int kHeld = Packs > 0 ? Packs : 1;
+  static constexpr int kN = Packs > 0 ? 4 : 1;
+  static constexpr int kBlock = Threads == kWarp ? 256 : Threads;
+  static constexpr int kTeams = kBlock / Threads;  // of a block
+
+  // Blocks that fit on a multiprocessor, when each thread keeps `rows` values for each of its columns.
+  static constexpr int blocks_at_once(int rows) {
+    const int registers = rows * kHeld * kN + 24;
+    const int blocks = 65536 / (kBlock * registers);
+    return blocks < 1 ? 1 : std::min(blocks, (kPacks > 0 ? 2048 : 1024) / kBlock);
+  }
+};
+
+// Calls body(team) with the team for rows of `dim` elements; `packed` says whether all rows may be read four elements at once.
+template <class Body>
+void with_row_team(std::int64_t dim, bool packed, Body&& body) {
+  if (!packed || dim > 8192) return body(RowTeam<256, 0>());
+  if (dim <= 256) return body(RowTeam<kWarp, 2>());
+  if (dim <= 384) return body(RowTeam<kWarp, 3>());
+  if (dim <= 1024) return body(RowTeam<128, 2>());
+  if (dim <= 2048) return body(RowTeam<256, 2>());
+  if (dim <= 4096) return body(RowTeam<512, 2>());
+  return body(RowTeam<512, 4>());
+}
+
+// The number of blocks for `rows` rows: those that fit at once. On a GPU of more than kMaxMultiprocessors some stay idle, which
+// bounds the workspace for their sums.
+constexpr int kMaxMultiprocessors = 160;
+template <class Team>
+int row_blocks(std::int64_t rows, int multiprocessors, int at_once) {
+  const std::int64_t most = static_cast<std::int64_t>(std::min(multiprocessors, kMaxMultiprocessors)) * at_once;
+  return static_cast<int>(std::max<std::int64_t>(1, std::min(most, ceil_div(rows, Team::kTeams))));
+}
+
+// Calls body(i, column) for this thread's packs of a row: the i-th begins at `column`.
+template <class Team, class Body>
+__device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
+  const int lane = static_cast<int>(threadIdx.x) % Team::kThreads;
+  if constexpr (Team::kPacks > 0) {
+#pragma unroll
+    for (int i = 0; i < Team::kPacks; ++i) {
+      const std::int64_t column = (i * Team::kThreads + lane) * Team::kN;
+      if (column < dim) body(i, column);
+    }
+  } else {
+    for (std::int64_t column = lane; column < dim; column += Team::kThreads) body(0, column);
+  }
+}
+
+// A row of T as float32: held, or for Packs 0 read where it is used. Null reads as zeros.
+template <class Team, class T>
+class Row {
+ public:
+  __device__ __forceinline__ void read(const T* row, std::int64_t dim) {
+    row_ = row;
+    if constexpr (Team::kPacks > 0) {
+      for_row<Team>(dim, [&](int i, std::int64_t column) { load(i, column); });
+    }
+  }
+  __device__ __forceinline__ const float (&at(int i, std::int64_t column))[Team::kN] {
+    if constexpr (Team::kPacks == 0) load(i, column);
+    return values_[i];
+  }
+
+ private:
+  __device__ __forceinline__ void load(int i, std::int64_t column) {
+    if (row_ != nullptr) {
+      load_f32(row_ + column, values_[i]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) values_[i][j] = 0;
+    }
+  }
+
+  const T* row_;
+  float values_[Team::kHeld][Team::kN];
+};
+
+// Sums of K values over a team, given to each of its threads; always in the same order. All threads of a block come here equally
+// often.
+template <class Team, int K>
+class TeamSum {
+ public:
+  __device__ __forceinline__ void operator()(float (&v)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) v[k] = warp_sum(v[k]);
+    if constexpr (Team::kThreads > kWarp) {
+      constexpr int kWarps = Team::kThreads / kWarp;
+      // Two places by turns: when one is written again, all have passed the other's barrier and are done with it.
+      __shared__ alignas(16) float sums[2][K][kWarps];
+      turn_ ^= 1;
+      if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) sums[turn_][k][threadIdx.x / kWarp] = v[k];
+      }
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        v[k] = 0;
+#pragma unroll
+        for (int i = 0; i < kWarps; ++i) v[k] += sums[turn_][k][i];
+      }
+    }
+  }
+
+ private:
+  int turn_ = 0;
+};
+
+// K sums over a block's rows for each column. `sums` is the block's place in the workspace, `pitch` the elements from one of the
+// K to the next.
+template <class Team, int K>
+class ColumnSums {
+ public:
+  __device__ __forceinline__ ColumnSums(float* sums, std::int64_t pitch, std::int64_t dim)
+      : sums_(sums), pitch_(pitch), dim_(dim) {
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int j = 0; j < Team::kN; ++j) values_[k][i][j] = 0;
+        if constexpr (Team::kPacks == 0) sums_[k * pitch_ + column] = 0;
+      }
+    });
+  }
+  // a * b to sum k.
+  __device__ __forceinline__ void add(int k, int i, int j, std::int64_t column, float a, float b) {
+    if constexpr (Team::kPacks > 0) {
+      values_[k][i][j] = fmaf(a, b, values_[k][i][j]);
+    } else {
+      float& sum = sums_[k * pitch_ + column];
+      sum = fmaf(a, b, sum);
+    }
+  }
+  // Puts the sums where they belong; all threads of the block must come here.
+  __device__ __forceinline__ void write() {
+    if constexpr (Team::kTeams > 1) {
+      constexpr int kColumns = Team::kHeld * Team::kThreads * Team::kN;
+      __shared__ alignas(16) float shared[Team::kTeams][kColumns];
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        __syncthreads();
+        for_row<Team>(
+            dim_, [&](int i, std::int64_t column) { store_f32(&shared[threadIdx.x / Team::kThreads][column], values_[k][i]); });
+        __syncthreads();
+        for (std::int64_t column = threadIdx.x; column < dim_; column += Team::kBlock) {
+          float total = 0;
+#pragma unroll
+          for (int team = 0; team < Team::kTeams; ++team) total += shared[team][column];
+          sums_[k * pitch_ + column] = total;
+        }
+      }
+    } else if constexpr (Team::kPacks > 0) {
+      for_row<Team>(dim_, [&](int i, std::int64_t column) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) store_f32(sums_ + k * pitch_ + column, values_[k][i]);
+      });
+    }
+  }
+
+ private:
+  float* sums_;
+  std::int64_t pitch_;
+  std::int64_t dim_;
+  float values_[K][Team::kHeld][Team::kN];
+};
+
+// Adds the sums over the rows of `sums` [rows, first_cols + second_cols] to `first` and, with what is right of it, to `second`;
+// either may be null.
+void add_column_sums(cudaStream_t stream, const float* sums, std::int64_t rows, float* first, std::int64_t first_cols,
+                     float* second, std::int64_t second_cols);
+
+}  // namespace megalodon::cuda

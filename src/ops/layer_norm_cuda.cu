@@ -1,0 +1,190 @@
+#include "ops/layer_norm.h"
+
+#include "cuda/rows.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr int kForwardRows = 3;   // values a thread keeps for each of its columns: x, weight, bias
+constexpr int kBackwardRows = 5;  // x, dy, weight, dweight, dbias
+
+template <class Team, class T>
+__global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
+    layer_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, const float* bias,
+                              Matrix<const float> x, Matrix<T> y, float* mean, float* rstd) {
+  Row<Team, float> w;
+  w.read(weight, dim);
+  Row<Team, float> b;
+  b.read(bias, dim);
+  Row<Team, float> v;
+  TeamSum<Team, 1> sum_one;
+  TeamSum<Team, 2> sum_two;
+  const float share = 1.0F / static_cast<float>(dim);
+  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
+    v.read(x.row(row), dim);
+    float total[1] = {0};
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+      const auto& value = v.at(i, column);
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) total[0] += value[j];
+    });
+    sum_one(total);
+    // `center` misses the mean by the rounding of a float32 sum; both moments about it are corrected for that.
+    const float center = total[0] * share;
+    float moments[2] = {0, 0};
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+      const auto& value = v.at(i, column);
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float d = value[j] - center;
+        moments[0] += d;
+        moments[1] = fmaf(d, d, moments[1]);
+      }
+    });
+    sum_two(moments);
+    const float missed = moments[0] * share;
+    const float r = 1.0F / sqrtf(fmaxf(0.0F, fmaf(-missed, missed, moments[1] * share)) + eps);
+    if (mean != nullptr && threadIdx.x % Team::kThreads == 0) {
+      mean[row] = center + missed;
+      rstd[row] = r;
+    }
+    const float shift = -missed * r;
+    T* out = y.row(row);
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+      const auto& value = v.at(i, column);
+      const auto& scale = w.at(i, column);
+      const auto& offset = b.at(i, column);
+      float result[Team::kN];
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float normed = fmaf(value[j] - center, r, shift);
+        result[j] = fmaf(normed, scale[j], normed) + offset[j];
+      }
+      store_f32(out + column, result);
+    });
+  }
+}
+
+// sums: [blocks, 2, D] for dweight, dbias. residual may be null.
+template <class Team, class T>
+__global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
+    layer_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const float> x, const float* mean,
+                               const float* rstd, Matrix<const float> dy, Matrix<T> dx, Matrix<float> residual, float* sums) {
+  Row<Team, float> w;
+  w.read(weight, dim);
+  Row<Team, float> v;
+  Row<Team, float> d;
+  TeamSum<Team, 2> sum;
+  ColumnSums<Team, 2> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
+  const float share = 1.0F / static_cast<float>(dim);
+  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
+    v.read(x.row(row), dim);
+    d.read(dy.row(row), dim);
+    const float center = mean[row];
+    const float r = rstd[row];
+    float means[2] = {0, 0};  // of g and of g * n
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+      const auto& value = v.at(i, column);
+      const auto& up = d.at(i, column);
+      const auto& scale = w.at(i, column);
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float g = fmaf(up[j], scale[j], up[j]);
+        means[0] += g;
+        means[1] = fmaf(g, (value[j] - center) * r, means[1]);
+      }
+    });
+    sum(means);
+    means[0] *= share;
+    means[1] *= share;
+    T* out = dx.row(row);
+    float* both = residual ? residual.row(row) : nullptr;
+    for_row<Team>(dim, [&](int i, std::int64_t column) {
+      const auto& value = v.at(i, column);
+      const auto& up = d.at(i, column);
+      const auto& scale = w.at(i, column);
+      float result[Team::kN];
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float normed = (value[j] - center) * r;
+        const float g = fmaf(up[j], scale[j], up[j]);
+        result[j] = r * fmaf(-normed, means[1], g - means[0]);
+        gradients.add(0, i, j, column, up[j], normed);
+        gradients.add(1, i, j, column, up[j], 1.0F);
+      }
+      store_f32(out + column, result);
+      if (both != nullptr) {
+        float other[Team::kN];
+        load_f32(both + column, other);
+#pragma unroll
+        for (int j = 0; j < Team::kN; ++j) other[j] += result[j];
+        store_f32(both + column, other);
+      }
+    });
+  }
+  gradients.write();
+}
+
+// A workspace for the sums of all blocks; calls body(team, blocks, sums).
+template <class Body>
+void with_sums(Arena& arena, const LayerNorm& op, std::int64_t rows, bool packed, int multiprocessors, Body&& body) {
+  with_row_team(op.dim, packed, [&](auto team) {
+    const int blocks = row_blocks<decltype(team)>(rows, multiprocessors, team.blocks_at_once(kBackwardRows));
+    body(team, blocks, arena.allocate(DType::F32, {blocks, 2 * op.dim}));
+  });
+}
+
+}  // namespace
+
+std::size_t layer_norm_workspace_bytes(const LayerNorm& op, std::int64_t batch, std::int64_t length) {
+  std::size_t most = 0;
+  for (const bool packed : {false, true}) {
+    Arena arena = Arena::counter();
+    with_sums(arena, op, batch * length, packed, kMaxMultiprocessors, [](auto, int, const Tensor&) {});
+    most = std::max(most, arena.peak());
+  }
+  return most;
+}
+
+void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                        const Tensor& y, const LayerNormSaved& saved) {
+  const std::int64_t rows = x.rows();
+  if (rows == 0) return;
+  const bool packed = can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y);
+  with_row_team(op.dim, packed, [&](auto team) {
+    with_type(y.dtype(), [&](auto element) {
+      using Team = decltype(team);
+      using T = decltype(element);
+      const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
+      layer_norm_forward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+          rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight), pointer<const float>(bias),
+          matrix<const float>(x), matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
+      check_launch("layer_norm_forward");
+    });
+  });
+}
+
+void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum) {
+  const std::int64_t rows = x.rows();
+  if (rows == 0) return;
+  const bool packed = can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx) && can_pack<4>(sum);
+  ArenaScope scope(ctx.workspace());
+  with_sums(ctx.workspace(), op, rows, packed, gpu_of(ctx).multiprocessors(), [&](auto team, int blocks, const Tensor& sums) {
+    with_type(dx.dtype(), [&](auto element) {
+      using Team = decltype(team);
+      using T = decltype(element);
+      layer_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+          rows, op.dim, pointer<const float>(weight), matrix<const float>(x), pointer<const float>(saved.mean),
+          pointer<const float>(saved.rstd), matrix<const float>(dy), matrix<T>(dx), matrix<float>(sum), pointer<float>(sums));
+      check_launch("layer_norm_backward");
+    });
+    if (!dweight && !dbias) return;
+    add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
+  });
+}
+
+}  // namespace megalodon::cuda
