@@ -25,7 +25,8 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
     const auto x = both.input(normal(count, 1), shape, dtype, gap);
     const auto dy = both.input(normal(count, 2), shape, DType::F32, 2 * gap);
     const auto y = both.output("y", shape, tolerance::of(dtype, tolerance::kForward), dtype, gap);
-    const auto rstd = both.output("rstd", {batch, length}, tolerance::kForward);
+    // The CPU adds up the squares of a long row in no more than 16 float32.
+    const auto rstd = both.output("rstd", {batch, length}, tolerance::kGradient);
     const auto dx = both.output("dx", shape, tolerance::kGradient, DType::F32, gap);
     const auto dweight = affine ? both.updated("dweight", normal(dim, 4), {dim}, tolerance::kGradient) : BothDevices::kNone;
     // In place.
@@ -44,9 +45,9 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, RmsNormCudaTest,
                          testing::Values(Case{1, 1, 1, 0}, Case{1, 1, 4, 0}, Case{2, 3, 7, 2}, Case{1, 37, 384, 0},
-                                         Case{3, 1700, 384, 8}, Case{2, 5, 256, 4, false}, Case{1, 130, 1021, 3},
-                                         Case{1, 131, 1024, 8}, Case{2, 650, 2048, 0}, Case{1, 7, 4096, 0},
-                                         Case{1, 300, 4096, 4096}, Case{1, 9, 4096, 1}, Case{1, 150, 8192, 0},
+                                         Case{3, 1150, 384, 8}, Case{2, 5, 256, 4, false}, Case{1, 130, 1021, 3},
+                                         Case{1, 131, 1024, 8}, Case{2, 300, 2048, 0}, Case{1, 7, 4096, 0},
+                                         Case{1, 300, 4096, 64}, Case{1, 9, 4096, 1}, Case{1, 150, 8192, 0},
                                          Case{1, 3, 10001, 0, false}));
 
 }  // namespace
