@@ -31,8 +31,8 @@ struct Verified {
   bool passed() const noexcept { return error <= bound; }
 };
 
-// One line a quantity, with the bounds that float32 is held to. Throws Error(NotFound, Corrupt, Mismatch) for a file that is not
-// one of the three kinds.
+// One line a quantity, with the bounds that float32 is held to; a GPU, whose sums are cut otherwise, to twice those. Throws
+// Error(NotFound, Corrupt, Mismatch) for a file that is not one of the three kinds.
 std::vector<Verified> verify_golden_file(Context& ctx, const std::string& path, Precision precision = Precision::F32);
 
 // Widens the bounds of `verified` to twice what `naive` is off by; none gets tighter. `exact`, like the others the same
