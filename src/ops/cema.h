@@ -4,7 +4,9 @@
 //   h_t,n = q_n h_{t-1},n + p_n x_t
 //   y_t = Re(sum over n of (gamma_n / sqrt(N)) * h_t,n) + omega * x_t
 // x and y may be F32 or BF16, each for itself. All else is float32, computed in float64, but for the
-// steps that end in bfloat16 (backward: that begin with it), which are computed in float32.
+// steps that end in bfloat16 (backward: that begin with it), which are computed in float32; on a GPU with N = 16 these go in
+// blocks of 16 steps through products of bfloat16 in two halves and of tf32, so that a NaN or an infinity in x is seen in all of
+// its block.
 #pragma once
 
 #include "core/context.h"
@@ -54,7 +56,7 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
                    const Tensor& dx,  // [B, L, D] f32
                    const CemaParameters& gradients);
 
-// Bytes of workspace that the two take. It does not grow with batch and length.
+// Bytes of workspace that the two take on a CPU. It does not grow with batch and length.
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length, int threads);
 
 namespace cpu {
@@ -70,6 +72,8 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
                   const Tensor& y, const CemaSaved& saved);
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
                    const Tensor& dy, const Tensor& dx, const CemaParameters& gradients);
+// For either of the two.
+std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda
 
 }  // namespace megalodon

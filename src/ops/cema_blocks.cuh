@@ -1,0 +1,244 @@
+// What the two directions of CEMA in blocks share. The arithmetic is explained in cema_forward_cuda.cu.
+//
+// A tile is 16 channels of 128 R steps, in blocks of 16 steps. In shared memory each channel has its own words, of two adjacent
+// steps in bfloat16 each. A warp takes a channel; its matrices have blocks as rows. Lane (g, t) = (lane / 4, lane % 4) holds, of
+// each of R blocks R g .. R g + R-1, the steps 4t .. 4t+3 and the states 4t .. 4t+3: the order of steps in a product's inner
+// index is free, and so chosen that a lane reads and writes adjacent words, and writes results where it read the input.
+#pragma once
+
+#include "ops/cema_cuda.cuh"
+
+namespace megalodon::cuda::cema_blocks {
+
+constexpr int kOrder = 16;                  // states
+constexpr int kBlock = 16;                  // steps
+constexpr int kChannels = 16;               // of a tile
+constexpr int kSetUp = kChannels * kOrder;  // threads that own a state of a channel, outside the products
+
+__device__ inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ inline void multiply_tf32(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                     unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ inline unsigned to_tf32(float v) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  return bits;
+}
+// The transpose of an 8 x 8 matrix of bfloat16 spread over the warp.
+__device__ inline unsigned transpose(unsigned v) {
+  unsigned out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+  return out;
+}
+
+// Two floats as bfloat16, and what the rounding left, again as bfloat16: 16 bits of each in all.
+__device__ inline unsigned narrow(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ inline void split(float first, float second, unsigned& high, unsigned& low) {
+  high = narrow(first, second);
+  low = narrow(first - __uint_as_float(high << 16), second - __uint_as_float(high & 0xffff0000U));
+}
+
+struct Complex {
+  float r, i;
+};
+// a b + c
+__device__ inline Complex multiply_add(Complex a, Complex b, Complex c) {
+  return {fmaf(a.r, b.r, fmaf(-a.i, b.i, c.r)), fmaf(a.r, b.i, fmaf(a.i, b.r, c.i))};
+}
+__device__ inline Complex shuffle(Complex v, int lane) {
+  return {__shfl_sync(0xffffffffU, v.r, lane), __shfl_sync(0xffffffffU, v.i, lane)};
+}
+
+// A thread's part of moving a tile between memory and shared memory: two rows of C channels.
+template <int R, int C>
+struct Tile {
+  static constexpr int kSteps = 8 * R * kBlock;
+  static constexpr int kWords = 64 * R;              // of a channel
+  static constexpr int kPlane = kChannels * kWords;  // words of all
+  static constexpr int kParts = kChannels / C;       // of a row
+  static constexpr int kTasks = kSteps / 2 * kParts;
+
+  // Where the pair of steps 2 pair, 2 pair + 1 of a block stands. Neither a lane's two words of each block nor the words that a
+  // warp moves meet in a bank.
+  static __device__ int word(int channel, int block, int pair) {
+    return channel * kWords + lane_word(channel, block % R, block / R * 8 + pair);
+  }
+  static __device__ int lane_word(int channel, int i, int place) {
+    const int swizzle = channel / C * (2 * C) ^ i % 2 * 8;
+    return i * 64 + (place ^ swizzle);
+  }
+};
+
+template <class T, int C>
+struct RowPair {
+  static constexpr int kRaw = C * static_cast<int>(sizeof(T)) / 4;
+  static constexpr int kVector = kRaw < 4 ? kRaw : 4;
+  unsigned raw[2][kRaw];
+
+  __device__ void load(int which, const T* from) {
+#pragma unroll
+    for (int i = 0; i < kRaw; i += kVector) {
+      const auto pack = load_pack<kVector>(reinterpret_cast<const unsigned*>(from) + i);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) raw[which][i + j] = pack.v[j];
+    }
+  }
+  __device__ void store(int which, T* to) const {
+#pragma unroll
+    for (int i = 0; i < kRaw; i += kVector) {
+      Pack<unsigned, kVector> pack;
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) pack.v[j] = raw[which][i + j];
+      store_pack<kVector>(reinterpret_cast<unsigned*>(to) + i, pack);
+    }
+  }
+  __device__ void clear(int which) {
+#pragma unroll
+    for (int i = 0; i < kRaw; ++i) raw[which][i] = 0;
+  }
+  // The words of a channel: two steps as bfloat16, and for float32 what the rounding left.
+  __device__ void pair(int channel, unsigned& high, unsigned& low) const {
+    if constexpr (sizeof(T) == 2) {
+      high = __byte_perm(raw[0][channel / 2], raw[1][channel / 2], channel % 2 == 0 ? 0x5410 : 0x7632);
+      low = 0;
+    } else {
+      split(__uint_as_float(raw[0][channel]), __uint_as_float(raw[1][channel]), high, low);
+    }
+  }
+  // From the words of results: bfloat16 two in one, float32 apart.
+  __device__ void set_pairs(const unsigned (&high)[C], const unsigned (&low)[C]) {
+#pragma unroll
+    for (int i = 0; i < kRaw; ++i) {
+      if constexpr (sizeof(T) == 2) {
+        raw[0][i] = __byte_perm(high[2 * i], high[2 * i + 1], 0x5410);
+        raw[1][i] = __byte_perm(high[2 * i], high[2 * i + 1], 0x7632);
+      } else {
+        raw[0][i] = high[i];
+        raw[1][i] = low[i];
+      }
+    }
+  }
+};
+
+// A channel's matrices as lanes hold them: 32 x uint4 each.
+// States: of state 4t+v, high and low halves of scale q^(15-j), real and imaginary part the columns.
+// Output: of state 4t+v, weight q^(j+1) in tf32 for the columns' steps j. Toeplitz: kappa, high and low.
+// Derivative: (15-j) q^(15-j), as States.
+enum Fragment { kStates = 0, kOutput = 4, kToeplitz = 8, kForwardFragments = 10, kDerivative = 10, kBackwardFragments = 14 };
+
+// Shared memory of a block of threads.
+template <int Fragments>
+struct Shared {
+  uint4 fragments[kChannels][Fragments][kWarp];
+  float2 powers[kChannels][4][kOrder];  // q^16, q^(16R), q^(32R), q^(64R)
+  float2 carry[Fragments == kForwardFragments ? 1 : 2][kChannels][kOrder];
+};
+
+// Fills fragments and powers for channels [first, first + 16); `kappa` is scratch of 256 floats. Forward has h in States, and so
+// p in their scale; backward V, and so p in the outputs' weight.
+template <int R, int Fragments>
+__device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Shared<Fragments>& shared,
+                       float* kappa) {
+  constexpr bool kBackward = Fragments == kBackwardFragments;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kSetUp) {
+    const int c = thread / kOrder;
+    const int n = thread % kOrder;
+    const int v = n % 4;
+    CemaCoefficients k{};
+    double omega = 0;
+    if (first + c < dim) {
+      k = cema_coefficients(parameters, kOrder, first + c, n);
+      omega = parameters.omega[first + c];
+    }
+    const double scale = kBackward ? 1 : k.p;
+    const double weight = kBackward ? k.p : 1;
+    double pr = 1, pi = 0;  // q^j
+    const auto put = [&](int fragment, int column, int step, double value) {
+      auto* halves = reinterpret_cast<Half*>(&shared.fragments[c][fragment][column * 4 + step / 4]);
+      const auto high = __float2bfloat16_rn(static_cast<float>(value));
+      halves[step % 4] = high;
+      halves[4 + step % 4] = __float2bfloat16_rn(static_cast<float>(value - static_cast<double>(__bfloat162float(high))));
+    };
+#pragma unroll 1
+    for (int j = 0; j < kBlock; ++j) {
+      const int column = n / 4 * 2;
+      put(kStates + v, column, 15 - j, scale * pr);
+      put(kStates + v, column + 1, 15 - j, scale * pi);
+      if (kBackward) {
+        put(kDerivative + v, column, 15 - j, j * pr);
+        put(kDerivative + v, column + 1, 15 - j, j * pi);
+      }
+      double sum = k.p * (k.gr * pr - k.gi * pi);
+#pragma unroll
+      for (int offset = kOrder / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, offset);
+      if (n == j) kappa[c * kBlock + j] = static_cast<float>(sum + (j == 0 ? omega : 0));
+      const double next = pr * k.qr - pi * k.qi;
+      pi = pr * k.qi + pi * k.qr;
+      pr = next;
+      auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v][(j / 4 * 2 + j % 2) * 4 + n / 4]);
+      words[j % 4 / 2 * 2] = to_tf32(static_cast<float>(weight * (k.gr * pr - k.gi * pi)));
+      words[j % 4 / 2 * 2 + 1] = to_tf32(static_cast<float>(-weight * (k.gr * pi + k.gi * pr)));
+    }
+    int exponent = 1;
+    for (int i = 0; i < 4; ++i) {
+      for (; exponent < (i == 0 ? 1 : R << (i - 1)); exponent *= 2) {
+        const double next = pr * pr - pi * pi;
+        pi = 2 * pr * pi;
+        pr = next;
+      }
+      shared.powers[c][i][n] = {static_cast<float>(pr), static_cast<float>(pi)};
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < kChannels * 2 * kWarp; i += static_cast<int>(blockDim.x)) {
+    const int c = i / (2 * kWarp);
+    const int half = i / kWarp % 2;
+    const int g = i % kWarp / 4;
+    const int t = i % 4;
+    const int out = g / 2 * 4 + half * 2 + g % 2;
+    const auto at = [&](int in) { return out >= in ? kappa[c * kBlock + out - in] : 0.0F; };
+    uint4 f;
+    split(at(4 * t), at(4 * t + 1), f.x, f.z);
+    split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
+    shared.fragments[c][kToeplitz + half][i % kWarp] = f;
+  }
+  __syncthreads();
+}
+
+// The lane's four states, 4t .. 4t+3.
+__device__ inline void load_states(const float2* from, int t, Complex (&to)[4]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[2 * t];
+  const float4 b = reinterpret_cast<const float4*>(from)[2 * t + 1];
+  to[0] = {a.x, a.y};
+  to[1] = {a.z, a.w};
+  to[2] = {b.x, b.y};
+  to[3] = {b.z, b.w};
+}
+__device__ inline void store_states(float2* to, int t, const Complex (&from)[4]) {
+  reinterpret_cast<float4*>(to)[2 * t] = {from[0].r, from[0].i, from[1].r, from[1].i};
+  reinterpret_cast<float4*>(to)[2 * t + 1] = {from[2].r, from[2].i, from[3].r, from[3].i};
+}
+
+// The state of block i of the lane, of 2 to each product's rows.
+__device__ inline Complex get(const float (&rows)[4], int i) { return {rows[i % 2 * 2], rows[i % 2 * 2 + 1]}; }
+__device__ inline void set(float (&rows)[4], int i, Complex v) {
+  rows[i % 2 * 2] = v.r;
+  rows[i % 2 * 2 + 1] = v.i;
+}
+
+inline dim3 grid_of(const Cema& op, std::int64_t splits) {
+  return {static_cast<unsigned>(ceil_div(op.dim, kChannels)), static_cast<unsigned>(splits)};
+}
+
+}  // namespace megalodon::cuda::cema_blocks

@@ -1,0 +1,115 @@
+// Which way CEMA takes on the GPU, and the few steps of generation.
+#include "ops/cema_cuda.cuh"
+
+#include <algorithm>
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr int kLanes = 16;  // that share a channel: one state each, neighbours in memory
+constexpr int kThreads = 128;
+constexpr std::int64_t kFewSteps = 8;
+constexpr std::int64_t kSequences = 4;  // of a thread: what they share is computed once
+
+// A few steps of each sequence, states read and written once. The order is at most 16. States are float64 within the window.
+template <class X, class Y>
+__global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters, std::int64_t dim, int order, std::int64_t batch,
+                                                         int length, Matrix<X> x, Matrix<Y> y, float* h, float* h0) {
+  const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
+  const int n = static_cast<int>(threadIdx.x) % kLanes;
+  const bool valid = channel < dim && n < order;
+  CemaCoefficients c{};
+  if (valid) c = cema_coefficients(parameters, order, channel, n);
+  const float omega = channel < dim ? parameters.omega[channel] : 0;
+  for (std::int64_t first = blockIdx.y * kSequences; first < batch; first += gridDim.y * kSequences) {
+    const int sequences = static_cast<int>(min(static_cast<std::int64_t>(kSequences), batch - first));
+    const auto at = [&](int s) { return ((first + s) * dim + channel) * order + n; };
+    double hr[kSequences], hi[kSequences];
+#pragma unroll
+    for (int s = 0; s < kSequences; ++s) {
+      float2 state{};
+      if (valid && s < sequences && h != nullptr) state = reinterpret_cast<const float2*>(h)[at(s)];
+      if (valid && s < sequences && h0 != nullptr) reinterpret_cast<float2*>(h0)[at(s)] = state;
+      hr[s] = state.x;
+      hi[s] = state.y;
+    }
+    for (int t = 0; t < length; ++t) {
+      float in[kSequences];
+#pragma unroll
+      for (int s = 0; s < kSequences; ++s) {
+        in[s] = channel < dim && s < sequences ? to_f32(x.row((first + s) * length + t)[channel]) : 0;
+      }
+#pragma unroll
+      for (int s = 0; s < kSequences; ++s) {
+        const double real = fma(c.qr, hr[s], fma(-c.qi, hi[s], c.p * in[s]));
+        hi[s] = fma(c.qr, hi[s], c.qi * hr[s]);
+        hr[s] = real;
+        auto sum = static_cast<float>(c.gr * hr[s] - c.gi * hi[s]);
+#pragma unroll
+        for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, offset);
+        if (n == 0 && channel < dim && s < sequences)
+          y.row((first + s) * length + t)[channel] = from_f32<Y>(fmaf(omega, in[s], sum));
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kSequences; ++s) {
+      if (valid && s < sequences && h != nullptr) {
+        reinterpret_cast<float2*>(h)[at(s)] = {static_cast<float>(hr[s]), static_cast<float>(hi[s])};
+      }
+    }
+  }
+}
+
+void few_steps(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
+               float* h0) {
+  const std::int64_t batch = x.shape()[0];
+  const dim3 grid(static_cast<unsigned>(ceil_div(op.dim, kThreads / kLanes)),
+                  static_cast<unsigned>(std::min<std::int64_t>(ceil_div(batch, kSequences), 65535)));
+  with_type(x.dtype(), [&](auto in) {
+    with_type(y.dtype(), [&](auto out) {
+      using X = decltype(in);
+      using Y = decltype(out);
+      steps_kernel<X, Y><<<grid, kThreads, 0, stream_of(ctx)>>>(parameters, op.dim, static_cast<int>(op.order), batch,
+                                                                static_cast<int>(x.shape()[1]), matrix<X>(x), matrix<Y>(y), h,
+                                                                h0);
+    });
+  });
+  check_launch("cema steps");
+}
+
+}  // namespace
+
+std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length) {
+  return std::max(cema_recurrence_workspace_bytes(op, batch, length), cema_blocks_workspace_bytes(op, batch));
+}
+
+void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
+                  const Tensor& y, const CemaSaved& saved) {
+  if (x.shape()[0] == 0) return;
+  const CemaPointers p(parameters);
+  float* h = state.h ? pointer<float>(state.h) : nullptr;
+  float* h0 = saved.h0 ? pointer<float>(saved.h0) : nullptr;
+  if (x.shape()[1] <= kFewSteps && op.order <= kLanes) {
+    few_steps(ctx, op, p, x, h, y, h0);
+  } else if (cema_blocks_forward_takes(ctx, op, x, y)) {
+    cema_blocks_forward(ctx, op, p, x, h, y, h0);
+  } else {
+    cema_recurrence_forward(ctx, op, p, x, h, y, h0);
+  }
+}
+
+void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
+  if (x.shape()[0] == 0) return;
+  const CemaPointers p(parameters);
+  const CemaPointers to(gradients);
+  const auto* h0 = pointer<const float>(saved.h0);
+  if (cema_blocks_backward_takes(ctx, op, x, dy, dx)) {
+    cema_blocks_backward(ctx, op, p, x, h0, dy, dx, to);
+  } else {
+    cema_recurrence_backward(ctx, op, p, x, h0, dy, dx, to);
+  }
+}
+
+}  // namespace megalodon::cuda

@@ -1,0 +1,78 @@
+// What the files of CEMA on the GPU share.
+#pragma once
+
+#include "cuda/kernels.cuh"
+#include "ops/cema.h"
+
+namespace megalodon::cuda {
+
+// The parameters, or their gradients, as kernels take them.
+struct CemaPointers {
+  explicit CemaPointers(const CemaParameters& p)
+      : alpha(pointer<float>(p.alpha)),
+        delta(pointer<float>(p.delta)),
+        theta(pointer<float>(p.theta)),
+        gamma(pointer<float>(p.gamma)),
+        omega(pointer<float>(p.omega)) {}
+  float *alpha, *delta, *theta, *gamma, *omega;
+};
+
+__device__ inline double cema_sigmoid(double v) {
+  return 1 / (1 + exp(-(v < -200 ? -200.0 : v)));  // p stays a divisor
+}
+
+// p, sigmoid(delta), q and g = gamma / sqrt(N) of one state.
+struct CemaCoefficients {
+  double p, d, qr, qi, gr, gi;
+};
+
+__device__ inline CemaCoefficients cema_coefficients(const CemaPointers& parameters, int order, std::int64_t channel, int n) {
+  const std::int64_t i = channel * order + n;
+  const double p = cema_sigmoid(parameters.alpha[i]);
+  const double d = cema_sigmoid(parameters.delta[i]);
+  const double turns = (n + 1) * cema_sigmoid(parameters.theta[channel]) / order;
+  double sine, cosine;
+  sincospi(2 * turns, &sine, &cosine);
+  const double modulus = 1 - p * d;
+  const double scale = rsqrt(static_cast<double>(order));
+  return {p, d, modulus * cosine, modulus * sine, scale * parameters.gamma[2 * i], scale * parameters.gamma[2 * i + 1]};
+}
+
+// Sums that backward leaves for the chain rule: of each slot (a part of the batch or of the time), state and channel, real and
+// imaginary part of, with V, M, A and E as in cema_cpu.cpp: A; conj(q) E; and what the state before the window adds, the sums of
+// conj(h_0) conj(q) V and of conj(h_0) conj(q) (conj(q) M + V), with V and M of the first token.
+constexpr int kCemaSums = 8;
+
+// Adds the gradients from `slots` sums [slots, N, 8, D] and `omega` [slots, D]; `angles` [N, D] is scratch.
+void cema_add_gradients(cudaStream_t stream, const Cema& op, const CemaPointers& parameters, const double* sums,
+                        const double* omega, std::int64_t slots, double* angles, const CemaPointers& gradients);
+
+// The recurrence in float64, for any order and dtype. D threads at once to a slot; a slot is a segment of a sequence.
+struct CemaSegments {
+  CemaSegments(const Cema& op, std::int64_t batch, std::int64_t length);
+  __host__ __device__ std::int64_t slots() const { return batch * segments; }
+  std::int64_t batch, length, segments, steps;  // steps: of a segment, the last one shorter
+};
+void cema_recurrence_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h,
+                             const Tensor& y, float* h0);
+void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
+                              const Tensor& dy, const Tensor& dx, const CemaPointers& gradients);
+std::size_t cema_recurrence_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length);
+
+// In blocks of 16 steps on tensor cores, where results, or for backward the inputs, are bfloat16 and the order is 16. Whether
+// they take these tensors; the recurrence takes all.
+bool cema_blocks_forward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& y);
+void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
+                         float* h0);
+bool cema_blocks_backward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& dy, const Tensor& dx);
+void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
+                          const Tensor& dy, const Tensor& dx, const CemaPointers& gradients);
+std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch);
+// Whether channels, sequences and steps are enough for blocks of threads that need this much shared memory.
+inline bool cema_fills_blocks(Context& ctx, const Cema& op, const Tensor& x, std::size_t shared_bytes) {
+  const auto& gpu = gpu_of(ctx).properties();
+  return op.order == 16 && x.shape()[1] >= 64 && x.shape()[0] * ceil_div(op.dim, 16) >= gpu.multiProcessorCount / 8 &&
+         shared_bytes <= gpu.sharedMemPerBlockOptin;
+}
+
+}  // namespace megalodon::cuda
