@@ -126,18 +126,21 @@ __device__ void backward_channel(BackwardShared& shared, int channel, int full, 
     const auto steps = static_cast<float>((kBlocks * kBlock) << s);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      if (s == 0 && g == 0) step(power[v], steps, carry[v], carry_d[v], sum[v], sum_d[v]);
+      if (s == 0) step(power[v], steps, choose(g == 0, carry[v], {}), choose(g == 0, carry_d[v], {}), sum[v], sum_d[v]);
       const Complex before = shuffle(sum[v], lane - (4 << s));
       const Complex before_d = shuffle(sum_d[v], lane - (4 << s));
-      if (g >= 1 << s) step(power[v], steps, before, before_d, sum[v], sum_d[v]);
+      Complex next = sum[v], next_d = sum_d[v];
+      step(power[v], steps, before, before_d, next, next_d);
+      sum[v] = choose(g >= 1 << s, next, sum[v]);
+      sum_d[v] = choose(g >= 1 << s, next_d, sum_d[v]);
     }
   }
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
     const Complex before = shuffle(sum[v], lane - 4);
     const Complex before_d = shuffle(sum_d[v], lane - 4);
-    const Complex h = g == 0 ? carry[v] : before;
-    const Complex h_d = g == 0 ? carry_d[v] : before_d;
+    const Complex h = choose(g == 0, carry[v], before);
+    const Complex h_d = choose(g == 0, carry_d[v], before_d);
     carry[v] = before;
     carry_d[v] = before_d;
     Complex next = get(w[v], 0);

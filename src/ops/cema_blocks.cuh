@@ -55,6 +55,7 @@ struct Complex {
 __device__ inline Complex multiply_add(Complex a, Complex b, Complex c) {
   return {fmaf(a.r, b.r, fmaf(-a.i, b.i, c.r)), fmaf(a.r, b.i, fmaf(a.i, b.r, c.i))};
 }
+__device__ inline Complex choose(bool first, Complex a, Complex b) { return {first ? a.r : b.r, first ? a.i : b.i}; }
 __device__ inline Complex shuffle(Complex v, int lane) {
   return {__shfl_sync(0xffffffffU, v.r, lane), __shfl_sync(0xffffffffU, v.i, lane)};
 }
@@ -82,24 +83,38 @@ struct Tile {
 template <class T, int C>
 struct RowPair {
   static constexpr int kRaw = C * static_cast<int>(sizeof(T)) / 4;
-  static constexpr int kVector = kRaw < 4 ? kRaw : 4;
   unsigned raw[2][kRaw];
 
   __device__ void load(int which, const T* from) {
+    if constexpr (kRaw == 2) {
+      const auto v = *reinterpret_cast<const uint2*>(from);
+      raw[which][0] = v.x;
+      raw[which][1] = v.y;
+    } else {
 #pragma unroll
-    for (int i = 0; i < kRaw; i += kVector) {
-      const auto pack = load_pack<kVector>(reinterpret_cast<const unsigned*>(from) + i);
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) raw[which][i + j] = pack.v[j];
+      for (int i = 0; i < kRaw; i += 4) {
+        const auto v = reinterpret_cast<const uint4*>(from)[i / 4];
+        raw[which][i] = v.x;
+        raw[which][i + 1] = v.y;
+        raw[which][i + 2] = v.z;
+        raw[which][i + 3] = v.w;
+      }
     }
   }
+  // Said to the assembler: the compiler takes vectors apart here, and words cost four times as long.
   __device__ void store(int which, T* to) const {
+    const unsigned(&v)[kRaw] = raw[which];
+    if constexpr (kRaw == 2) {
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(to), "r"(v[0]), "r"(v[1]) : "memory");
+    } else {
+      const auto* at = reinterpret_cast<const char*>(to);
 #pragma unroll
-    for (int i = 0; i < kRaw; i += kVector) {
-      Pack<unsigned, kVector> pack;
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) pack.v[j] = raw[which][i + j];
-      store_pack<kVector>(reinterpret_cast<unsigned*>(to) + i, pack);
+      for (int i = 0; i < kRaw; i += 4) {
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "l"(at + 4 * i), "r"(v[i]), "r"(v[i + 1]), "r"(v[i + 2]), "r"(v[i + 3])
+                     : "memory");
+      }
     }
   }
   __device__ void clear(int which) {
@@ -144,11 +159,11 @@ struct Shared {
   float2 carry[Fragments == kForwardFragments ? 1 : 2][kChannels][kOrder];
 };
 
-// Fills fragments and powers for channels [first, first + 16); `kappa` is scratch of 256 floats. Forward has h in States, and so
+// Fills fragments and powers for channels [first, first + 16); `terms` is scratch of 4096 floats. Forward has h in States, and so
 // p in their scale; backward V, and so p in the outputs' weight.
 template <int R, int Fragments>
 __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Shared<Fragments>& shared,
-                       float* kappa) {
+                       float* terms) {
   constexpr bool kBackward = Fragments == kBackwardFragments;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kSetUp) {
@@ -156,21 +171,18 @@ __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::
     const int n = thread % kOrder;
     const int v = n % 4;
     CemaCoefficients k{};
-    double omega = 0;
-    if (first + c < dim) {
-      k = cema_coefficients(parameters, kOrder, first + c, n);
-      omega = parameters.omega[first + c];
-    }
+    if (first + c < dim) k = cema_coefficients(parameters, kOrder, first + c, n);
     const double scale = kBackward ? 1 : k.p;
     const double weight = kBackward ? k.p : 1;
     double pr = 1, pi = 0;  // q^j
     const auto put = [&](int fragment, int column, int step, double value) {
-      auto* halves = reinterpret_cast<Half*>(&shared.fragments[c][fragment][column * 4 + step / 4]);
-      const auto high = __float2bfloat16_rn(static_cast<float>(value));
-      halves[step % 4] = high;
-      halves[4 + step % 4] = __float2bfloat16_rn(static_cast<float>(value - static_cast<double>(__bfloat162float(high))));
+      auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][fragment][column * 4 + step / 4]);
+      unsigned high, low;
+      split(static_cast<float>(value), 0, high, low);
+      reinterpret_cast<unsigned short*>(words)[step % 4] = static_cast<unsigned short>(high);
+      reinterpret_cast<unsigned short*>(words + 2)[step % 4] = static_cast<unsigned short>(low);
     };
-#pragma unroll 1
+#pragma unroll 4
     for (int j = 0; j < kBlock; ++j) {
       const int column = n / 4 * 2;
       put(kStates + v, column, 15 - j, scale * pr);
@@ -179,10 +191,7 @@ __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::
         put(kDerivative + v, column, 15 - j, j * pr);
         put(kDerivative + v, column + 1, 15 - j, j * pi);
       }
-      double sum = k.p * (k.gr * pr - k.gi * pi);
-#pragma unroll
-      for (int offset = kOrder / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, offset);
-      if (n == j) kappa[c * kBlock + j] = static_cast<float>(sum + (j == 0 ? omega : 0));
+      terms[(c * kBlock + j) * kOrder + n] = static_cast<float>(k.p * (k.gr * pr - k.gi * pi));
       const double next = pr * k.qr - pi * k.qi;
       pi = pr * k.qi + pi * k.qr;
       pr = next;
@@ -199,6 +208,15 @@ __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::
       }
       shared.powers[c][i][n] = {static_cast<float>(pr), static_cast<float>(pi)};
     }
+  }
+  __syncthreads();
+  auto* const kappa = reinterpret_cast<float*>(shared.carry);
+  if (thread < kSetUp) {
+    const int c = thread / kBlock;
+    const int j = thread % kBlock;
+    float sum = j == 0 && first + c < dim ? parameters.omega[first + c] : 0;
+    for (int n = 0; n < kOrder; ++n) sum += terms[thread * kOrder + (n + j) % kOrder];  // each lane at a bank of its own
+    kappa[thread] = sum;
   }
   __syncthreads();
   for (int i = thread; i < kChannels * 2 * kWarp; i += static_cast<int>(blockDim.x)) {

@@ -81,15 +81,15 @@ __device__ void forward_channel(Shared<kForwardFragments>& shared, unsigned* hig
     load_states(shared.powers[channel][1 + s], t, power);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      if (s == 0 && g == 0) sum[v] = multiply_add(power[v], carry[v], sum[v]);
+      if (s == 0) sum[v] = multiply_add(power[v], choose(g == 0, carry[v], {}), sum[v]);
       const Complex before = shuffle(sum[v], lane - (4 << s));
-      if (g >= 1 << s) sum[v] = multiply_add(power[v], before, sum[v]);
+      sum[v] = choose(g >= 1 << s, multiply_add(power[v], before, sum[v]), sum[v]);
     }
   }
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
     const Complex before = shuffle(sum[v], lane - 4);  // for the first lanes: of the last, the tile's end
-    Complex h = g == 0 ? carry[v] : before;
+    Complex h = choose(g == 0, carry[v], before);
     carry[v] = before;
 #pragma unroll
     for (int i = 0; i < R; ++i) {
