@@ -65,12 +65,13 @@ __device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
   }
 }
 
-// A row of T as float32: held, or for Packs 0 read where it is used. Null reads as zeros.
-template <class Team, class T>
+// A row of T as float32, or the sum of it and one of A: held, or for Packs 0 read where it is used. Null reads as zeros.
+template <class Team, class T, class A = T>
 class Row {
  public:
-  __device__ __forceinline__ void read(const T* row, std::int64_t dim) {
+  __device__ __forceinline__ void read(const T* row, std::int64_t dim, const A* added = nullptr) {
     row_ = row;
+    added_ = added;
     if constexpr (Team::kPacks > 0) {
       for_row<Team>(dim, [&](int i, std::int64_t column) { load(i, column); });
     }
@@ -88,9 +89,15 @@ class Row {
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) values_[i][j] = 0;
     }
+    if (added_ == nullptr) return;
+    float other[Team::kN];
+    load_f32(added_ + column, other);
+#pragma unroll
+    for (int j = 0; j < Team::kN; ++j) values_[i][j] += other[j];
   }
 
   const T* row_;
+  const A* added_;
   float values_[Team::kHeld][Team::kN];
 };
 

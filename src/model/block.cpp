@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "cuda/built.h"
+#include "ops/adamw.h"
+#include "ops/embedding.h"
 #include "ops/residual.h"
 #include "ops/silu_gate.h"
 
@@ -29,12 +32,28 @@ BlockOps::BlockOps(const ModelConfig& c)
       fc2{c.ffn_hidden_dim, c.model_dim} {}
 
 std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const {
+  const Linear output{config.model_dim, config.outputs()};
+  if constexpr (cuda::kBuilt) {
+    if (place.device == Device::Cuda) {
+      const std::int64_t rows = batch * length;
+      std::size_t bytes = std::max(
+          {cuda::timestep_norm_workspace_bytes(norm, batch, length), cuda::cema_workspace_bytes(cema, batch, length),
+           cuda::rms_norm_workspace_bytes(rms, batch, length), cuda::head_norm_workspace_bytes(head, batch, length),
+           cuda::attention_workspace_bytes(attention, batch, length), cuda::layer_norm_workspace_bytes(nffn, batch, length),
+           cuda::residual_workspace_bytes(rows, config.model_dim),
+           cuda::embedding_workspace_bytes({config.vocab_size, config.model_dim, 1}, rows), cuda::adamw_workspace_bytes()});
+      for (const Linear& linear : {wv, wzrh, wh2, fc13, fc2, output}) {
+        bytes = std::max(bytes, cuda::linear_workspace_bytes(linear, rows));
+      }
+      return bytes;
+    }
+  }
   const int threads = place.threads;
   std::size_t bytes =
       std::max({timestep_norm_workspace_bytes(norm, threads), cema_workspace_bytes(cema, batch, length, threads),
                 rms_norm_workspace_bytes(rms, threads), head_norm_workspace_bytes(head, threads),
                 attention_workspace_bytes(attention, length, threads), layer_norm_workspace_bytes(nffn, threads)});
-  for (const Linear& linear : {wv, wzrh, wh2, fc13, fc2, Linear{config.model_dim, config.outputs()}}) {
+  for (const Linear& linear : {wv, wzrh, wh2, fc13, fc2, output}) {
     bytes = std::max(bytes, linear_workspace_bytes(linear, batch * length));
   }
   return bytes;
@@ -59,8 +78,9 @@ struct Packed {
   Tensor z, r, h1, fc1, fc3;
 };
 
-Attention attention_of(const BlockOps& op, const Masks& masks) {
+Attention attention_of(const BlockOps& op, std::int64_t begin, const Masks& masks) {
   Attention attention = op.attention;
+  attention.begin = begin;
   if (masks.active) {
     attention.dropout = op.config.attention_dropout;
     attention.dropkey = op.config.dropkey;
@@ -83,8 +103,8 @@ void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters
 }  // namespace
 
 void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
-                   const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& s, const BlockScratch& t,
-                   const Tensor& out) {
+                   std::int64_t begin, const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& s,
+                   const BlockScratch& t, const Tensor& out) {
   const ModelConfig& c = op.config;
   const Packed a(c, s.zrh, s.fc13);
 
@@ -96,7 +116,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
   queries_keys_values(ctx, op, p, table, positions, a, s, t);
-  attention_forward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
+  attention_forward(ctx, attention_of(op, begin, masks), positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
   silu_gate_forward(ctx, a.r, s.o, t.gated);
@@ -151,7 +171,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   queries_keys_values(ctx, op, p, table, positions, a, s, t);
-  attention_backward(ctx, attention_of(op, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
+  attention_backward(ctx, attention_of(op, 0, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
   rotary_backward(ctx, op.rotary, table, positions, d.d_q, d.d_q);
   rotary_backward(ctx, op.rotary, table, positions, d.d_k, d.d_k);
   head_norm_backward(ctx, op.head, p.gamma, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);

@@ -103,9 +103,10 @@ BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);
 BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length);
 
 // x and out [B, L, D] must not overlap. `state` is read and updated; its tensors are null to start afresh and keep nothing.
+// begin: where in its chunk each sequence stands, where that is the same and known, else -1 (Attention::begin).
 void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
-                   const Tensor& positions, const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& saved,
-                   const BlockScratch& scratch, const Tensor& out);
+                   const Tensor& positions, std::int64_t begin, const Masks& masks, const Tensor& x, const BlockState& state,
+                   const BlockSaved& saved, const BlockScratch& scratch, const Tensor& out);
 
 // d_out [B, L, D] holds the gradient of out and is overwritten with that of x. Adds to `gradients`.
 void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,

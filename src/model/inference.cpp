@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/on_host.h"
 #include "core/replay.h"
 #include "model/block.h"
 #include "model/head.h"
@@ -60,7 +61,8 @@ struct Inference::Impl {
     check_tokens(model.config().vocab_size, given);
     const Tensor tokens = at_hand(given, buffers.tokens);
     // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
-    const auto ask = [&] { pass(tokens, state); };
+    const std::int64_t begin = l == 1 ? -1 : common_begin(state);
+    const auto ask = [&] { pass(tokens, begin, state); };
     if (l == 1) {
       replay.run(ctx, {Replay::address(tokens.raw()), Replay::address(state.positions.raw())}, ask);
     } else {
@@ -69,7 +71,17 @@ struct Inference::Impl {
     return buffers.normed.piece(0, {b, l, model.config().model_dim});
   }
 
-  void pass(const Tensor& tokens, ModelState& state) {
+  // Where in its chunk every sequence stands, if all do at the same place; else -1.
+  std::int64_t common_begin(const ModelState& state) {
+    const OnHost held(state.positions, ctx.accelerator());
+    const auto* positions = held.tensor().data<std::int64_t>();
+    const std::int64_t chunk = model.config().chunk_size;
+    const bool common =
+        std::all_of(positions, positions + batch, [&](std::int64_t p) { return p % chunk == positions[0] % chunk; });
+    return common ? positions[0] % chunk : -1;
+  }
+
+  void pass(const Tensor& tokens, std::int64_t begin, ModelState& state) {
     const std::int64_t b = tokens.shape()[0];
     const std::int64_t l = tokens.shape()[1];
     const ModelConfig& c = model.config();
@@ -80,8 +92,8 @@ struct Inference::Impl {
     Tensor out = buffers.x[1].piece(0, {b, l, c.model_dim});
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, x);
     for (std::size_t i = 0; i < p.blocks.size(); ++i) {
-      block_forward(ctx, ops, p.blocks[i], model.rotary_table(), state.positions, Masks(), x, state.blocks[i], saved, scratch,
-                    out);
+      block_forward(ctx, ops, p.blocks[i], model.rotary_table(), state.positions, begin, Masks(), x, state.blocks[i], saved,
+                    scratch, out);
       std::swap(x, out);
     }
     const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});

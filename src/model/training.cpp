@@ -126,8 +126,8 @@ struct Training::Impl {
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, b.x[0]);
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.x[0]);
     for (std::size_t i = 0; i < layers; ++i) {
-      block_forward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], state != nullptr ? state->blocks[i] : BlockState(),
-                    b.saved[i], b.scratch, b.x[i + 1]);
+      block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
+                    state != nullptr ? state->blocks[i] : BlockState(), b.saved[i], b.scratch, b.x[i + 1]);
     }
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, b.x[layers],
                           state != nullptr ? state->final_norm : TimestepNormState(), b.normed, b.final_norm);

@@ -12,18 +12,18 @@ constexpr int kBackwardRows = 5;  // x, dy, weight, dweight, dbias
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
     layer_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, const float* bias,
-                              Matrix<const float> x, Matrix<T> y, float* mean, float* rstd) {
+                              Matrix<const float> x, Matrix<const T> a, Matrix<T> y, float* mean, float* rstd) {
   Row<Team, float> w;
   w.read(weight, dim);
   Row<Team, float> b;
   b.read(bias, dim);
-  Row<Team, float> v;
+  Row<Team, float, T> v;
   TeamSum<Team, 1> sum_one;
   TeamSum<Team, 2> sum_two;
   const float share = 1.0F / static_cast<float>(dim);
   const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
   for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(x.row(row), dim);
+    v.read(x.row(row), dim, a ? a.row(row) : nullptr);
     float total[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -67,21 +67,22 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   }
 }
 
-// sums: [blocks, 2, D] for dweight, dbias. residual may be null.
+// sums: [blocks, 2, D] for dweight, dbias. a, residual and y may be null; bias is read for y alone.
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
-    layer_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const float> x, const float* mean,
-                               const float* rstd, Matrix<const float> dy, Matrix<T> dx, Matrix<float> residual, float* sums) {
+    layer_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, const float* bias, Matrix<const float> x,
+                               Matrix<const T> a, const float* mean, const float* rstd, Matrix<const float> dy, Matrix<T> dx,
+                               Matrix<float> residual, Matrix<T> y, float* sums) {
   Row<Team, float> w;
   w.read(weight, dim);
-  Row<Team, float> v;
+  Row<Team, float, T> v;
   Row<Team, float> d;
   TeamSum<Team, 2> sum;
   ColumnSums<Team, 2> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
   const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
   for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(x.row(row), dim);
+    v.read(x.row(row), dim, a ? a.row(row) : nullptr);
     d.read(dy.row(row), dim);
     const float center = mean[row];
     const float r = rstd[row];
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     means[1] *= share;
     T* out = dx.row(row);
     float* both = residual ? residual.row(row) : nullptr;
+    T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
@@ -116,6 +118,16 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
         gradients.add(1, i, j, column, up[j], 1.0F);
       }
       store_f32(out + column, result);
+      if (again != nullptr) {
+        float output[Team::kN] = {};
+        if (bias != nullptr) load_f32(bias + column, output);
+#pragma unroll
+        for (int j = 0; j < Team::kN; ++j) {
+          const float normed = (value[j] - center) * r;
+          output[j] += fmaf(normed, scale[j], normed);
+        }
+        store_f32(again + column, output);
+      }
       if (both != nullptr) {
         float other[Team::kN];
         load_f32(both + column, other);
@@ -150,10 +162,10 @@ std::size_t layer_norm_workspace_bytes(const LayerNorm& op, std::int64_t batch, 
 }
 
 void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                        const Tensor& y, const LayerNormSaved& saved) {
+                        const Tensor& y, const LayerNormSaved& saved, const Tensor& a) {
   const std::int64_t rows = x.rows();
   if (rows == 0) return;
-  const bool packed = can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y);
+  const bool packed = can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y) && can_pack<4>(a);
   with_row_team(op.dim, packed, [&](auto team) {
     with_type(y.dtype(), [&](auto element) {
       using Team = decltype(team);
@@ -161,25 +173,28 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
       const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
       layer_norm_forward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
           rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight), pointer<const float>(bias),
-          matrix<const float>(x), matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
+          matrix<const float>(x), matrix<const T>(a), matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
       check_launch("layer_norm_forward");
     });
   });
 }
 
 void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight, const Tensor& x, const LayerNormSaved& saved,
-                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum) {
+                         const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& dbias, const Tensor& sum,
+                         const Tensor& a, const Tensor& bias, const Tensor& y) {
   const std::int64_t rows = x.rows();
   if (rows == 0) return;
-  const bool packed = can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx) && can_pack<4>(sum);
+  const bool packed = can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx) && can_pack<4>(sum) &&
+                      can_pack<4>(a) && can_pack<4>(bias) && can_pack<4>(y);
   ArenaScope scope(ctx.workspace());
   with_sums(ctx.workspace(), op, rows, packed, gpu_of(ctx).multiprocessors(), [&](auto team, int blocks, const Tensor& sums) {
     with_type(dx.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
       layer_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.dim, pointer<const float>(weight), matrix<const float>(x), pointer<const float>(saved.mean),
-          pointer<const float>(saved.rstd), matrix<const float>(dy), matrix<T>(dx), matrix<float>(sum), pointer<float>(sums));
+          rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
+          pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const float>(dy), matrix<T>(dx),
+          matrix<float>(sum), matrix<T>(y), pointer<float>(sums));
       check_launch("layer_norm_backward");
     });
     if (!dweight && !dbias) return;

@@ -44,11 +44,11 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   }
 }
 
-// sums: [blocks, D].
+// sums: [blocks, D]. y may be null.
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     rms_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const T> x, const float* rstd,
-                             Matrix<const float> dy, Matrix<float> dx, float* sums) {
+                             Matrix<const float> dy, Matrix<float> dx, Matrix<T> y, float* sums) {
   Row<Team, float> w;
   w.read(weight, dim);
   Row<Team, T> v;
@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     sum(dot);
     const float along = r * r * r * dot[0] / static_cast<float>(dim);
     float* out = dx.row(row);
+    T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
@@ -83,6 +84,13 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
         dweight.add(0, i, j, column, up[j], value[j] * r);
       }
       store_f32(out + column, result);
+      if (again == nullptr) return;
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float normed = value[j] * r;
+        result[j] = fmaf(normed, scale[j], normed);
+      }
+      store_f32(again + column, result);
     });
   }
   dweight.write();
@@ -128,10 +136,10 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
 }
 
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
-                       const Tensor& dy, const Tensor& dx, const Tensor& dweight) {
+                       const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y) {
   const std::int64_t rows = x.rows();
   if (rows == 0) return;
-  const bool packed = can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
+  const bool packed = can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx) && can_pack<4>(y);
   ArenaScope scope(ctx.workspace());
   with_sums(ctx.workspace(), op, rows, packed, gpu_of(ctx).multiprocessors(), [&](auto team, int blocks, const Tensor& sums) {
     with_type(x.dtype(), [&](auto element) {
@@ -139,7 +147,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
       using T = decltype(element);
       rms_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
           rows, op.dim, pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd),
-          matrix<const float>(dy), matrix<float>(dx), pointer<float>(sums));
+          matrix<const float>(dy), matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
       check_launch("rms_norm_backward");
     });
     if (dweight) add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dweight), op.dim, nullptr, 0);
