@@ -23,6 +23,7 @@ struct Buffers {
   Tensor d_x;     // [B, L, D]
   HeadScratch head;
   Tensor losses;           // [B, L]
+  Tensor loss;             // [1] f64: their sum
   Tensor origins;          // [B] i64: where the window begins in each sequence
   Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
 };
@@ -46,6 +47,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   b.head.d_logits = dtype == DType::F32 ? b.head.logits : arena.allocate(dtype, {slice, c.outputs()});
   b.head.lse = arena.allocate(DType::F32, {slice});
   b.losses = arena.allocate(DType::F32, {batch, length});
+  b.loss = arena.allocate(DType::F64, {1});
   b.origins = arena.allocate(DType::I64, {batch});
   if (device != Device::Cpu) {
     b.tokens = arena.allocate(DType::I32, {batch, length});
@@ -104,9 +106,8 @@ struct Training::Impl {
                   Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale)},
                  ask);
     }
-    const OnHost losses(buffers.losses, ctx.accelerator());
     double sum = 0;
-    for (std::int64_t i = 0; i < tokens.numel(); ++i) sum += static_cast<double>(losses.tensor().data<float>()[i]);
+    ctx.copy(buffers.loss, Tensor(&sum, {1}));
     return sum;
   }
 
@@ -136,6 +137,9 @@ struct Training::Impl {
     const std::int64_t count = tokens.numel();
     head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.head, scale,
                          b.losses.view({count}), b.gradients.d_b.view({count, c.model_dim}), g.output);
+
+    ctx.zero(b.loss);
+    loss_sum(ctx, b.losses, b.loss);
 
     // Backward.
     timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
