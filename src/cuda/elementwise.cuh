@@ -34,17 +34,19 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   }
 }
 
-// Applies op to rows x cols elements, N adjacent ones at a time; N must divide cols.
+// Applies op to rows x cols elements, N adjacent ones at a time; N must divide cols. Single elements are small: a thread has four
+// times as many of them under way.
 template <int N, int Packs, class Op>
 void elementwise(Context& ctx, const Op& op, std::int64_t rows, std::int64_t cols, const char* where) {
   if (rows == 0 || cols == 0) return;
+  constexpr int kUnderWay = N == 1 ? 4 * Packs : Packs;
   const std::int64_t packs_in_row = cols / N;
   // So many rows that 32 bits count the packs: 64-bit division is slow.
   const std::int64_t most = std::max<std::int64_t>(1, (std::int64_t{1} << 31) / packs_in_row);
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first) * packs_in_row;
-    const auto blocks = static_cast<unsigned>(ceil_div(count, kElementwiseThreads * Packs));
-    elementwise_kernel<N, Packs><<<blocks, kElementwiseThreads, 0, stream_of(ctx)>>>(
+    const auto blocks = static_cast<unsigned>(ceil_div(count, kElementwiseThreads * kUnderWay));
+    elementwise_kernel<N, kUnderWay><<<blocks, kElementwiseThreads, 0, stream_of(ctx)>>>(
         op, first, static_cast<std::uint32_t>(packs_in_row), static_cast<std::uint32_t>(count));
     check_launch(where);
   }

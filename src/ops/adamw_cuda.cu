@@ -8,6 +8,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocksAtOnce = 6;  // of each multiprocessor: as many as fit its registers, for they all have the same to do
 constexpr int kPack = 4;
 constexpr std::int64_t kSumBlocks = 1056;  // about what fills a large GPU; not asked of the device, for the bits depend on it
 constexpr int kSumAtOnce = 4;
@@ -45,7 +46,7 @@ __device__ void update(const Rates& rates, float gradient, float& parameter, flo
 // N parameters to a thread, and what is left over at the end one to a thread. `copy` holds what stands from `uncopied` on; N at
 // once only where CopyPacks says that it may.
 template <int N, bool CopyPacks>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     step(const double* rates_in, const double* norm, const double* loss, float* parameters, const float* gradients, float* m,
          float* v, Half* copy, std::int64_t uncopied, std::int64_t count) {
   __shared__ Rates shared;
@@ -134,8 +135,8 @@ void adamw_step(Context& ctx, const Tensor& rates, const Tensor& norm, const Ten
   const bool packs = aligned(parameters, 16) && aligned(gradients, 16) && aligned(m, 16) && aligned(v, 16);
   const bool copy_packs = packs && uncopied % kPack == 0 && aligned(copy, kPack * sizeof(Half));
   const auto run = [&]<int N, bool CopyPacks>(std::integral_constant<int, N>, std::bool_constant<CopyPacks>) {
-    const auto blocks =
-        static_cast<unsigned>(std::min<std::int64_t>(ceil_div(count, kThreads * N), 8 * gpu_of(ctx).multiprocessors()));
+    const auto blocks = static_cast<unsigned>(
+        std::min<std::int64_t>(ceil_div(count, kThreads * N), kBlocksAtOnce * gpu_of(ctx).multiprocessors()));
     step<N, CopyPacks><<<blocks, kThreads, 0, stream_of(ctx)>>>(
         pointer<const double>(rates), pointer<const double>(norm), pointer<const double>(loss), pointer<float>(parameters),
         pointer<const float>(gradients), pointer<float>(m), pointer<float>(v), pointer<Half>(copy), uncopied, count);

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kPack = 4;
 constexpr int kThreads = 256;
-constexpr int kPacksAtOnce = 4;
 constexpr std::int64_t kWarpVocab = 2048;  // rows up to this length are a warp's
 
 // The sum of exp(x - max) so far, in a form that the next values can join; no value seen yet.
@@ -22,13 +21,13 @@ struct Softmax {
 __device__ float finite_or_zero(float max) { return max == -INFINITY ? 0.0F : max; }
 
 // The values of one row that thread `first` of `threads` meets. NaN and +infinity make the sum NaN.
-template <int N>
+template <int N, int PacksAtOnce>
 __device__ Softmax softmax_of(const float* row, std::int64_t vocab, int first, int threads) {
   Softmax softmax;
-  for (std::int64_t begin = first * N; begin < vocab; begin += static_cast<std::int64_t>(threads) * N * kPacksAtOnce) {
-    Pack<float, N> packs[kPacksAtOnce];
+  for (std::int64_t begin = first * N; begin < vocab; begin += static_cast<std::int64_t>(threads) * N * PacksAtOnce) {
+    Pack<float, N> packs[PacksAtOnce];
 #pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) {
+    for (int p = 0; p < PacksAtOnce; ++p) {
       const std::int64_t at = begin + static_cast<std::int64_t>(p) * threads * N;
       if (at < vocab) {
         packs[p] = load_pack<N>(row + at);
@@ -39,14 +38,14 @@ __device__ Softmax softmax_of(const float* row, std::int64_t vocab, int first, i
     }
     float max = softmax.max;
 #pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) {
+    for (int p = 0; p < PacksAtOnce; ++p) {
 #pragma unroll
       for (int i = 0; i < N; ++i) max = fmaxf(max, packs[p].v[i]);
     }
     const float shift = finite_or_zero(max);
     float sum = 0;
 #pragma unroll
-    for (int p = 0; p < kPacksAtOnce; ++p) {
+    for (int p = 0; p < PacksAtOnce; ++p) {
 #pragma unroll
       for (int i = 0; i < N; ++i) sum += expf(packs[p].v[i] - shift);
     }
@@ -57,7 +56,7 @@ __device__ Softmax softmax_of(const float* row, std::int64_t vocab, int first, i
 }
 
 __device__ void write_loss(float max, double sum, float logit, std::int64_t row, float* losses, float* lse) {
-  const double log_sum = log(sum);
+  const double log_sum = log1pf(static_cast<float>(sum - 1));  // the greatest term is 1: what it exceeds that by keeps its digits
   losses[row] = static_cast<float>(static_cast<double>(max) - static_cast<double>(logit) + log_sum);
   if (lse != nullptr) lse[row] = static_cast<float>(static_cast<double>(max) + log_sum);
 }
@@ -78,16 +77,17 @@ __global__ void __launch_bounds__(kThreads) forward_by_warps(Matrix<const float>
   const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (row >= rows) return;
-  const std::int32_t target = targets[row];
+  const std::int32_t target = targets[row];  // not looked at before the logits are under way
+  const float* from = logits.row(row);
+  const Softmax softmax = softmax_of<N, 2>(from, vocab, lane, kWarp);
   if (target < 0) {
     if (lane == 0) write_ignored(row, losses, lse);
     return;
   }
-  const float* from = logits.row(row);
-  const Softmax softmax = softmax_of<N>(from, vocab, lane, kWarp);
+  const float logit = from[target];
   const float max = warp_max(softmax.max);
   const double sum = warp_sum(scaled_sum(softmax, max));
-  if (lane == 0) write_loss(max, sum, from[target], row, losses, lse);
+  if (lane == 0) write_loss(max, sum, logit, row, losses, lse);
 }
 
 // A block to a row.
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   const float* from = logits.row(row);
-  const Softmax softmax = softmax_of<N>(from, vocab, static_cast<int>(threadIdx.x), kThreads);
+  const Softmax softmax = softmax_of<N, 4>(from, vocab, static_cast<int>(threadIdx.x), kThreads);
   __shared__ float maxima[kThreads / kWarp];
   const float of_warp = warp_max(softmax.max);
   if (threadIdx.x % kWarp == 0) maxima[threadIdx.x / kWarp] = of_warp;

@@ -52,17 +52,19 @@ struct Backward {
   }
 };
 
-// Sums over rows: a block takes kSumThreads packs of columns of one chunk of rows, adds kSumRows rows in float32 and those sums
-// in float64; a second kernel joins the chunks.
-constexpr int kSumThreads = 128;
+// Sums over rows: a block takes kSumColumns packs of columns of one chunk of rows. Each of its kSumRows rows of threads adds
+// every kSumRows-th row, kSumAtOnce of them in float32 and those sums in float64; then they are joined, and by a second kernel
+// the chunks.
+constexpr int kSumColumns = 32;
 constexpr int kSumRows = 8;
-constexpr std::int64_t kSumBlocks = 1056;  // about what fills a large GPU; not asked of the device, for the bits depend on it
+constexpr int kSumAtOnce = 4;
+constexpr std::int64_t kSumBlocks = 528;  // about what fills a large GPU; not asked of the device, for the bits depend on it
 constexpr int kJoinColumns = 32;
 constexpr int kJoinSlices = 8;
 
 // Rows that one block sums.
 std::int64_t chunk_rows(std::int64_t rows, std::int64_t cols) {
-  const std::int64_t chunks = std::max<std::int64_t>(1, kSumBlocks / ceil_div(cols, kSumThreads * kPack));
+  const std::int64_t chunks = std::max<std::int64_t>(1, kSumBlocks / ceil_div(cols, kSumColumns * kPack));
   return ceil_div(ceil_div(rows, chunks), kSumRows) * kSumRows;
 }
 
@@ -71,41 +73,54 @@ Tensor partial_sums(Arena& arena, std::int64_t rows, std::int64_t cols) {
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumColumns* kSumRows, 4)
     backward_sums(const float* alpha, Matrix<const T> f, Matrix<const float> dout, Matrix<T> df, std::int64_t rows,
                   std::int64_t cols, std::int64_t chunk, double* partials) {
-  const std::int64_t col = (static_cast<std::int64_t>(blockIdx.x) * kSumThreads + threadIdx.x) * N;
-  if (col >= cols) return;
-  const Pack<float, N> scale = load_pack<N>(alpha + col);
-  const std::int64_t begin = blockIdx.y * chunk;
-  const std::int64_t end = min(rows, begin + chunk);
+  __shared__ double joined[kSumRows][kSumColumns][N];
+  const std::int64_t col = (static_cast<std::int64_t>(blockIdx.x) * kSumColumns + threadIdx.x) * N;
+  const std::int64_t end = min(rows, (blockIdx.y + 1) * chunk);
   double sums[N] = {};
-  for (std::int64_t row = begin; row < end; row += kSumRows) {
-    Pack<float, N> d[kSumRows];
-    Pack<T, N> v[kSumRows];
+  if (col < cols) {
+    const Pack<float, N> scale = load_pack<N>(alpha + col);
+#pragma unroll 1
+    for (std::int64_t begin = blockIdx.y * chunk + threadIdx.y; begin < end; begin += kSumRows * kSumAtOnce) {
+      Pack<float, N> d[kSumAtOnce];
+      Pack<T, N> v[kSumAtOnce];
 #pragma unroll
-    for (int r = 0; r < kSumRows; ++r) {
-      if (row + r >= end) break;
-      d[r] = load_pack<N>(dout.row(row + r) + col);
-      v[r] = load_pack<N>(f.row(row + r) + col);
-    }
-    float few[N] = {};
-#pragma unroll
-    for (int r = 0; r < kSumRows; ++r) {
-      if (row + r >= end) break;
-      Pack<T, N> to;
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        few[i] = fmaf(d[r].v[i], to_f32(v[r].v[i]), few[i]);
-        to.v[i] = from_f32<T>(d[r].v[i] * scale.v[i]);
+      for (int r = 0; r < kSumAtOnce; ++r) {
+        const std::int64_t row = begin + r * kSumRows;
+        if (row < end) {
+          d[r] = load_pack<N>(dout.row(row) + col);
+          v[r] = load_pack<N>(f.row(row) + col);
+        }
       }
-      store_pack<N>(df.row(row + r) + col, to);
-    }
+      float few[N] = {};
 #pragma unroll
-    for (int i = 0; i < N; ++i) sums[i] += static_cast<double>(few[i]);
+      for (int r = 0; r < kSumAtOnce; ++r) {
+        const std::int64_t row = begin + r * kSumRows;
+        if (row < end) {
+          Pack<T, N> to;
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            few[i] = fmaf(d[r].v[i], to_f32(v[r].v[i]), few[i]);
+            to.v[i] = from_f32<T>(d[r].v[i] * scale.v[i]);
+          }
+          store_pack<N>(df.row(row) + col, to);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < N; ++i) sums[i] += static_cast<double>(few[i]);
+    }
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) partials[blockIdx.y * cols + col + i] = sums[i];
+  for (int i = 0; i < N; ++i) joined[threadIdx.y][threadIdx.x][i] = sums[i];
+  __syncthreads();
+  if (threadIdx.y != 0 || col >= cols) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    for (int r = 1; r < kSumRows; ++r) sums[i] += joined[r][threadIdx.x][i];
+    partials[blockIdx.y * cols + col + i] = sums[i];
+  }
 }
 
 // dalpha += the sum of the chunks. Threads are (column, slice of the chunks).
@@ -173,10 +188,10 @@ void residual_backward(Context& ctx, const Tensor& alpha, const Tensor& f, const
   with_type(df.dtype(), [&](auto element) {
     using T = decltype(element);
     const auto run = [&]<int N>(std::integral_constant<int, N>) {
-      const dim3 grid(static_cast<unsigned>(ceil_div(cols, kSumThreads * N)), static_cast<unsigned>(partials.rows()));
-      backward_sums<T, N><<<grid, kSumThreads, 0, stream_of(ctx)>>>(pointer<const float>(alpha), matrix<const T>(f),
-                                                                    matrix<const float>(dout), matrix<T>(df), rows, cols, chunk,
-                                                                    pointer<double>(partials));
+      const dim3 grid(static_cast<unsigned>(ceil_div(cols, kSumColumns * N)), static_cast<unsigned>(partials.rows()));
+      backward_sums<T, N><<<grid, dim3(kSumColumns, kSumRows), 0, stream_of(ctx)>>>(
+          pointer<const float>(alpha), matrix<const T>(f), matrix<const float>(dout), matrix<T>(df), rows, cols, chunk,
+          pointer<double>(partials));
     };
     if (packs && can_pack<kPack>(f)) {
       run(std::integral_constant<int, kPack>());
