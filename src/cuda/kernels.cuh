@@ -109,12 +109,15 @@ __device__ inline uint4 philox(std::uint64_t key, std::uint64_t low, std::uint64
   std::uint32_t k1 = static_cast<std::uint32_t>(key >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t a = std::uint64_t{0xD2511F53U} * c0;
-    const std::uint64_t b = std::uint64_t{0xCD9E8D57U} * c2;
-    c0 = static_cast<std::uint32_t>(b >> 32) ^ c1 ^ k0;
-    c1 = static_cast<std::uint32_t>(b);
-    c2 = static_cast<std::uint32_t>(a >> 32) ^ c3 ^ k1;
-    c3 = static_cast<std::uint32_t>(a);
+    // Two products each, high and low: one of 64 bits is slower (Hopper).
+    const std::uint32_t a_high = __umulhi(0xD2511F53U, c0);
+    const std::uint32_t a_low = 0xD2511F53U * c0;
+    const std::uint32_t b_high = __umulhi(0xCD9E8D57U, c2);
+    const std::uint32_t b_low = 0xCD9E8D57U * c2;
+    c0 = b_high ^ c1 ^ k0;
+    c1 = b_low;
+    c2 = a_high ^ c3 ^ k1;
+    c3 = a_low;
     k0 += 0x9E3779B9U;
     k1 += 0xBB67AE85U;
   }

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/kernels.cuh"
 #include "ops/adamw.h"
 
@@ -8,7 +6,6 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksAtOnce = 6;  // of each multiprocessor: as many as fit its registers, for they all have the same to do
 constexpr int kPack = 4;
 constexpr std::int64_t kSumBlocks = 1056;  // about what fills a large GPU; not asked of the device, for the bits depend on it
 constexpr int kSumAtOnce = 4;
@@ -43,42 +40,45 @@ __device__ void update(const Rates& rates, float gradient, float& parameter, flo
   parameter = __fsub_rn(__fmul_rn(parameter, rates.keep), __fdiv_rn(__fmul_rn(rates.step_size, m), size));
 }
 
-// N parameters to a thread, and what is left over at the end one to a thread. `copy` holds what stands from `uncopied` on; N at
-// once only where CopyPacks says that it may.
+// N parameters to a thread, and what is left over at the end, fewer than N, to the first block. `copy` holds what stands from
+// `uncopied` on; N at once only where CopyPacks says that it may.
 template <int N, bool CopyPacks>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kThreads)
     step(const double* rates_in, const double* norm, const double* loss, float* parameters, const float* gradients, float* m,
          float* v, Half* copy, std::int64_t uncopied, std::int64_t count) {
+  const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  const bool whole = i + N <= count;
+  Pack<float, N> g, w, first, second;
+  if (whole) {  // under way before anything is waited for
+    g = load_pack<N>(gradients + i);
+    w = load_pack<N>(parameters + i);
+    first = load_pack<N>(m + i);
+    second = load_pack<N>(v + i);
+  }
   __shared__ Rates shared;
   if (threadIdx.x == 0) shared = read_rates(rates_in, norm, loss);
   __syncthreads();
   const Rates rates = shared;
   if (rates.skip) return;
-  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t threads = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  const std::int64_t packed = count / N * N;
-  for (std::int64_t i = thread * N; i < packed; i += threads * N) {
-    const Pack<float, N> g = load_pack<N>(gradients + i);
-    Pack<float, N> w = load_pack<N>(parameters + i);
-    Pack<float, N> first = load_pack<N>(m + i);
-    Pack<float, N> second = load_pack<N>(v + i);
+  if (whole) {
 #pragma unroll
     for (int j = 0; j < N; ++j) update(rates, g.v[j], w.v[j], first.v[j], second.v[j]);
     store_pack<N>(parameters + i, w);
     store_pack<N>(m + i, first);
     store_pack<N>(v + i, second);
-    if (copy == nullptr) continue;
-    if constexpr (CopyPacks) {
-      if (i >= uncopied) store_f32(copy + (i - uncopied), w.v);
-    } else {
+    if (copy != nullptr) {
+      if constexpr (CopyPacks) {
+        if (i >= uncopied) store_f32(copy + (i - uncopied), w.v);
+      } else {
 #pragma unroll
-      for (int j = 0; j < N; ++j) {
-        if (i + j >= uncopied) copy[i + j - uncopied] = from_f32<Half>(w.v[j]);
+        for (int j = 0; j < N; ++j) {
+          if (i + j >= uncopied) copy[i + j - uncopied] = from_f32<Half>(w.v[j]);
+        }
       }
     }
   }
-  const std::int64_t rest = packed + thread;
-  if (rest >= count) return;
+  const std::int64_t rest = count / N * N + threadIdx.x;
+  if (blockIdx.x != 0 || rest >= count) return;
   update(rates, gradients[rest], parameters[rest], m[rest], v[rest]);
   if (copy != nullptr && rest >= uncopied) copy[rest - uncopied] = from_f32<Half>(parameters[rest]);
 }
@@ -135,8 +135,7 @@ void adamw_step(Context& ctx, const Tensor& rates, const Tensor& norm, const Ten
   const bool packs = aligned(parameters, 16) && aligned(gradients, 16) && aligned(m, 16) && aligned(v, 16);
   const bool copy_packs = packs && uncopied % kPack == 0 && aligned(copy, kPack * sizeof(Half));
   const auto run = [&]<int N, bool CopyPacks>(std::integral_constant<int, N>, std::bool_constant<CopyPacks>) {
-    const auto blocks = static_cast<unsigned>(
-        std::min<std::int64_t>(ceil_div(count, kThreads * N), kBlocksAtOnce * gpu_of(ctx).multiprocessors()));
+    const auto blocks = static_cast<unsigned>(ceil_div(count, kThreads * N));
     step<N, CopyPacks><<<blocks, kThreads, 0, stream_of(ctx)>>>(
         pointer<const double>(rates), pointer<const double>(norm), pointer<const double>(loss), pointer<float>(parameters),
         pointer<const float>(gradients), pointer<float>(m), pointer<float>(v), pointer<Half>(copy), uncopied, count);

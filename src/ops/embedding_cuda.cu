@@ -9,8 +9,8 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kPack = 4;
-constexpr int kPiece = 32;  // positions, sorted by token, that one block sums
-constexpr int kAtOnce = 4;  // rows under way
+constexpr int kPiece = 64;  // positions, sorted by token, that one block sums
+constexpr int kAtOnce = 8;  // rows under way
 constexpr int kMostThreads = 256;
 constexpr int kJoinColumns = 32;
 constexpr int kJoinSlices = 8;
