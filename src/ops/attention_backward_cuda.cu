@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int kPack = 8;
 constexpr std::int64_t kMostKeys = 1024;  // of a block: a warp holds a row
 
-AttentionTiling tiling(const Attention& op) { return {attention_rows(op, 512), 96 << 20}; }
+AttentionTiling tiling(const Attention& op) { return {op, kMostKeys}; }
 
 // delta = do . o of each row and head; a warp each, N columns at once.
 template <class T, int N>

@@ -143,15 +143,14 @@ struct AttentionTiling {
   std::int64_t rows;  // a multiple of 64, unless it is the chunk
   std::int64_t bytes;
 
+  // A quarter of the chunk, which computes an eighth of its square in vain, unless that makes products too small, or larger than
+  // is of use.
+  AttentionTiling(const Attention& op, std::int64_t most_rows)
+      : rows(std::min(ceil_div(std::clamp<std::int64_t>(op.chunk / 4, 256, most_rows), 64) * 64, op.chunk)), bytes(512 << 20) {}
+
   // Pieces and heads at once, when one takes `each` bytes.
   std::int64_t most(std::int64_t each) const { return std::clamp<std::int64_t>(bytes / each, 1, 16384); }
 };
-
-// Rows that leave a quarter of a chunk's square of logits at most to be computed in vain, few enough and enough for fast
-// products.
-inline std::int64_t attention_rows(const Attention& op, std::int64_t most) {
-  return std::min(ceil_div(std::clamp<std::int64_t>(op.chunk / 4, 128, most), 64) * 64, op.chunk);
-}
 
 // Logits lie in rows whose pitch is a multiple of this.
 constexpr std::int64_t kAttentionPad = 16;

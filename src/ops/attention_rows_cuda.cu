@@ -10,9 +10,9 @@ namespace {
 constexpr const char* kName = "attention_rows";
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kMostKeys = 256;              // of a split
-constexpr int kFewestKeys = 32;             // of a split
-constexpr std::int64_t kBlocks = 132 * 16;  // that keep a GPU busy
+constexpr int kMostKeys = 256;             // of a split
+constexpr int kFewestKeys = 16;            // of a split
+constexpr std::int64_t kBlocks = 132 * 4;  // of a GPU at once: a row's keys are cut until there are as many
 constexpr std::int64_t kPartialBytes = 64 << 20;
 constexpr int kJoinColumns = 64;  // of a block that joins splits
 constexpr int kJoinPack = 4;
@@ -87,15 +87,6 @@ struct Source {
   __device__ const T* row(int j) const { return j < in_state ? state + j * pitch_state : window + j * pitch_window; }
 };
 
-template <int N, class T>
-__device__ void load(const T* from, float (&out)[N]) {
-  if constexpr (N == 1) {
-    out[0] = to_f32(*from);
-  } else {
-    load_f32(from, out);
-  }
-}
-
 // The logits of keys [0, count) of a split, N features at once: `lanes` threads to a key, several keys of each under way.
 template <class T, int N>
 __device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, const float* query, float* logits) {
@@ -110,14 +101,14 @@ __device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, co
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) rows[u] = keys.row(min(begin + u * step + sub, count - 1));
     for (int i = lane % a.lanes * N; i < a.z; i += a.lanes * N) {
-      float k[kAtOnce][N];
+      Pack<T, N> k[kAtOnce];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) load<N>(rows[u] + i, k[u]);
+      for (int u = 0; u < kAtOnce; ++u) k[u] = load_pack<N>(rows[u] + i);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const float q = query[i + n];
 #pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) s[u] += q * k[u][n];
+        for (int u = 0; u < kAtOnce; ++u) s[u] += q * to_f32(k[u].v[n]);
       }
     }
 #pragma unroll
@@ -132,6 +123,7 @@ __device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, co
 // sums[c] = sum over j of weights[j] v_j[c]: a thread takes N columns, and where rows are short several threads share the keys.
 template <class T, int N>
 __device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const float* weights, float* shared, float* sums) {
+  constexpr int kAtOnce = 8;                   // keys whose values are under way together
   const int columns = min(a.w, kThreads * N);  // at once
   const int threads = static_cast<int>(ceil_div(columns, N));
   const int groups = kThreads / threads;
@@ -140,13 +132,17 @@ __device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const 
   for (int begin = 0; begin < a.w; begin += columns) {
     float total[N] = {};
     if (group < groups && begin + at < a.w) {
-#pragma unroll 8
-      for (int j = group; j < count; j += groups) {
-        float v[N];
-        load<N>(values.row(j) + begin + at, v);
-        const float weight = weights[j];
+      for (int first = group; first < count; first += kAtOnce * groups) {
+        Pack<T, N> v[kAtOnce];
 #pragma unroll
-        for (int n = 0; n < N; ++n) total[n] += weight * v[n];
+        for (int u = 0; u < kAtOnce; ++u) v[u] = load_pack<N>(values.row(min(first + u * groups, count - 1)) + begin + at);
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          const int j = first + u * groups;
+          const float weight = j < count ? weights[j] : 0.0F;
+#pragma unroll
+          for (int n = 0; n < N; ++n) total[n] += weight * to_f32(v[u].v[n]);
+        }
       }
     }
     if (groups > 1) {
@@ -179,6 +175,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   const Place place(a, row);
   if (first > place.own) return;
   const int count = static_cast<int>(min(static_cast<std::int64_t>(a.keys), place.own + 1 - first));
+  const Source<T> values(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w);
   const T* const q = a.q.row(row) + h * a.z;
   for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) query[i] = to_f32(q[i]);
   __syncthreads();
@@ -207,8 +204,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   const float total = block_sum<kThreads>(e);  // and all weights are there
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits + blockIdx.x;
   if (j == 0) a.totals[part] = {most, total};
-  mix<T, N>(a, Source<T>(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w), count, weights, shared,
-            a.sums + part * a.pitch);
+  mix<T, N>(a, values, count, weights, shared, a.sums + part * a.pitch);
 
   // The state gets a single token's key and value from who read them; nobody else reads that row.
   if (a.length > 1 || !a.state_k || first + count <= place.own) return;
