@@ -59,6 +59,9 @@ Json profile_to_json(const Profile& profile, double seconds, int times);
 // The share of `seconds` that is neither in products nor in attention.
 double share_outside_products(const Profile& profile, double seconds);
 
+// Whether to profile in a pass of its own: a GPU must be waited for around each op, which makes the whole slower.
+inline bool profiles_apart(const Context& ctx) { return ctx.device() != Device::Cpu; }
+
 // Random tokens of the model's vocabulary.
 std::vector<std::int32_t> random_tokens(const Megalodon& model, std::int64_t count);
 

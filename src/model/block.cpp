@@ -245,10 +245,12 @@ BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::
   return s;
 }
 
-BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
+                              Device device) {
   BlockScratch t;
   visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
-    const bool is_spare = dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn);
+    const bool is_spare = (dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn)) ||
+                          (device != Device::Cpu && &tensor == &t.tn);
     if (!is_spare) tensor = arena.allocate(element, {batch, length, width});
   });
   if (!t.q) t.q = t.unrotated_q;

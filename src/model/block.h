@@ -72,8 +72,9 @@ struct BlockSaved {
 
 // Values that backward computes again: one set serves all blocks.
 struct BlockScratch {
-  Tensor tn;                        // [B, L, D] TimestepNorm's output as CEMA reads it; with float32 null, and saved.tn serves
-  Tensor mx;                        // [B, L, D] T the normed average
+  Tensor tn;  // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves: with float32, and
+              // on a GPU, where it would cost more than it gives
+  Tensor mx;  // [B, L, D] T the normed average
   Tensor unrotated_q, unrotated_k;  // [B, L, Z] before the rotation; with float32 the same memory as q and k
   Tensor q, k;                      // [B, L, Z] T rotated queries and keys
   Tensor v;                         // [B, L, V] T values
@@ -95,7 +96,9 @@ struct BlockGradients {
 // `for_backward` leaves out what only backward reads.
 BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
                           bool for_backward);
-BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length);
+// `exact_average` asks for CEMA to read TimestepNorm's output before its rounding to bfloat16.
+BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
+                              bool exact_average);
 BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length);
 
 // The same tensors with a shorter window: for windows of fewer than the planned tokens.

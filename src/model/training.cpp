@@ -36,7 +36,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
     b.saved.push_back(allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true));
     b.x.push_back(rows());
   }
-  b.scratch = allocate_scratch(arena, c, dtype, batch, length);
+  b.scratch = allocate_scratch(arena, c, dtype, batch, length, device);
   b.gradients = allocate_gradients(arena, c, dtype, batch, length);
   b.final_norm = {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F32, {batch, length, c.norm_num_groups}),
                   arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
@@ -151,6 +151,8 @@ struct Training::Impl {
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);
     embedding_backward(ctx, embedding_of(c), tokens, b.d_x, g.embed);
 
+    ctx.zero(b.loss);
+    loss_sum(ctx, b.losses.view({count}), b.loss);
     if (state != nullptr) state->advance(ctx, tokens.shape()[1]);
   }
 
