@@ -7,6 +7,7 @@
 #include "ops/embedding.h"
 #include "ops/residual.h"
 #include "ops/silu_gate.h"
+#include "ops/timestep_norm_apply.h"
 
 namespace megalodon {
 
@@ -134,6 +135,15 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   residual_forward(ctx, p.alpha, x, t.n, out);
 }
 
+void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& x, const BlockSaved& s,
+                 const BlockSaved& shared, const BlockScratch& t) {
+  const Packed a(op.config, s.zrh, s.fc13);
+  if (shared.tn) timestep_norm_apply(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, s.norm, s.tn);
+  if (!shared.fc13) return;
+  layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, x, t.n, s.nffn, a.h1);
+  linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
+}
+
 void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
                     const Masks& masks, const Tensor& x, const BlockSaved& s, const BlockScratch& t, const BlockGradients& d,
                     const Tensor& d_out, const BlockParameters& g) {
@@ -230,10 +240,12 @@ Tensor shorter(const Tensor& tensor, std::int64_t length) {
 }  // namespace
 
 BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
-                          bool for_backward) {
+                          bool for_backward, const BlockSaved& shared) {
   BlockSaved s;
+  s.tn = shared.tn;
+  s.fc13 = shared.fc13;
   visit_saved(c, dtype, s, for_backward, [&](Tensor& tensor, DType element, std::int64_t width) {
-    tensor = arena.allocate(element, {batch, length, width});
+    if (tensor.shape().rank() == 0) tensor = arena.allocate(element, {batch, length, width});
   });
   if (for_backward) {
     s.norm.count = arena.allocate(DType::I64, {batch});
@@ -246,11 +258,11 @@ BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::
 }
 
 BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
-                              Device device) {
+                              bool exact_average) {
   BlockScratch t;
   visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
-    const bool is_spare = (dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn)) ||
-                          (device != Device::Cpu && &tensor == &t.tn);
+    const bool is_spare =
+        (dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn)) || (!exact_average && &tensor == &t.tn);
     if (!is_spare) tensor = arena.allocate(element, {batch, length, width});
   });
   if (!t.q) t.q = t.unrotated_q;

@@ -72,9 +72,8 @@ struct BlockSaved {
 
 // Values that backward computes again: one set serves all blocks.
 struct BlockScratch {
-  Tensor tn;  // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves: with float32, and
-              // on a GPU, where it would cost more than it gives
-  Tensor mx;  // [B, L, D] T the normed average
+  Tensor tn;                        // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves
+  Tensor mx;                        // [B, L, D] T the normed average
   Tensor unrotated_q, unrotated_k;  // [B, L, Z] before the rotation; with float32 the same memory as q and k
   Tensor q, k;                      // [B, L, Z] T rotated queries and keys
   Tensor v;                         // [B, L, V] T values
@@ -93,9 +92,10 @@ struct BlockGradients {
   Tensor d_q, d_k;      // [B, L, Z] each
 };
 
-// `for_backward` leaves out what only backward reads.
+// Without `for_backward`, what only backward reads is left out. With `shared`, its tensors that are not null serve for those of
+// the same name: one block after the other may use that memory.
 BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
-                          bool for_backward);
+                          bool for_backward, const BlockSaved& shared = {});
 // `exact_average` asks for CEMA to read TimestepNorm's output before its rounding to bfloat16.
 BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
                               bool exact_average);
@@ -110,6 +110,10 @@ BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length);
 void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
                    const Tensor& positions, std::int64_t begin, const Masks& masks, const Tensor& x, const BlockState& state,
                    const BlockSaved& saved, const BlockScratch& scratch, const Tensor& out);
+
+// Fills those of saved.tn and saved.fc13 again that are among `shared`, which other blocks have written over since forward.
+void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& x, const BlockSaved& saved,
+                 const BlockSaved& shared, const BlockScratch& scratch);
 
 // d_out [B, L, D] holds the gradient of out and is overwritten with that of x. Adds to `gradients`.
 void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,

@@ -27,7 +27,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   for (Tensor& x : b.x) x = arena.allocate(DType::F32, {batch, length, c.model_dim});
   b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
   b.saved = allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/false);
-  b.scratch = allocate_scratch(arena, c, dtype, batch, length, device);
+  b.scratch = allocate_scratch(arena, c, dtype, batch, length, /*exact_average=*/true);
   b.logits = arena.allocate(DType::F32, {head_slice(c, batch * length, device), c.outputs()});
   if (device != Device::Cpu) {
     b.losses = arena.allocate(DType::F32, {batch, length});

@@ -94,6 +94,14 @@ class Inference {
   std::unique_ptr<Impl> impl_;
 };
 
+// What a training step keeps of each block's forward for its backward. The same bits on a CPU whichever it is.
+enum class Recompute {
+  None,       // all but what is elementwise in something else that is kept
+  Selective,  // the feed-forward's hidden layer is computed again too, the widest tensor: about a quarter less memory
+  Block,      // a block's input alone: its whole forward runs again
+};
+const char* to_string(Recompute recompute) noexcept;  // "none", ...
+
 // What makes dropout masks differ from window to window; the same values give the same masks.
 struct DropoutKey {
   std::uint64_t seed = 0;
@@ -104,9 +112,10 @@ struct DropoutKey {
 class Training {
  public:
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
-  Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length);
+  Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute = Recompute::None);
   ~Training();
-  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place);
+  static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place,
+                         Recompute recompute = Recompute::None);
 
   // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum)/d(parameters) to `gradients`, a
   // flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from it (its

@@ -18,10 +18,9 @@ void lay_out(Arena& arena, const ModelConfig& c, std::int64_t batch, DType dtype
   state.positions = arena.allocate(DType::I64, {batch});
   state.blocks.clear();
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
-    state.blocks.push_back(
-        {allocate_norm(arena, c, batch),
-         {arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2})},
-         {arena.allocate(dtype, {batch, c.chunk_size, c.z_dim}), arena.allocate(dtype, {batch, c.chunk_size, c.value_dim})}});
+    BlockState& block = state.blocks.emplace_back(allocate_moments(arena, c, batch));
+    block.attention = {arena.allocate(dtype, {batch, c.chunk_size, c.z_dim}),
+                       arena.allocate(dtype, {batch, c.chunk_size, c.value_dim})};
   }
   state.final_norm = allocate_norm(arena, c, batch);
 }
@@ -33,6 +32,10 @@ void append(std::vector<std::pair<std::string, Tensor>>& list, const std::string
 }
 
 }  // namespace
+
+BlockState allocate_moments(Arena& arena, const ModelConfig& c, std::int64_t batch) {
+  return {allocate_norm(arena, c, batch), {arena.allocate(DType::F32, {batch, c.model_dim, c.cema_ndim, 2})}, {}};
+}
 
 ModelState::ModelState(const ModelConfig& config, std::int64_t batch, DType dtype, AcceleratorPtr accelerator)
     : accelerator_(std::move(accelerator)), arena_(Arena::counter()) {

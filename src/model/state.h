@@ -20,6 +20,9 @@ struct BlockState {
   AttentionState attention;
 };
 
+// The part of a block's state that a window reads which begins at a chunk's first token: all but keys and values.
+BlockState allocate_moments(Arena& arena, const ModelConfig& config, std::int64_t batch);
+
 class ModelState {
  public:
   // The state before the first token, for `batch` sequences. Throws Error(OutOfMemory).

@@ -14,8 +14,10 @@ namespace megalodon {
 namespace {
 
 struct Buffers {
-  std::vector<Tensor> x;  // [B, L, D] each: the embedding, then every block's output
-  std::vector<BlockSaved> saved;
+  std::vector<Tensor> x;          // [B, L, D] each: the embedding, then every block's output
+  std::vector<BlockSaved> saved;  // of each block
+  BlockSaved shared;              // of them, what all blocks use in turn: tn and fc13
+  std::vector<BlockState> began;  // with Recompute::Block: the carried state as each block's forward found it
   BlockScratch scratch;
   BlockGradients gradients;
   TimestepNormSaved final_norm;
@@ -28,15 +30,23 @@ struct Buffers {
   Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
 };
 
-Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device) {
+Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device,
+                 Recompute recompute) {
   const auto rows = [&] { return arena.allocate(DType::F32, {batch, length, c.model_dim}); };
   Buffers b;
+  const BlockSaved whole = allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true);  // the first block's
+  // What a GPU can read in as long as it takes to compute again is not worth its memory.
+  if (recompute != Recompute::Block && device != Device::Cpu) b.shared.tn = whole.tn;
+  if (recompute == Recompute::Selective) b.shared.fc13 = whole.fc13;
   b.x.push_back(rows());
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
-    b.saved.push_back(allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true));
+    const bool another = i > 0 && recompute != Recompute::Block;
+    b.saved.push_back(another ? allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true, b.shared) : whole);
     b.x.push_back(rows());
+    if (recompute == Recompute::Block) b.began.push_back(allocate_moments(arena, c, batch));
   }
-  b.scratch = allocate_scratch(arena, c, dtype, batch, length, device);
+  // The rounding hardly shows in gradients, and crossing a GPU's memory with the exact values would cost 0.3 % of a step.
+  b.scratch = allocate_scratch(arena, c, dtype, batch, length, /*exact_average=*/device == Device::Cpu);
   b.gradients = allocate_gradients(arena, c, dtype, batch, length);
   b.final_norm = {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F32, {batch, length, c.norm_num_groups}),
                   arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
@@ -62,13 +72,23 @@ bool has_dropout(const ModelConfig& c) {
 
 }  // namespace
 
+const char* to_string(Recompute recompute) noexcept {
+  switch (recompute) {
+    case Recompute::None: return "none";
+    case Recompute::Selective: return "selective";
+    case Recompute::Block: return "block";
+  }
+  return "none";
+}
+
 struct Training::Impl {
-  Impl(Context& context, const Megalodon& m, std::int64_t batch, std::int64_t length, const MemoryPlan& memory)
+  Impl(Context& context, const Megalodon& m, std::int64_t batch, std::int64_t length, Recompute recompute,
+       const MemoryPlan& memory)
       : ctx(context),
         model(m),
         ops(m.config()),
         arena(memory.activations, "activations", ctx.accelerator()),
-        buffers(allocate(arena, m.config(), m.dtype(), batch, length, ctx.device())) {
+        buffers(allocate(arena, m.config(), m.dtype(), batch, length, ctx.device(), recompute)) {
     ctx.reserve_workspace(memory.workspace);
   }
 
@@ -80,6 +100,14 @@ struct Training::Impl {
               "a window must begin at a chunk's first token: its length must be a multiple of chunk_size when state is carried");
     }
     ctx.copy(state->positions, buffers.origins);
+  }
+
+  // What a block that begins at a chunk's first token reads of the state.
+  void remember(const BlockState& state, const BlockState& began) {
+    ctx.copy(state.norm.count, began.norm.count);
+    ctx.copy(state.norm.mean, began.norm.mean);
+    ctx.copy(state.norm.var, began.norm.var);
+    ctx.copy(state.cema.h, began.cema.h);
   }
 
   // The window where the ops can read it.
@@ -127,6 +155,7 @@ struct Training::Impl {
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, b.x[0]);
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.x[0]);
     for (std::size_t i = 0; i < layers; ++i) {
+      if (state != nullptr && !b.began.empty()) remember(state->blocks[i], b.began[i]);
       block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
                     state != nullptr ? state->blocks[i] : BlockState(), b.saved[i], b.scratch, b.x[i + 1]);
     }
@@ -145,14 +174,19 @@ struct Training::Impl {
     timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
                            g.final_norm_weight, g.final_norm_bias);
     for (std::size_t i = layers; i-- > 0;) {
+      // The last block's forward was the last to write what is shared.
+      if (i + 1 < layers && !b.began.empty()) {
+        block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
+                      state != nullptr ? b.began[i] : BlockState(), b.saved[i], b.scratch, b.x[i + 1]);
+      } else if (i + 1 < layers) {
+        block_again(ctx, ops, p.blocks[i], b.x[i], b.saved[i], b.shared, b.scratch);
+      }
       block_backward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], b.saved[i], b.scratch, b.gradients, b.d_x,
                      g.blocks[i]);
     }
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);
     embedding_backward(ctx, embedding_of(c), tokens, b.d_x, g.embed);
 
-    ctx.zero(b.loss);
-    loss_sum(ctx, b.losses.view({count}), b.loss);
     if (state != nullptr) state->advance(ctx, tokens.shape()[1]);
   }
 
@@ -169,15 +203,17 @@ struct Training::Impl {
   } gradients;
 };
 
-Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length, plan(model.config(), model.dtype(), batch, length, ctx.place()))) {}
+Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute)
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length, recompute,
+                                   plan(model.config(), model.dtype(), batch, length, ctx.place(), recompute))) {}
 
 Training::~Training() = default;
 
-MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place) {
+MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place,
+                          Recompute recompute) {
   require(batch > 0 && length > 0, "training", "batch and length must be positive");
   Arena arena = Arena::counter();
-  allocate(arena, config, dtype, batch, length, place.device);
+  allocate(arena, config, dtype, batch, length, place.device, recompute);
   return {arena.peak(), BlockOps(config).workspace_bytes(batch, length, place)};
 }
 

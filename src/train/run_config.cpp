@@ -19,12 +19,13 @@ const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ?
 
 namespace {
 
-using Target =
-    std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, Device*, DType*>;
+using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, Device*,
+                            DType*, Recompute*>;
 
 const char* name_of(DataMode mode) { return to_string(mode); }
 const char* name_of(Scheduler scheduler) { return to_string(scheduler); }
 const char* name_of(Device device) { return device == Device::Cuda ? "cuda" : "cpu"; }
+const char* name_of(Recompute recompute) { return to_string(recompute); }
 const char* name_of(DType dtype) { return dtype == DType::BF16 ? "bf16" : "f32"; }
 
 struct Key {
@@ -84,6 +85,7 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.threads", &c.train.threads, "Threads; 0: all processors"},
       {"train.device", &c.train.device, "cpu or cuda: where to compute"},
       {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
+      {"train.recompute", &c.train.recompute, "none, selective or block: what backward computes again instead of keeping it"},
       {"train.log_every", &c.train.log_every, "Steps between printed lines"},
       {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
       {"train.validate_tokens", &c.train.validate_tokens, "About how many tokens to validate on; 0: all"},
@@ -111,6 +113,7 @@ std::string type_of(const Target& target) {
     std::string operator()(const DataMode*) const { return "\"fresh\" or \"carry\""; }
     std::string operator()(const Scheduler*) const { return "\"linear\", \"cosine\" or \"constant\""; }
     std::string operator()(const Device*) const { return "\"cpu\" or \"cuda\""; }
+    std::string operator()(const Recompute*) const { return "\"none\", \"selective\" or \"block\""; }
     std::string operator()(const DType*) const { return "\"f32\" or \"bf16\""; }
   };
   return std::visit(Visitor{}, target);
@@ -141,6 +144,7 @@ std::string value_text(const Target& target) {
     std::string operator()(const DataMode* value) const { return string_text(name_of(*value)); }
     std::string operator()(const Scheduler* value) const { return string_text(name_of(*value)); }
     std::string operator()(const Device* value) const { return string_text(name_of(*value)); }
+    std::string operator()(const Recompute* value) const { return string_text(name_of(*value)); }
     std::string operator()(const DType* value) const { return string_text(name_of(*value)); }
   };
   return std::visit(Visitor{}, target);
@@ -178,6 +182,7 @@ struct Assign {
   bool operator()(DataMode* target) const { return choose(target, {DataMode::Fresh, DataMode::Carry}); }
   bool operator()(Scheduler* target) const { return choose(target, {Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant}); }
   bool operator()(Device* target) const { return choose(target, {Device::Cpu, Device::Cuda}); }
+  bool operator()(Recompute* target) const { return choose(target, {Recompute::None, Recompute::Selective, Recompute::Block}); }
   bool operator()(DType* target) const { return choose(target, {DType::F32, DType::BF16}); }
 
   template <class E>
@@ -224,7 +229,7 @@ Given given_on_command_line(const Target& target, const std::string& text) {
   Given given{{}, "'" + text + "'"};
   const bool is_text = std::holds_alternative<std::string*>(target) || std::holds_alternative<DataMode*>(target) ||
                        std::holds_alternative<Scheduler*>(target) || std::holds_alternative<Device*>(target) ||
-                       std::holds_alternative<DType*>(target);
+                       std::holds_alternative<Recompute*>(target) || std::holds_alternative<DType*>(target);
   if (is_text) {
     given.value = text;
   } else if (const auto integer = whole<std::int64_t>(text)) {

@@ -9,6 +9,7 @@
 
 #include "megalodon/config.h"
 #include "megalodon/dtype.h"
+#include "model/megalodon.h"
 #include "train/schedule.h"
 
 namespace megalodon {
@@ -51,6 +52,7 @@ struct TrainConfig {
   std::int64_t threads = 0;     // 0 means all processors
   Device device = Device::Cpu;  // where the run computes; a checkpoint goes on on either
   DType dtype = DType::F32;     // of activations and of what products multiply; parameters, moments and sums are float32
+  Recompute recompute = Recompute::None;
   std::int64_t log_every = 1;
   std::int64_t validate_every = 0;
   std::int64_t validate_tokens = 0;  // at most about so many; 0 means the whole valid split

@@ -46,7 +46,8 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   const DType dtype = config.train.dtype;
   const ParameterLayout layout(config.model);
   const std::size_t flat = bytes_of_flat(layout.total());
-  const MemoryPlan training = Training::plan(config.model, dtype, config.data.batch, config.data.length, place);
+  const MemoryPlan training =
+      Training::plan(config.model, dtype, config.data.batch, config.data.length, place, config.train.recompute);
   TrainingMemory memory;
   memory.parameters = Megalodon::storage_bytes(config.model, precision_of(config));
   memory.gradients = flat;
@@ -77,7 +78,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
       update_(ctx),
-      training_(ctx, model_, config.data.batch, config.data.length) {
+      training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute) {
   ctx.zero(m_);
   ctx.zero(v_);
   model_.initialize(seed_of(config_));

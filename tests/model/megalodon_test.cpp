@@ -181,6 +181,37 @@ TEST_P(MegalodonTest, TheSameWindowGivesTheSameBits) {
   EXPECT_EQ(first, second);
 }
 
+// Two windows of a carried state, with dropout: what is computed again is what was there.
+TEST_P(MegalodonTest, EveryRecomputeLevelGivesTheSameBitsInLessMemory) {
+  ModelConfig config = model.config();
+  config.dropout = config.hidden_dropout = config.attention_dropout = config.dropkey = 0.2;
+  Megalodon dropped(config);
+  std::copy_n(model.flat().data<float>(), model.flat().numel(), dropped.flat().data<float>());
+  const Shape window{2, 2 * config.chunk_size};
+  auto tokens = random_tokens(window.numel(), config.vocab_size, 1);
+  auto targets = random_tokens(window.numel(), config.outputs(), 2);
+  const Shape flat{model.flat().numel()};
+  std::vector<std::vector<float>> gradients;
+  std::vector<double> losses;
+  std::vector<std::size_t> bytes;
+  for (const Recompute recompute : {Recompute::None, Recompute::Selective, Recompute::Block}) {
+    Training training(ctx, dropped, window[0], window[1], recompute);
+    ModelState state(config, window[0]);
+    std::vector<float>& sum = gradients.emplace_back(static_cast<std::size_t>(flat.numel()));
+    for (std::uint64_t turn = 0; turn < 2; ++turn) {
+      losses.push_back(training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), &state,
+                                                 Tensor(sum.data(), flat), 1.0F, {3, turn}));
+    }
+    bytes.push_back(Training::plan(config, DType::F32, window[0], window[1], ctx.place(), recompute).activations);
+  }
+  for (std::size_t i = 1; i < gradients.size(); ++i) {
+    EXPECT_EQ(gradients[i], gradients[0]);
+    EXPECT_EQ(losses[2 * i], losses[0]);
+    EXPECT_EQ(losses[2 * i + 1], losses[1]);
+    EXPECT_LT(bytes[i], bytes[i - 1]);
+  }
+}
+
 TEST_P(MegalodonTest, ATokenOutsideTheVocabularyLeavesTheStateAlone) {
   std::vector<std::int32_t> tokens = {1, 2, static_cast<std::int32_t>(model.config().vocab_size)};
   Inference inference(ctx, model, 1, 3);
