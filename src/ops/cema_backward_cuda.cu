@@ -2,7 +2,7 @@
 //
 // Time runs backwards: W = conj(V) obeys W_t = dy_t + q W_(t+1), and dx_t = omega dy_t + Re sum_n p_n g_n W_t,n. That is forward
 // with dy for x, the last token first, and the same matrices: read cema_forward_cuda.cu, whose tiles, scan and rounding these
-// are (dy in two halves of bfloat16). Steps below are counted that way.
+// are, but for dy and W, which are in two halves of bfloat16 (2^-16). Steps below are counted that way.
 //
 // Gradients. With d for q d/dq, the sums of the chain rule are conj(A) = sum over pairs i <= j of q^(j-i) dy_i x_j, and d
 // conj(A), which is conj(conj(q) E). Pairs inside a block are 16 lags,
@@ -14,8 +14,6 @@
 // derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 54
 // products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, one warp a channel, and
 // keeps these sums in registers.
-#include <algorithm>
-
 #include "ops/cema_blocks.cuh"
 
 namespace megalodon::cuda {
@@ -43,7 +41,8 @@ struct Backward {
 };
 
 struct BackwardShared {
-  Shared<kBackwardFragments> matrices;
+  Matrices<kBackwardFragments> matrices;
+  Exchange exchanges[kChannels][2];      // of W and of dW
   double2 before[2][kChannels][kOrder];  // sums of h_0 W and h_0 (W + dW) of the first token
   union {
     struct {
@@ -62,146 +61,151 @@ struct LaneSums {
   float lags[2][4];
 };
 
-// One channel of a tile: from the words of dy to those of dx in their place, and to the sums.
+// What a block's own V and dW make of those with which it begins, after `steps` steps: added to what is own.
+__device__ inline void advance(Complex power, float steps, Complex from, Complex from_d, Complex& to, Complex& to_d) {
+  to = multiply_add(power, from, to);
+  to_d = multiply_add(power, {fmaf(steps, from.r, from_d.r), fmaf(steps, from.i, from_d.i)}, to_d);
+}
+
+// One channel of a tile: from the words of dy to those of dx in their place, and to the sums. The lanes that own the channel's
+// states have q^32 in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks.
 template <bool Low, bool Wide>
-__device__ void backward_channel(BackwardShared& shared, int channel, int full, LaneSums& sums) {
+__device__ void backward_channel(BackwardShared& shared, int channel, int full, Complex leap, Complex& carry, Complex& carry_d,
+                                 LaneSums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
   const uint4(&fragments)[kBackwardFragments][kWarp] = shared.matrices.fragments[channel];
-  const int place0 = channel * Part::kWords + Part::lane_word(channel, 0, 2 * lane);
-  const int place1 = channel * Part::kWords + Part::lane_word(channel, 1, 2 * lane);
-  const uint2 a = *reinterpret_cast<const uint2*>(shared.tile.high + place0);
-  const uint2 b = *reinterpret_cast<const uint2*>(shared.tile.high + place1);
-  uint2 rest_a{}, rest_b{};
-  if (Low) {
-    rest_a = *reinterpret_cast<const uint2*>(shared.tile.low + place0);
-    rest_b = *reinterpret_cast<const uint2*>(shared.tile.low + place1);
-  }
-  const uint2 xa = *reinterpret_cast<const uint2*>(shared.tile.x + place0);
-  const uint2 xb = *reinterpret_cast<const uint2*>(shared.tile.x + place1);
+  Exchange(&exchange)[2] = shared.exchanges[channel];
+  const int at = Part::lane_word(channel, 0, lane);
+  uint4 a, x, rest{};
+  const auto load = [&] {
+    a = *reinterpret_cast<const uint4*>(shared.tile.high + at);
+    if (Low) rest = *reinterpret_cast<const uint4*>(shared.tile.low + at);
+    x = *reinterpret_cast<const uint4*>(shared.tile.x + at);
+  };
+  load();
   {
-    const unsigned x0 = transpose(xa.x), x1 = transpose(xa.y), x2 = transpose(xb.x), x3 = transpose(xb.y);
-    multiply(sums.lags[0], x0, x1, x2, x3, transpose(a.x), transpose(b.x));
-    multiply(sums.lags[1], x0, x1, x2, x3, transpose(a.y), transpose(b.y));
+    const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
+    multiply(sums.lags[0], turned, transpose(a.x), transpose(a.y));
+    multiply(sums.lags[1], turned, transpose(a.z), transpose(a.w));
     if (Low) {
-      multiply(sums.lags[0], x0, x1, x2, x3, transpose(rest_a.x), transpose(rest_b.x));
-      multiply(sums.lags[1], x0, x1, x2, x3, transpose(rest_a.y), transpose(rest_b.y));
+      multiply(sums.lags[0], turned, transpose(rest.x), transpose(rest.y));
+      multiply(sums.lags[1], turned, transpose(rest.z), transpose(rest.w));
     }
   }
 
   // W and dW at each block's end, from zero.
-  float w[4][4] = {}, d[4][4] = {};
+  float w[4][4], d[4][4];
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    const uint4 f = fragments[kStates + v][lane];
-    multiply(w[v], a.x, b.x, a.y, b.y, f.x, f.y);
-    multiply(w[v], a.x, b.x, a.y, b.y, f.z, f.w);
-    if (Low) multiply(w[v], rest_a.x, rest_b.x, rest_a.y, rest_b.y, f.x, f.y);
-    const uint4 e = fragments[kDerivative + v][lane];
-    multiply(d[v], a.x, b.x, a.y, b.y, e.x, e.y);
-    multiply(d[v], a.x, b.x, a.y, b.y, e.z, e.w);
-    if (Low) multiply(d[v], rest_a.x, rest_b.x, rest_a.y, rest_b.y, e.x, e.y);
+    begin_multiply_all<Low>(w[v], a, rest, fragments[kStates + v][lane]);
+    begin_multiply_all<Low>(d[v], a, rest, fragments[kDerivative + v][lane]);
   }
 
   // Those with which the blocks begin.
-  Complex carry[4], carry_d[4], q[4], sum[4], sum_d[4];
-  load_states(shared.matrices.carry[0][channel], t, carry);
-  load_states(shared.matrices.carry[1][channel], t, carry_d);
-  load_states(shared.matrices.powers[channel][0], t, q);
-  const auto step = [](Complex power, float steps, Complex from, Complex from_d, Complex& to, Complex& to_d) {
-    to = multiply_add(power, from, to);
-    to_d = multiply_add(power, {fmaf(steps, from.r, from_d.r), fmaf(steps, from.i, from_d.i)}, to_d);
-  };
-#pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    sum[v] = get(w[v], 1);
-    sum_d[v] = get(d[v], 1);
-    step(q[v], kBlock, get(w[v], 0), get(d[v], 0), sum[v], sum_d[v]);
-  }
-#pragma unroll
-  for (int s = 0; s < 3; ++s) {
-    Complex power[4];
-    load_states(shared.matrices.powers[channel][1 + s], t, power);
-    const auto steps = static_cast<float>((kBlocks * kBlock) << s);
+  {
+    Complex q[4], h[4], h_d[4];
+    load_states(shared.matrices.step[channel], t, q);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      if (s == 0) step(power[v], steps, choose(g == 0, carry[v], {}), choose(g == 0, carry_d[v], {}), sum[v], sum_d[v]);
-      const Complex before = shuffle(sum[v], lane - (4 << s));
-      const Complex before_d = shuffle(sum_d[v], lane - (4 << s));
-      Complex next = sum[v], next_d = sum_d[v];
-      step(power[v], steps, before, before_d, next, next_d);
-      sum[v] = choose(g >= 1 << s, next, sum[v]);
-      sum_d[v] = choose(g >= 1 << s, next_d, sum_d[v]);
+      h[v] = get(w[v], 1);
+      h_d[v] = get(d[v], 1);
+      advance(q[v], kBlock, get(w[v], 0), get(d[v], 0), h[v], h_d[v]);
     }
-  }
+    __syncwarp();
+    exchange[0].put(g, t, h);
+    exchange[1].put(g, t, h_d);
+    __syncwarp();
+    if (lane < kOrder) {
+      const Exchange::Owner places = exchange[0].owner(lane);
+      const Exchange::Owner places_d = exchange[1].owner(lane);
 #pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    const Complex before = shuffle(sum[v], lane - 4);
-    const Complex before_d = shuffle(sum_d[v], lane - 4);
-    const Complex h = choose(g == 0, carry[v], before);
-    const Complex h_d = choose(g == 0, carry_d[v], before_d);
-    carry[v] = before;
-    carry_d[v] = before_d;
-    Complex next = get(w[v], 0);
-    Complex next_d = get(d[v], 0);
-    step(q[v], kBlock, h, h_d, next, next_d);
-    set(w[v], 0, h);
-    set(d[v], 0, h_d);
-    set(w[v], 1, next);
-    set(d[v], 1, next_d);
-  }
-  __syncwarp();
-  if (full == 8 * kBlocks) {
-    if (g == 0) {
-      store_states(shared.matrices.carry[0][channel], t, carry);
-      store_states(shared.matrices.carry[1][channel], t, carry_d);
+      for (int half = 0; half < 8; half += 4) {
+        float2 ends[4], ends_d[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          ends[i] = places[half + i];
+          ends_d[i] = places_d[half + i];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          places[half + i] = {carry.r, carry.i};
+          places_d[half + i] = {carry_d.r, carry_d.i};
+          Complex end = {ends[i].x, ends[i].y};
+          Complex end_d = {ends_d[i].x, ends_d[i].y};
+          advance(leap, kBlocks * kBlock, carry, carry_d, end, end_d);
+          carry = end;
+          carry_d = end_d;
+        }
+      }
     }
-  } else if (full / kBlocks == g) {
-    const bool odd = full % kBlocks != 0;
+    __syncwarp();
+    exchange[0].get(g, t, h);
+    exchange[1].get(g, t, h_d);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      carry[v] = odd ? get(w[v], 1) : get(w[v], 0);
-      carry_d[v] = odd ? get(d[v], 1) : get(d[v], 0);
+      Complex next = get(w[v], 0);
+      Complex next_d = get(d[v], 0);
+      advance(q[v], kBlock, h[v], h_d[v], next, next_d);
+      set(w[v], 0, h[v]);
+      set(d[v], 0, h_d[v]);
+      set(w[v], 1, next);
+      set(d[v], 1, next_d);
     }
-    store_states(shared.matrices.carry[0][channel], t, carry);
-    store_states(shared.matrices.carry[1][channel], t, carry_d);
+  }
+  if (full != 8 * kBlocks) {
+    __syncwarp();
+    if (full / kBlocks == g) {
+      const bool odd = full % kBlocks != 0;
+      Complex last[4], last_d[4];
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        last[v] = odd ? get(w[v], 1) : get(w[v], 0);
+        last_d[v] = odd ? get(d[v], 1) : get(d[v], 0);
+      }
+      exchange[0].put_words(0, t, last);
+      exchange[1].put_words(0, t, last_d);
+    }
+    __syncwarp();
+    if (lane < kOrder) {
+      const float2 last = exchange[0].owner(lane)[0];
+      const float2 last_d = exchange[1].owner(lane)[0];
+      carry = {last.x, last.y};
+      carry_d = {last_d.x, last_d.y};
+    }
   }
 
-  float out[2][4] = {};
+  load();  // again: registers are scarce in between
+  float out[2][4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 f = fragments[kToeplitz + half][lane];
-    multiply(out[half], a.x, b.x, a.y, b.y, f.x, f.y);
-    multiply(out[half], a.x, b.x, a.y, b.y, f.z, f.w);
-    if (Low) multiply(out[half], rest_a.x, rest_b.x, rest_a.y, rest_b.y, f.x, f.y);
-  }
+  for (int half = 0; half < 2; ++half) begin_multiply_all<Low>(out[half], a, rest, fragments[kToeplitz + half][lane]);
 #pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    const uint4 f = fragments[kOutput + v][lane];
-    const unsigned a0 = to_tf32(w[v][0]), a1 = to_tf32(w[v][2]), a2 = to_tf32(w[v][1]), a3 = to_tf32(w[v][3]);
-    multiply_tf32(out[0], a0, a1, a2, a3, f.x, f.y);
-    multiply_tf32(out[1], a0, a1, a2, a3, f.z, f.w);
+  for (int u = 0; u < 2; ++u) {
+    uint4 h, h_rest;
+    split(w[2 * u][0], w[2 * u][1], h.x, h_rest.x);
+    split(w[2 * u][2], w[2 * u][3], h.y, h_rest.y);
+    split(w[2 * u + 1][0], w[2 * u + 1][1], h.z, h_rest.z);
+    split(w[2 * u + 1][2], w[2 * u + 1][3], h.w, h_rest.w);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) multiply_all<Wide>(out[half], h, h_rest, fragments[kOutput + 2 * u + half][lane]);
   }
+  const float(&p)[4] = out[0];
+  const float(&q)[4] = out[1];
+  const auto bits = [](float v) { return __float_as_uint(v); };
   if (Wide) {
-    *reinterpret_cast<uint2*>(shared.tile.high + place0) = {__float_as_uint(out[0][0]), __float_as_uint(out[1][0])};
-    *reinterpret_cast<uint2*>(shared.tile.low + place0) = {__float_as_uint(out[0][1]), __float_as_uint(out[1][1])};
-    *reinterpret_cast<uint2*>(shared.tile.high + place1) = {__float_as_uint(out[0][2]), __float_as_uint(out[1][2])};
-    *reinterpret_cast<uint2*>(shared.tile.low + place1) = {__float_as_uint(out[0][3]), __float_as_uint(out[1][3])};
+    *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
+    *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
   } else {
-    *reinterpret_cast<uint2*>(shared.tile.high + place0) = {narrow(out[0][0], out[0][1]), narrow(out[1][0], out[1][1])};
-    *reinterpret_cast<uint2*>(shared.tile.high + place1) = {narrow(out[0][2], out[0][3]), narrow(out[1][2], out[1][3])};
+    *reinterpret_cast<uint4*>(shared.tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]),
+                                                        narrow(q[2], q[3])};
   }
 
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    float s[4] = {}, s_d[4] = {};
-    const uint4 f = fragments[kStates + v][lane];
-    multiply(s, xa.x, xb.x, xa.y, xb.y, f.x, f.y);
-    multiply(s, xa.x, xb.x, xa.y, xb.y, f.z, f.w);
-    const uint4 e = fragments[kDerivative + v][lane];
-    multiply(s_d, xa.x, xb.x, xa.y, xb.y, e.x, e.y);
-    multiply(s_d, xa.x, xb.x, xa.y, xb.y, e.z, e.w);
+    float s[4], s_d[4];
+    begin_multiply_all<false>(s, x, x, fragments[kStates + v][lane]);
+    begin_multiply_all<false>(s_d, x, x, fragments[kDerivative + v][lane]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       sums.product[v] = multiply_add(get(s, i), get(w[v], i), sums.product[v]);
@@ -212,7 +216,7 @@ __device__ void backward_channel(BackwardShared& shared, int channel, int full, 
 }
 
 __device__ inline double2 times(double2 a, double2 b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
-__device__ inline double2 wide(float2 v) { return {v.x, v.y}; }
+__device__ inline double2 wide(Complex v) { return {v.r, v.i}; }
 
 // From the lanes' sums to those of the chain rule.
 template <class Problem>
@@ -289,82 +293,96 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChannels;
   set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, reinterpret_cast<float*>(shared.tile.high));
 
-  const int part = thread % Part::kParts * kPart;
-  const int at = 2 * (thread / Part::kParts);  // step of the tile
+  const int part = Part::part(thread);
+  const int at = Part::step(thread);  // of the tile
+  const int word = Part::word(part, at / kBlock, at % kBlock / 2);
+  const int turned_word = Part::word(part, at / kBlock, 7 - at % kBlock / 2);
   const bool valid = first + part < to_do.dim;
-  const int c = thread / kOrder;
-  const int n = thread % kOrder;
-  if (thread < kSetUp) shared.before[0][c][n] = shared.before[1][c][n] = {};
+  const int c = thread / kWarp;
+  const int n = thread % kWarp;
+  const bool owner = n < kOrder && first + c < to_do.dim;
+  if (n < kOrder) shared.before[0][c][n] = shared.before[1][c][n] = {};
+  const float2 q32 = n < kOrder ? shared.matrices.leap[c][n] : float2{};
+  const Complex leap = {q32.x, q32.y};
+  const auto steps_of = [](std::int64_t length, std::int64_t begin) {
+    return static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), length - begin));
+  };
   LaneSums sums{};
   for (std::int64_t b = blockIdx.y; b < to_do.batch; b += gridDim.y) {
-    const std::int64_t last = (b + 1) * to_do.length - 1;  // row of step 0
-    if (thread < kSetUp) shared.matrices.carry[0][c][n] = shared.matrices.carry[1][c][n] = {};
+    Complex carry{}, carry_d{};
 
+    const std::int64_t row = (b + 1) * to_do.length - 1 - at;
+    const X* from_x = to_do.x.row(row) + first + part;
+    const Dy* from_dy = to_do.dy.row(row) + first + part;
+    Dx* to = to_do.dx.row(row) + first + part;
     RowPair<X, kPart> x;
     RowPair<Dy, kPart> dy;
     const auto load = [&](std::int64_t begin) {
+      const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        if (valid && begin + at + k < to_do.length) {
-          x.load(k, to_do.x.row(last - begin - at - k) + first + part);
-          dy.load(k, to_do.dy.row(last - begin - at - k) + first + part);
+        if (at + k < steps) {
+          x.load(k, from_x - k * to_do.x.pitch);
+          dy.load(k, from_dy - k * to_do.dy.pitch);
         } else {
           x.clear(k);
           dy.clear(k);
         }
       }
+      from_x -= Part::kSteps * to_do.x.pitch;
+      from_dy -= Part::kSteps * to_do.dy.pitch;
     };
     load(0);
     for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
 #pragma unroll
       for (int j = 0; j < kPart; ++j) {
         unsigned high, low;
-        const int word = Part::word(part + j, at / kBlock, at % kBlock / 2);
         dy.pair(j, high, low);
-        shared.tile.high[word] = high;
-        if (kLow) shared.tile.low[word] = low;
+        shared.tile.high[word + j * Part::kWords] = high;
+        if (kLow) shared.tile.low[word + j * Part::kWords] = low;
         x.pair(j, high, low);
-        shared.tile.x[Part::word(part + j, at / kBlock, 7 - at % kBlock / 2)] = __byte_perm(high, high, 0x1032);
+        shared.tile.x[turned_word + j * Part::kWords] = __byte_perm(high, high, 0x1032);
       }
       __syncthreads();
-      const int steps = static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), to_do.length - begin));
+      const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
-      backward_channel<kLow, kWide>(shared, thread / kWarp, steps / kBlock, sums);
+      backward_channel<kLow, kWide>(shared, c, steps / kBlock, leap, carry, carry_d, sums);
       __syncthreads();
       if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
-        if (thread < kSetUp && first + c < to_do.dim) {
+        if (owner) {
           const CemaCoefficients k = cema_coefficients(parameters, kOrder, first + c, n);
           const double2 q = {k.qr, k.qi};
-          double2 w = wide(shared.matrices.carry[0][c][n]);
-          double2 d = wide(shared.matrices.carry[1][c][n]);
+          double2 w = wide(carry);
+          double2 d = wide(carry_d);
           for (int s = steps % kBlock - 1; s >= 0; --s) {
             d = times(q, {d.x + w.x, d.y + w.y});
             w = times(q, w);
             w.x += to_f32(to_do.dy.row(b * to_do.length + s)[first + c]);
           }
-          shared.matrices.carry[0][c][n] = {static_cast<float>(w.x), static_cast<float>(w.y)};
-          shared.matrices.carry[1][c][n] = {static_cast<float>(d.x), static_cast<float>(d.y)};
+          carry = {static_cast<float>(w.x), static_cast<float>(w.y)};
+          carry_d = {static_cast<float>(d.x), static_cast<float>(d.y)};
         }
         __syncthreads();
       }
       unsigned high[kPart], low[kPart];
 #pragma unroll
       for (int j = 0; j < kPart; ++j) {
-        const int word = Part::word(part + j, at / kBlock, at % kBlock / 2);
-        high[j] = shared.tile.high[word];
-        low[j] = kWide ? shared.tile.low[word] : 0;
+        high[j] = shared.tile.high[word + j * Part::kWords];
+        low[j] = kWide ? shared.tile.low[word + j * Part::kWords] : 0;
       }
       RowPair<Dx, kPart> dx;
       dx.set_pairs(high, low);
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        if (valid && at + k < steps) dx.store(k, to_do.dx.row(last - begin - at - k) + first + part);
+        if (valid && at + k < steps) dx.store(k, to - k * to_do.dx.pitch);
       }
+      to -= Part::kSteps * to_do.dx.pitch;
     }
-    if (thread < kSetUp && first + c < to_do.dim) {
-      const double2 h0 = wide(reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n]);
-      const double2 w = wide(shared.matrices.carry[0][c][n]);
-      const double2 d = wide(shared.matrices.carry[1][c][n]);
+    if (owner) {
+      const float2 before = reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n];
+      const double2 h0 = {before.x, before.y};
+      const double2 w = wide(carry);
+      const double2 d = wide(carry_d);
       const double2 to_g = times(h0, w);
       const double2 to_q = times(h0, {w.x + d.x, w.y + d.y});
       shared.before[0][c][n].x += to_g.x;
@@ -374,12 +392,6 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
     }
   }
   finish(parameters, to_do, first, shared, sums);
-}
-
-// Parts of the batch, at most: their sums are joined by the chain rule's kernel. Fixed by the sizes alone.
-std::int64_t splits_of(const Cema& op, std::int64_t batch) {
-  constexpr std::int64_t kFull = 132;  // blocks of threads
-  return std::clamp<std::int64_t>(kFull / ceil_div(op.dim, kChannels), 1, std::max<std::int64_t>(1, batch));
 }
 
 struct Scratch {

@@ -20,6 +20,26 @@ __device__ inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigne
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// The same, from zero.
+__device__ inline void begin_multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "f"(0.0F));
+}
+__device__ inline void multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) { multiply(c, a.x, a.y, a.z, a.w, b0, b1); }
+// Both halves of the columns' matrix, and the high half of it with what is left of the rows'.
+template <bool Low>
+__device__ void multiply_all(float (&c)[4], uint4 a, uint4 rest, uint4 f) {
+  multiply(c, a, f.x, f.y);
+  multiply(c, a, f.z, f.w);
+  if (Low) multiply(c, rest, f.x, f.y);
+}
+template <bool Low>
+__device__ void begin_multiply_all(float (&c)[4], uint4 a, uint4 rest, uint4 f) {
+  begin_multiply(c, a, f.x, f.y);
+  multiply(c, a, f.z, f.w);
+  if (Low) multiply(c, rest, f.x, f.y);
+}
 __device__ inline void multiply_tf32(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                      unsigned b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -55,11 +75,6 @@ struct Complex {
 __device__ inline Complex multiply_add(Complex a, Complex b, Complex c) {
   return {fmaf(a.r, b.r, fmaf(-a.i, b.i, c.r)), fmaf(a.r, b.i, fmaf(a.i, b.r, c.i))};
 }
-__device__ inline Complex choose(bool first, Complex a, Complex b) { return {first ? a.r : b.r, first ? a.i : b.i}; }
-__device__ inline Complex shuffle(Complex v, int lane) {
-  return {__shfl_sync(0xffffffffU, v.r, lane), __shfl_sync(0xffffffffU, v.i, lane)};
-}
-
 // A thread's part of moving a tile between memory and shared memory: two rows of C channels.
 template <int R, int C>
 struct Tile {
@@ -69,15 +84,23 @@ struct Tile {
   static constexpr int kParts = kChannels / C;       // of a row
   static constexpr int kTasks = kSteps / 2 * kParts;
 
-  // Where the pair of steps 2 pair, 2 pair + 1 of a block stands. Neither a lane's two words of each block nor the words that a
-  // warp moves meet in a bank.
+  // Of a task: the first channel of its part, and its step of the tile. A warp has 16 pairs of rows, two parts of each.
+  static __device__ constexpr int part(int task) { return (task % 2 + (kParts > 2 ? task / 32 % (kParts / 2) * 2 : 0)) * C; }
+  static __device__ constexpr int step(int task) { return 2 * (task / 2 % 16 + task / (16 * kParts) * 16); }
+
+  // Where the pair of steps 2 pair, 2 pair + 1 of a block stands: the four words that a lane has of two of its blocks are the
+  // rows of a product as it takes them. Neither those nor the words that a warp moves meet in a bank.
   static __device__ int word(int channel, int block, int pair) {
-    return channel * kWords + lane_word(channel, block % R, block / R * 8 + pair);
+    const int i = block % R;
+    return channel * kWords + i / 2 * 128 + ((block / R * 16 + pair * 2 + i % 2) ^ swizzle(channel));
   }
-  static __device__ int lane_word(int channel, int i, int place) {
-    const int swizzle = channel / C * (2 * C) ^ i % 2 * 8;
-    return i * 64 + (place ^ swizzle);
+  // Of the lane's blocks 2m and 2m + 1.
+  static __device__ int lane_word(int channel, int m, int lane) {
+    return channel * kWords + m * 128 + (lane * 4 ^ swizzle(channel));
   }
+
+ private:
+  static __device__ int swizzle(int channel) { return channel / C % 2 * 16; }
 };
 
 template <class T, int C>
@@ -147,22 +170,62 @@ struct RowPair {
 
 // A channel's matrices as lanes hold them: 32 x uint4 each.
 // States: of state 4t+v, high and low halves of scale q^(15-j), real and imaginary part the columns.
-// Output: of state 4t+v, weight q^(j+1) in tf32 for the columns' steps j. Toeplitz: kappa, high and low.
+// Output: of state 4t+v, weight q^(j+1) for the columns' steps j: forward in tf32; backward of states 4t+2u, 4t+2u+1 and half the
+// columns, high and low halves. Toeplitz: kappa for half the columns, high and low halves.
 // Derivative: (15-j) q^(15-j), as States.
 enum Fragment { kStates = 0, kOutput = 4, kToeplitz = 8, kForwardFragments = 10, kDerivative = 10, kBackwardFragments = 14 };
 
-// Shared memory of a block of threads.
+// What a block of threads computes once.
 template <int Fragments>
-struct Shared {
+struct Matrices {
   uint4 fragments[kChannels][Fragments][kWarp];
-  float2 powers[kChannels][4][kOrder];  // q^16, q^(16R), q^(32R), q^(64R)
-  float2 carry[Fragments == kForwardFragments ? 1 : 2][kChannels][kOrder];
+  float2 step[kChannels][kOrder];  // q^16
+  float2 leap[kChannels][kOrder];  // q^(16 R)
 };
 
-// Fills fragments and powers for channels [first, first + 16); `terms` is scratch of 4096 floats. Forward has h in States, and so
+// For the scan over g: where each lane's states pass to their owners and back. No two lanes of either meet in a bank.
+struct Exchange {
+  float4 states[8][2][4];
+
+  // State n's places by g.
+  struct Owner {
+    float2 *even, *odd;
+    __device__ float2& operator[](int g) const { return (g % 2 == 0 ? even : odd)[g * kOrder]; }
+  };
+  __device__ Owner owner(int n) {
+    auto* first = reinterpret_cast<float2*>(states) + n / 4 * 2 + n % 2;
+    const int slot = n / 2 % 2 * 8;
+    return {first + slot, first + (slot ^ 8)};
+  }
+
+  // A lane's states 4t .. 4t+3.
+  __device__ void put(int g, int t, const Complex (&v)[4]) {
+    states[g][g % 2][t] = {v[0].r, v[0].i, v[1].r, v[1].i};
+    states[g][1 - g % 2][t] = {v[2].r, v[2].i, v[3].r, v[3].i};
+  }
+  __device__ void get(int g, int t, Complex (&v)[4]) const {
+    const float4 a = states[g][g % 2][t];
+    const float4 b = states[g][1 - g % 2][t];
+    v[0] = {a.x, a.y};
+    v[1] = {a.z, a.w};
+    v[2] = {b.x, b.y};
+    v[3] = {b.z, b.w};
+  }
+  // The same by single words: for what is rare, and must not decide in which registers states lie.
+  __device__ void put_words(int g, int t, const Complex (&v)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      volatile float2& at = owner(4 * t + i)[g];
+      at.x = v[i].r;
+      at.y = v[i].i;
+    }
+  }
+};
+
+// For channels [first, first + 16); `terms` is scratch of 4096 floats and 256 more. Forward has h in States, and so
 // p in their scale; backward V, and so p in the outputs' weight.
 template <int R, int Fragments>
-__device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Shared<Fragments>& shared,
+__device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Matrices<Fragments>& shared,
                        float* terms) {
   constexpr bool kBackward = Fragments == kBackwardFragments;
   const int thread = static_cast<int>(threadIdx.x);
@@ -195,22 +258,32 @@ __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::
       const double next = pr * k.qr - pi * k.qi;
       pi = pr * k.qi + pi * k.qr;
       pr = next;
-      auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v][(j / 4 * 2 + j % 2) * 4 + n / 4]);
-      words[j % 4 / 2 * 2] = to_tf32(static_cast<float>(weight * (k.gr * pr - k.gi * pi)));
-      words[j % 4 / 2 * 2 + 1] = to_tf32(static_cast<float>(-weight * (k.gr * pi + k.gi * pr)));
-    }
-    int exponent = 1;
-    for (int i = 0; i < 4; ++i) {
-      for (; exponent < (i == 0 ? 1 : R << (i - 1)); exponent *= 2) {
-        const double next = pr * pr - pi * pi;
-        pi = 2 * pr * pi;
-        pr = next;
+      const double real = weight * (k.gr * pr - k.gi * pi);
+      const double imag = -weight * (k.gr * pi + k.gi * pr);
+      const int half = j % 4 / 2;
+      const int lane = (j / 4 * 2 + j % 2) * 4 + n / 4;
+      if (kBackward) {
+        auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v / 2 * 2 + half][lane]);
+        split(static_cast<float>(real), static_cast<float>(imag), words[v % 2], words[2 + v % 2]);
+      } else {
+        // Products cut the states to tf32: by 0.72 of half a unit of it on average.
+        constexpr double kCut = 1 + 0.7213 * 0x1p-11;
+        auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v][lane]) + half * 2;
+        words[0] = to_tf32(static_cast<float>(kCut * real));
+        words[1] = to_tf32(static_cast<float>(kCut * imag));
       }
-      shared.powers[c][i][n] = {static_cast<float>(pr), static_cast<float>(pi)};
     }
+    for (int exponent = 1;; exponent *= 2) {
+      if (exponent == 1) shared.step[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
+      if (exponent == R) break;
+      const double next = pr * pr - pi * pi;
+      pi = 2 * pr * pi;
+      pr = next;
+    }
+    shared.leap[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
   }
   __syncthreads();
-  auto* const kappa = reinterpret_cast<float*>(shared.carry);
+  float* const kappa = terms + kSetUp * kBlock;
   if (thread < kSetUp) {
     const int c = thread / kBlock;
     const int j = thread % kBlock;
@@ -243,16 +316,29 @@ __device__ inline void load_states(const float2* from, int t, Complex (&to)[4]) 
   to[2] = {b.x, b.y};
   to[3] = {b.z, b.w};
 }
-__device__ inline void store_states(float2* to, int t, const Complex (&from)[4]) {
-  reinterpret_cast<float4*>(to)[2 * t] = {from[0].r, from[0].i, from[1].r, from[1].i};
-  reinterpret_cast<float4*>(to)[2 * t + 1] = {from[2].r, from[2].i, from[3].r, from[3].i};
-}
 
 // The state of block i of the lane, of 2 to each product's rows.
 __device__ inline Complex get(const float (&rows)[4], int i) { return {rows[i % 2 * 2], rows[i % 2 * 2 + 1]}; }
 __device__ inline void set(float (&rows)[4], int i, Complex v) {
   rows[i % 2 * 2] = v.r;
   rows[i % 2 * 2 + 1] = v.i;
+}
+
+// Parts of the batch, each with blocks of threads of its own: as many as take the fewest turns, of 132 blocks of threads at
+// once, where setting up costs one sequence's. Fixed by the sizes alone: the sums of backward depend on it.
+inline std::int64_t splits_of(const Cema& op, std::int64_t batch) {
+  constexpr std::int64_t kAtOnce = 132;
+  const std::int64_t groups = ceil_div(op.dim, kChannels);
+  std::int64_t best = 1;
+  std::int64_t least = 0;
+  for (std::int64_t splits = 1; splits <= batch && splits <= kAtOnce; ++splits) {
+    const std::int64_t turns = ceil_div(groups * splits, kAtOnce) * (ceil_div(batch, splits) + 1);
+    if (splits == 1 || turns < least) {
+      best = splits;
+      least = turns;
+    }
+  }
+  return best;
 }
 
 inline dim3 grid_of(const Cema& op, std::int64_t splits) {

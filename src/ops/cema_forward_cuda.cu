@@ -12,8 +12,6 @@
 //
 // A block of threads takes 16 channels through all of the time of its sequences, one tile after the other: nothing is read
 // twice, and no state leaves the chip. The words of the next tile are on their way in registers while this one is computed.
-#include <algorithm>
-
 #include "ops/cema_blocks.cuh"
 
 namespace megalodon::cuda {
@@ -22,8 +20,13 @@ namespace {
 
 using namespace cema_blocks;
 
-constexpr int kPart = 8;  // channels that a thread moves
+constexpr int kThreads = kChannels * kWarp;
+constexpr int kPart = 8;    // channels that a thread moves
+constexpr int kBlocks = 4;  // of a lane
 constexpr const char* kWhere = "cema forward";
+
+using Part = Tile<kBlocks, kPart>;
+static_assert(Part::kTasks == kThreads);
 
 template <class X, class Y>
 struct Forward {
@@ -34,255 +37,230 @@ struct Forward {
   float *h_out, *h0;
 };
 
-// One channel of a tile: from the words of x to the words of y in their place. `full`: blocks whose end is the state to keep.
-template <int R, bool Low>
-__device__ void forward_channel(Shared<kForwardFragments>& shared, unsigned* high, unsigned* low, int channel, int full) {
-  using Part = Tile<R, kPart>;
+// One channel of a tile: from the words of x to the words of y in their place. The lanes that own the channel's states have
+// q^(16R) in `leap` and in `carry` the state before the tile, then the state after the first `full` of its blocks.
+template <bool Low>
+__device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exchange& exchange, unsigned* high, unsigned* low,
+                                int channel, int full, Complex leap, Complex& carry) {
+  constexpr int R = kBlocks;
   constexpr int kPairs = R / 2;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
-  const uint4(&fragments)[kForwardFragments][kWarp] = shared.fragments[channel];
-  uint2 x[R], rest[R];
+  const uint4(&fragments)[kForwardFragments][kWarp] = matrices.fragments[channel];
+  uint4 x[kPairs], rest[kPairs];
 #pragma unroll
-  for (int i = 0; i < R; ++i) {
-    const int at = channel * Part::kWords + Part::lane_word(channel, i, 2 * lane);
-    x[i] = *reinterpret_cast<const uint2*>(high + at);
-    if (Low) rest[i] = *reinterpret_cast<const uint2*>(low + at);
+  for (int m = 0; m < kPairs; ++m) {
+    const int at = Part::lane_word(channel, m, lane);
+    x[m] = *reinterpret_cast<const uint4*>(high + at);
+    if (Low) rest[m] = *reinterpret_cast<const uint4*>(low + at);
   }
 
   // Each block's own state at its end.
-  float own[kPairs][4][4] = {};
+  float own[kPairs][4][4];
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
     const uint4 f = fragments[kStates + v][lane];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const uint2 a = x[2 * m], b = x[2 * m + 1];
-      multiply(own[m][v], a.x, b.x, a.y, b.y, f.x, f.y);
-      multiply(own[m][v], a.x, b.x, a.y, b.y, f.z, f.w);
-      if (Low) multiply(own[m][v], rest[2 * m].x, rest[2 * m + 1].x, rest[2 * m].y, rest[2 * m + 1].y, f.x, f.y);
-    }
+    for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(own[m][v], x[m], rest[m], f);
   }
 
   // The states with which the blocks begin: over the lane's blocks, over lanes, and back into the lane's blocks.
-  Complex carry[4], q[4], sum[4];
-  load_states(shared.carry[0][channel], t, carry);
-  load_states(shared.powers[channel][0], t, q);
+  Complex q[4], h[4];
+  load_states(matrices.step[channel], t, q);
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    sum[v] = get(own[0][v], 0);
+    h[v] = get(own[0][v], 0);
 #pragma unroll
-    for (int i = 1; i < R; ++i) sum[v] = multiply_add(q[v], sum[v], get(own[i / 2][v], i));
-  }
-#pragma unroll
-  for (int s = 0; s < 3; ++s) {
-    Complex power[4];
-    load_states(shared.powers[channel][1 + s], t, power);
-#pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      if (s == 0) sum[v] = multiply_add(power[v], choose(g == 0, carry[v], {}), sum[v]);
-      const Complex before = shuffle(sum[v], lane - (4 << s));
-      sum[v] = choose(g >= 1 << s, multiply_add(power[v], before, sum[v]), sum[v]);
-    }
-  }
-#pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    const Complex before = shuffle(sum[v], lane - 4);  // for the first lanes: of the last, the tile's end
-    Complex h = choose(g == 0, carry[v], before);
-    carry[v] = before;
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-      const Complex next = multiply_add(q[v], h, get(own[i / 2][v], i));
-      set(own[i / 2][v], i, h);
-      h = next;
-    }
+    for (int i = 1; i < R; ++i) h[v] = multiply_add(q[v], h[v], get(own[i / 2][v], i));
   }
   __syncwarp();
-  if (full == 8 * R) {
-    if (g == 0) store_states(shared.carry[0][channel], t, carry);
-  } else {
+  exchange.put(g, t, h);
+  __syncwarp();
+  if (lane < kOrder) {
+    const Exchange::Owner places = exchange.owner(lane);
 #pragma unroll
-    for (int i = 0; i < R; ++i) {
-      if (full == g * R + i) {
-        Complex h[4];
+    for (int half = 0; half < 8; half += 4) {
+      float2 ends[4];
 #pragma unroll
-        for (int v = 0; v < 4; ++v) h[v] = get(own[i / 2][v], i);
-        store_states(shared.carry[0][channel], t, h);
+      for (int i = 0; i < 4; ++i) ends[i] = places[half + i];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        places[half + i] = {carry.r, carry.i};
+        carry = multiply_add(leap, carry, {ends[i].x, ends[i].y});
       }
     }
   }
+  __syncwarp();
+  exchange.get(g, t, h);
+#pragma unroll
+  for (int i = 0; i < R; ++i) {
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      const Complex next = multiply_add(q[v], h[v], get(own[i / 2][v], i));
+      set(own[i / 2][v], i, h[v]);
+      h[v] = next;
+    }
+  }
+  if (full != 8 * R) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      if (full == g * R + i) {
+        Complex last[4];
+#pragma unroll
+        for (int v = 0; v < 4; ++v) last[v] = get(own[i / 2][v], i);
+        exchange.put_words(0, t, last);
+      }
+    }
+    __syncwarp();
+    if (lane < kOrder) {
+      const float2 last = exchange.owner(lane)[0];
+      carry = {last.x, last.y};
+    }
+  }
 
-  float y[kPairs][2][4] = {};
+  float y[kPairs][2][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const uint4 f = fragments[kToeplitz + half][lane];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const uint2 a = x[2 * m], b = x[2 * m + 1];
-      multiply(y[m][half], a.x, b.x, a.y, b.y, f.x, f.y);
-      multiply(y[m][half], a.x, b.x, a.y, b.y, f.z, f.w);
-      if (Low) multiply(y[m][half], rest[2 * m].x, rest[2 * m + 1].x, rest[2 * m].y, rest[2 * m + 1].y, f.x, f.y);
-    }
+    for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(y[m][half], x[m], rest[m], f);
   }
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
     const uint4 f = fragments[kOutput + v][lane];
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
-      const float(&h)[4] = own[m][v];
-      const unsigned a0 = to_tf32(h[0]), a1 = to_tf32(h[2]), a2 = to_tf32(h[1]), a3 = to_tf32(h[3]);
+      const float(&s)[4] = own[m][v];
+      const unsigned a0 = __float_as_uint(s[0]), a1 = __float_as_uint(s[2]), a2 = __float_as_uint(s[1]),
+                     a3 = __float_as_uint(s[3]);
       multiply_tf32(y[m][0], a0, a1, a2, a3, f.x, f.y);
       multiply_tf32(y[m][1], a0, a1, a2, a3, f.z, f.w);
     }
   }
 #pragma unroll
-  for (int i = 0; i < R; ++i) {
-    const float(&a)[4] = y[i / 2][0];
-    const float(&b)[4] = y[i / 2][1];
-    const int k = i % 2 * 2;
-    *reinterpret_cast<uint2*>(high + channel * Part::kWords + Part::lane_word(channel, i, 2 * lane)) = {narrow(a[k], a[k + 1]),
-                                                                                                        narrow(b[k], b[k + 1])};
+  for (int m = 0; m < kPairs; ++m) {
+    const float(&a)[4] = y[m][0];
+    const float(&b)[4] = y[m][1];
+    *reinterpret_cast<uint4*>(high + Part::lane_word(channel, m, lane)) = {narrow(a[0], a[1]), narrow(a[2], a[3]),
+                                                                           narrow(b[0], b[1]), narrow(b[2], b[3])};
   }
 }
 
-// 256 threads leave room for a second block of them.
-template <class X, class Y, int R, int kThreads>
-__global__ void __launch_bounds__(kThreads, 512 / kThreads) forward_kernel(CemaPointers parameters, Forward<X, Y> to_do) {
-  using Part = Tile<R, kPart>;
+template <bool Low>
+struct ForwardShared {
+  Matrices<kForwardFragments> matrices;
+  Exchange exchanges[kChannels];
+  unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
+};
+
+template <class X, class Y>
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers parameters, Forward<X, Y> to_do) {
   constexpr bool kLow = sizeof(X) == 4;
-  constexpr int kTasks = Part::kTasks / kThreads;
-  static_assert(Part::kTasks % kThreads == 0 && sizeof(Y) == 2);
+  static_assert(sizeof(Y) == 2);
   extern __shared__ uint4 memory[];
-  auto& shared = *reinterpret_cast<Shared<kForwardFragments>*>(memory);
-  auto* const high = reinterpret_cast<unsigned*>(&shared + 1);
-  unsigned* const low = high + Part::kPlane;
+  auto& shared = *reinterpret_cast<ForwardShared<kLow>*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChannels;
-  set_up<R>(parameters, first, to_do.dim, shared, reinterpret_cast<float*>(high));
+  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, reinterpret_cast<float*>(shared.exchanges));
 
-  const int part = thread % Part::kParts * kPart;
+  const int part = Part::part(thread);
+  const int at = Part::step(thread);  // of the tile
+  const int word = Part::word(part, at / kBlock, at % kBlock / 2);
   const bool valid = first + part < to_do.dim;
-  const int c = thread / kOrder;
-  const int n = thread % kOrder;
-  const bool owner = thread < kSetUp && first + c < to_do.dim;
-  const auto row_of = [&](int task) { return 2 * ((task * kThreads + thread) / Part::kParts); };  // step of the tile
+  const auto steps_of = [](std::int64_t length, std::int64_t begin) {
+    return static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), length - begin));
+  };
+  const int c = thread / kWarp;
+  const int n = thread % kWarp;
+  const bool owner = n < kOrder && first + c < to_do.dim;
+  const float2 q64 = n < kOrder ? shared.matrices.leap[c][n] : float2{};
+  const Complex leap = {q64.x, q64.y};
   for (std::int64_t b = blockIdx.y; b < to_do.batch; b += gridDim.y) {
-    const X* const x = to_do.x.row(b * to_do.length) + first + part;
-    Y* const y = to_do.y.row(b * to_do.length) + first + part;
     const std::int64_t state = ((b * to_do.dim + first + c) * kOrder + n) * 2;
     float2 before{};
     if (owner) {
       if (to_do.h != nullptr) before = *reinterpret_cast<const float2*>(to_do.h + state);
       if (to_do.h0 != nullptr) *reinterpret_cast<float2*>(to_do.h0 + state) = before;
     }
-    if (thread < kSetUp) shared.carry[0][c][n] = before;
+    Complex carry = {before.x, before.y};
 
-    RowPair<X, kPart> rows[kTasks];
+    const X* from = to_do.x.row(b * to_do.length + at) + first + part;
+    Y* to = to_do.y.row(b * to_do.length + at) + first + part;
+    RowPair<X, kPart> rows;
     const auto load = [&](std::int64_t begin) {
+      const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
-      for (int i = 0; i < kTasks; ++i) {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const std::int64_t step = begin + row_of(i) + k;
-          if (valid && step < to_do.length) {
-            rows[i].load(k, x + step * to_do.x.pitch);
-          } else {
-            rows[i].clear(k);
-          }
+      for (int k = 0; k < 2; ++k) {
+        if (at + k < steps) {
+          rows.load(k, from + k * to_do.x.pitch);
+        } else {
+          rows.clear(k);
         }
       }
+      from += Part::kSteps * to_do.x.pitch;
     };
     load(0);
     for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
 #pragma unroll
-      for (int i = 0; i < kTasks; ++i) {
-        const int at = row_of(i);
-#pragma unroll
-        for (int j = 0; j < kPart; ++j) {
-          unsigned a, rest;
-          rows[i].pair(j, a, rest);
-          const int word = Part::word(part + j, at / kBlock, at % kBlock / 2);
-          high[word] = a;
-          if (kLow) low[word] = rest;
-        }
+      for (int j = 0; j < kPart; ++j) {
+        unsigned high, low;
+        rows.pair(j, high, low);
+        shared.high[word + j * Part::kWords] = high;
+        if (kLow) shared.low[word + j * Part::kWords] = low;
       }
       __syncthreads();
-      const int steps = static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), to_do.length - begin));
+      const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
-#pragma unroll 1
-      for (int channel = thread / kWarp; channel < kChannels; channel += kThreads / kWarp) {
-        forward_channel<R, kLow>(shared, high, low, channel, steps / kBlock);
-      }
+      forward_channel<kLow>(shared.matrices, shared.exchanges[c], shared.high, shared.low, c, steps / kBlock, leap, carry);
       __syncthreads();
       if (steps % kBlock != 0) {  // the end of the sequence, within a block: x from memory, before y is written there
         if (owner) {
           const CemaCoefficients k = cema_coefficients(parameters, kOrder, first + c, n);
-          double hr = shared.carry[0][c][n].x;
-          double hi = shared.carry[0][c][n].y;
+          double hr = carry.r;
+          double hi = carry.i;
           for (std::int64_t s = to_do.length - steps % kBlock; s < to_do.length; ++s) {
             const double in = to_f32(to_do.x.row(b * to_do.length + s)[first + c]);
             const double real = k.qr * hr - k.qi * hi + k.p * in;
             hi = k.qr * hi + k.qi * hr;
             hr = real;
           }
-          shared.carry[0][c][n] = {static_cast<float>(hr), static_cast<float>(hi)};
+          carry = {static_cast<float>(hr), static_cast<float>(hi)};
         }
         __syncthreads();
       }
+      unsigned words[kPart];
 #pragma unroll
-      for (int i = 0; i < kTasks; ++i) {
-        const int at = row_of(i);
-        unsigned words[kPart];
+      for (int j = 0; j < kPart; ++j) words[j] = shared.high[word + j * Part::kWords];
+      RowPair<Y, kPart> out;
+      out.set_pairs(words, words);
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) words[j] = high[Part::word(part + j, at / kBlock, at % kBlock / 2)];
-        RowPair<Y, kPart> out;
-        out.set_pairs(words, words);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          if (valid && at + k < steps) out.store(k, y + (begin + at + k) * to_do.y.pitch);
-        }
+      for (int k = 0; k < 2; ++k) {
+        if (valid && at + k < steps) out.store(k, to + k * to_do.y.pitch);
       }
+      to += Part::kSteps * to_do.y.pitch;
     }
-    if (to_do.h_out != nullptr && owner) {
-      *reinterpret_cast<float2*>(to_do.h_out + state) = shared.carry[0][c][n];
-    }
+    if (to_do.h_out != nullptr && owner) *reinterpret_cast<float2*>(to_do.h_out + state) = {carry.r, carry.i};
   }
 }
 
-template <int R, bool Low>
-constexpr std::size_t kBytes = sizeof(Shared<kForwardFragments>) + (Low ? 2 : 1) * sizeof(unsigned) * Tile<R, kPart>::kPlane;
-
-template <int R, int kThreads, class X>
-void launch(Context& ctx, const CemaPointers& parameters, const Forward<X, Half>& to_do, dim3 grid) {
-  constexpr std::size_t kMemory = kBytes<R, sizeof(X) == 4>;
-  const auto kernel = forward_kernel<X, Half, R, kThreads>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory), kWhere);
-  kernel<<<grid, kThreads, kMemory, stream_of(ctx)>>>(parameters, to_do);
-  check_launch(kWhere);
-}
-
-// R such that the words of two blocks of threads fit beside their matrices; where one to a multiprocessor is all there is, it
-// has twice the threads.
 template <class X>
 void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y, float* h0) {
+  constexpr std::size_t kMemory = sizeof(ForwardShared<sizeof(X) == 4>);
   const std::int64_t batch = x.shape()[0];
-  const std::int64_t groups = ceil_div(op.dim, kChannels);
-  const std::int64_t room = gpu_of(ctx).multiprocessors();
-  const std::int64_t splits = std::clamp<std::int64_t>(2 * room / groups, 1, std::min<std::int64_t>(batch, 65535));
   const Forward<X, Half> to_do{batch, x.shape()[1], op.dim, {pointer<const X>(x), x.pitch()}, matrix<Half>(y), h, h, h0};
-  const dim3 grid = grid_of(op, splits);
-  if (groups * splits <= room) {
-    launch<4, 512>(ctx, parameters, to_do, grid);
-  } else {
-    launch<sizeof(X) == 2 ? 4 : 2, 256>(ctx, parameters, to_do, grid);
-  }
+  const auto kernel = forward_kernel<X, Half>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory), kWhere);
+  kernel<<<grid_of(op, splits_of(op, batch)), kThreads, kMemory, stream_of(ctx)>>>(parameters, to_do);
+  check_launch(kWhere);
 }
 
 }  // namespace
 
 bool cema_blocks_forward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& y) {
-  return y.dtype() == DType::BF16 && can_pack<8>(x) && can_pack<8>(y) && cema_fills_blocks(ctx, op, x, kBytes<4, true>);
+  return y.dtype() == DType::BF16 && can_pack<kPart>(x) && can_pack<kPart>(y) &&
+         cema_fills_blocks(ctx, op, x, sizeof(ForwardShared<true>));
 }
 
 void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
