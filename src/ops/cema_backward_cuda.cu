@@ -45,6 +45,7 @@ struct BackwardShared {
   Exchange exchanges[kChannels][2];      // of W and of dW
   double2 before[2][kChannels][kOrder];  // sums of h_0 W and h_0 (W + dW) of the first token
   union {
+    SetUp set_up;
     struct {
       unsigned high[Part::kPlane], low[Part::kPlane], x[Part::kPlane];
     } tile;
@@ -291,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
   auto& shared = *reinterpret_cast<BackwardShared*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChannels;
-  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, reinterpret_cast<float*>(shared.tile.high));
+  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, shared.set_up);
 
   const int part = Part::part(thread);
   const int at = Part::step(thread);  // of the tile
@@ -321,13 +322,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
       const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        if (at + k < steps) {
-          x.load(k, from_x - k * to_do.x.pitch);
-          dy.load(k, from_dy - k * to_do.dy.pitch);
-        } else {
-          x.clear(k);
-          dy.clear(k);
-        }
+        x.load(k, from_x - k * to_do.x.pitch, at + k < steps);
+        dy.load(k, from_dy - k * to_do.dy.pitch, at + k < steps);
       }
       from_x -= Part::kSteps * to_do.x.pitch;
       from_dy -= Part::kSteps * to_do.dy.pitch;

@@ -108,23 +108,30 @@ struct RowPair {
   static constexpr int kRaw = C * static_cast<int>(sizeof(T)) / 4;
   unsigned raw[2][kRaw];
 
-  __device__ void load(int which, const T* from) {
+  // Row `which`, zeros where it is not there. Said to the assembler: any instruction that touches what is loaded, a choice
+  // between it and zero, would wait for the memory.
+  __device__ void load(int which, const T* from, bool there) {
+    unsigned(&v)[kRaw] = raw[which];
+    const auto* at = reinterpret_cast<const char*>(from);
+    const int go = there ? 1 : 0;
     if constexpr (kRaw == 2) {
-      const auto v = *reinterpret_cast<const uint2*>(from);
-      raw[which][0] = v.x;
-      raw[which][1] = v.y;
+      asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+                   : "=&r"(v[0]), "=&r"(v[1])
+                   : "l"(at), "r"(go)
+                   : "memory");
     } else {
 #pragma unroll
       for (int i = 0; i < kRaw; i += 4) {
-        const auto v = reinterpret_cast<const uint4*>(from)[i / 4];
-        raw[which][i] = v.x;
-        raw[which][i + 1] = v.y;
-        raw[which][i + 2] = v.z;
-        raw[which][i + 3] = v.w;
+        asm volatile(
+            "{ .reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
+            "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+            : "=&r"(v[i]), "=&r"(v[i + 1]), "=&r"(v[i + 2]), "=&r"(v[i + 3])
+            : "l"(at + 4 * i), "r"(go)
+            : "memory");
       }
     }
   }
-  // Said to the assembler: the compiler takes vectors apart here, and words cost four times as long.
+  // To the assembler as well: the compiler takes vectors apart here, and words take four times as long.
   __device__ void store(int which, T* to) const {
     const unsigned(&v)[kRaw] = raw[which];
     if constexpr (kRaw == 2) {
@@ -139,10 +146,6 @@ struct RowPair {
                      : "memory");
       }
     }
-  }
-  __device__ void clear(int which) {
-#pragma unroll
-    for (int i = 0; i < kRaw; ++i) raw[which][i] = 0;
   }
   // The words of a channel: two steps as bfloat16, and for float32 what the rounding left.
   __device__ void pair(int channel, unsigned& high, unsigned& low) const {
@@ -222,60 +225,41 @@ struct Exchange {
   }
 };
 
-// For channels [first, first + 16); `terms` is scratch of 4096 floats and 256 more. Forward has h in States, and so
-// p in their scale; backward V, and so p in the outputs' weight.
+// Scratch of set_up.
+struct SetUp {
+  float2 powers[kChannels][kOrder][kBlock + 1];  // q^j
+  float2 weights[kChannels][kOrder];             // of the outputs
+  float2 mixed[kChannels][kOrder];               // p g
+  float scales[kChannels][kOrder];               // of the states
+  float kappa[kChannels][kBlock];
+};
+
+// For channels [first, first + 16). Forward has h in States, and so p in their scale; backward V, and so p in the outputs'
+// weight.
 template <int R, int Fragments>
 __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Matrices<Fragments>& shared,
-                       float* terms) {
+                       SetUp& scratch) {
   constexpr bool kBackward = Fragments == kBackwardFragments;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kSetUp) {
     const int c = thread / kOrder;
     const int n = thread % kOrder;
-    const int v = n % 4;
     CemaCoefficients k{};
     if (first + c < dim) k = cema_coefficients(parameters, kOrder, first + c, n);
-    const double scale = kBackward ? 1 : k.p;
     const double weight = kBackward ? k.p : 1;
-    double pr = 1, pi = 0;  // q^j
-    const auto put = [&](int fragment, int column, int step, double value) {
-      auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][fragment][column * 4 + step / 4]);
-      unsigned high, low;
-      split(static_cast<float>(value), 0, high, low);
-      reinterpret_cast<unsigned short*>(words)[step % 4] = static_cast<unsigned short>(high);
-      reinterpret_cast<unsigned short*>(words + 2)[step % 4] = static_cast<unsigned short>(low);
-    };
+    scratch.scales[c][n] = static_cast<float>(kBackward ? 1 : k.p);
+    scratch.weights[c][n] = {static_cast<float>(weight * k.gr), static_cast<float>(weight * k.gi)};
+    scratch.mixed[c][n] = {static_cast<float>(k.p * k.gr), static_cast<float>(k.p * k.gi)};
+    double pr = 1, pi = 0;
 #pragma unroll 4
     for (int j = 0; j < kBlock; ++j) {
-      const int column = n / 4 * 2;
-      put(kStates + v, column, 15 - j, scale * pr);
-      put(kStates + v, column + 1, 15 - j, scale * pi);
-      if (kBackward) {
-        put(kDerivative + v, column, 15 - j, j * pr);
-        put(kDerivative + v, column + 1, 15 - j, j * pi);
-      }
-      terms[(c * kBlock + j) * kOrder + n] = static_cast<float>(k.p * (k.gr * pr - k.gi * pi));
+      scratch.powers[c][n][j] = {static_cast<float>(pr), static_cast<float>(pi)};
       const double next = pr * k.qr - pi * k.qi;
       pi = pr * k.qi + pi * k.qr;
       pr = next;
-      const double real = weight * (k.gr * pr - k.gi * pi);
-      const double imag = -weight * (k.gr * pi + k.gi * pr);
-      const int half = j % 4 / 2;
-      const int lane = (j / 4 * 2 + j % 2) * 4 + n / 4;
-      if (kBackward) {
-        auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v / 2 * 2 + half][lane]);
-        split(static_cast<float>(real), static_cast<float>(imag), words[v % 2], words[2 + v % 2]);
-      } else {
-        // Products cut the states to tf32: by 0.72 of half a unit of it on average.
-        constexpr double kCut = 1 + 0.7213 * 0x1p-11;
-        auto* words = reinterpret_cast<unsigned*>(&shared.fragments[c][kOutput + v][lane]) + half * 2;
-        words[0] = to_tf32(static_cast<float>(kCut * real));
-        words[1] = to_tf32(static_cast<float>(kCut * imag));
-      }
     }
-    for (int exponent = 1;; exponent *= 2) {
-      if (exponent == 1) shared.step[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
-      if (exponent == R) break;
+    shared.step[c][n] = scratch.powers[c][n][kBlock] = {static_cast<float>(pr), static_cast<float>(pi)};
+    for (int exponent = 1; exponent < R; exponent *= 2) {
       const double next = pr * pr - pi * pi;
       pi = 2 * pr * pi;
       pr = next;
@@ -283,26 +267,60 @@ __device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::
     shared.leap[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
   }
   __syncthreads();
-  float* const kappa = terms + kSetUp * kBlock;
   if (thread < kSetUp) {
     const int c = thread / kBlock;
     const int j = thread % kBlock;
     float sum = j == 0 && first + c < dim ? parameters.omega[first + c] : 0;
-    for (int n = 0; n < kOrder; ++n) sum += terms[thread * kOrder + (n + j) % kOrder];  // each lane at a bank of its own
-    kappa[thread] = sum;
+    for (int n = 0; n < kOrder; ++n) {
+      const float2 q = scratch.powers[c][n][j];
+      sum += scratch.mixed[c][n].x * q.x - scratch.mixed[c][n].y * q.y;
+    }
+    scratch.kappa[c][j] = sum;
   }
   __syncthreads();
-  for (int i = thread; i < kChannels * 2 * kWarp; i += static_cast<int>(blockDim.x)) {
-    const int c = i / (2 * kWarp);
-    const int half = i / kWarp % 2;
-    const int g = i % kWarp / 4;
-    const int t = i % 4;
-    const int out = g / 2 * 4 + half * 2 + g % 2;
-    const auto at = [&](int in) { return out >= in ? kappa[c * kBlock + out - in] : 0.0F; };
+  const int g = thread % kWarp / 4;
+  const int t = thread % 4;
+  for (int i = thread / kWarp; i < kChannels * Fragments; i += static_cast<int>(blockDim.x) / kWarp) {
+    const int c = i / Fragments;
+    const int fragment = i % Fragments;
     uint4 f;
-    split(at(4 * t), at(4 * t + 1), f.x, f.z);
-    split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
-    shared.fragments[c][kToeplitz + half][i % kWarp] = f;
+    if (fragment / 2 == kToeplitz / 2) {
+      const int out = g / 2 * 4 + (fragment - kToeplitz) * 2 + g % 2;
+      const auto at = [&](int in) { return out >= in ? scratch.kappa[c][out - in] : 0.0F; };
+      split(at(4 * t), at(4 * t + 1), f.x, f.z);
+      split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
+    } else if (fragment / 4 == kOutput / 4) {
+      // (Re, -Im) of weight q^(j+1)
+      const auto at = [&](int n, int half) {
+        const float2 w = scratch.weights[c][n];
+        const float2 q = scratch.powers[c][n][g / 2 * 4 + half * 2 + g % 2 + 1];
+        return float2{w.x * q.x - w.y * q.y, -(w.x * q.y + w.y * q.x)};
+      };
+      const int v = fragment - kOutput;
+      if (kBackward) {
+        const float2 a = at(4 * t + v / 2 * 2, v % 2);
+        const float2 b = at(4 * t + v / 2 * 2 + 1, v % 2);
+        split(a.x, a.y, f.x, f.z);
+        split(b.x, b.y, f.y, f.w);
+      } else {
+        // Products cut the states to tf32: by 0.72 of half a unit of it on average.
+        constexpr float kCut = 1 + 0.7213F * 0x1p-11F;
+        const float2 a = at(4 * t + v, 0);
+        const float2 b = at(4 * t + v, 1);
+        f = {to_tf32(kCut * a.x), to_tf32(kCut * a.y), to_tf32(kCut * b.x), to_tf32(kCut * b.y)};
+      }
+    } else {
+      const bool derivative = fragment >= kDerivative;
+      const int n = g / 2 * 4 + fragment - (derivative ? kDerivative : kStates);
+      const auto at = [&](int step) {
+        const int j = 15 - step;
+        const float2 q = scratch.powers[c][n][j];
+        return (g % 2 == 0 ? q.x : q.y) * scratch.scales[c][n] * (derivative ? static_cast<float>(j) : 1.0F);
+      };
+      split(at(4 * t), at(4 * t + 1), f.x, f.z);
+      split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
+    }
+    shared.fragments[c][fragment][thread % kWarp] = f;
   }
   __syncthreads();
 }

@@ -151,8 +151,13 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
 template <bool Low>
 struct ForwardShared {
   Matrices<kForwardFragments> matrices;
-  Exchange exchanges[kChannels];
-  unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
+  union {
+    SetUp set_up;
+    struct {
+      Exchange exchanges[kChannels];
+      unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
+    };
+  };
 };
 
 template <class X, class Y>
@@ -163,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
   auto& shared = *reinterpret_cast<ForwardShared<kLow>*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChannels;
-  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, reinterpret_cast<float*>(shared.exchanges));
+  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, shared.set_up);
 
   const int part = Part::part(thread);
   const int at = Part::step(thread);  // of the tile
@@ -192,13 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
     const auto load = [&](std::int64_t begin) {
       const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        if (at + k < steps) {
-          rows.load(k, from + k * to_do.x.pitch);
-        } else {
-          rows.clear(k);
-        }
-      }
+      for (int k = 0; k < 2; ++k) rows.load(k, from + k * to_do.x.pitch, at + k < steps);
       from += Part::kSteps * to_do.x.pitch;
     };
     load(0);
