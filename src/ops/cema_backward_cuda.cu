@@ -219,6 +219,22 @@ __device__ void backward_channel(BackwardShared& shared, int channel, int full, 
 __device__ inline double2 times(double2 a, double2 b) { return {a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x}; }
 __device__ inline double2 wide(Complex v) { return {v.r, v.i}; }
 
+// W and dW some steps on, one after the other. No part of the kernel, where its float64 would take registers.
+template <class Dy>
+__device__ __noinline__ float4 begin_of_sequence(const CemaPointers& parameters, std::int64_t channel, int n, const Dy* dy,
+                                                 std::int64_t pitch, int steps, float4 from) {
+  const CemaCoefficients k = cema_coefficients(parameters, kOrder, channel, n);
+  const double2 q = {k.qr, k.qi};
+  double2 w = {from.x, from.y};
+  double2 d = {from.z, from.w};
+  for (int s = steps - 1; s >= 0; --s) {
+    d = times(q, {d.x + w.x, d.y + w.y});
+    w = times(q, w);
+    w.x += to_f32(dy[s * pitch]);
+  }
+  return {static_cast<float>(w.x), static_cast<float>(w.y), static_cast<float>(d.x), static_cast<float>(d.y)};
+}
+
 // From the lanes' sums to those of the chain rule.
 template <class Problem>
 __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std::int64_t first, BackwardShared& shared,
@@ -346,17 +362,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
       __syncthreads();
       if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
         if (owner) {
-          const CemaCoefficients k = cema_coefficients(parameters, kOrder, first + c, n);
-          const double2 q = {k.qr, k.qi};
-          double2 w = wide(carry);
-          double2 d = wide(carry_d);
-          for (int s = steps % kBlock - 1; s >= 0; --s) {
-            d = times(q, {d.x + w.x, d.y + w.y});
-            w = times(q, w);
-            w.x += to_f32(to_do.dy.row(b * to_do.length + s)[first + c]);
-          }
-          carry = {static_cast<float>(w.x), static_cast<float>(w.y)};
-          carry_d = {static_cast<float>(d.x), static_cast<float>(d.y)};
+          const float4 end = begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c,
+                                               to_do.dy.pitch, steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
+          carry = {end.x, end.y};
+          carry_d = {end.z, end.w};
         }
         __syncthreads();
       }

@@ -160,6 +160,21 @@ struct ForwardShared {
   };
 };
 
+// A state some steps on, one after the other. No part of the kernel, where its float64 would take registers.
+template <class X>
+__device__ __noinline__ float2 end_of_sequence(const CemaPointers& parameters, std::int64_t channel, int n, const X* x,
+                                               std::int64_t pitch, int steps, float2 from) {
+  const CemaCoefficients k = cema_coefficients(parameters, kOrder, channel, n);
+  double hr = from.x;
+  double hi = from.y;
+  for (int s = 0; s < steps; ++s) {
+    const double real = k.qr * hr - k.qi * hi + k.p * to_f32(x[s * pitch]);
+    hi = k.qr * hi + k.qi * hr;
+    hr = real;
+  }
+  return {static_cast<float>(hr), static_cast<float>(hi)};
+}
+
 template <class X, class Y>
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers parameters, Forward<X, Y> to_do) {
   constexpr bool kLow = sizeof(X) == 4;
@@ -216,16 +231,10 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
       __syncthreads();
       if (steps % kBlock != 0) {  // the end of the sequence, within a block: x from memory, before y is written there
         if (owner) {
-          const CemaCoefficients k = cema_coefficients(parameters, kOrder, first + c, n);
-          double hr = carry.r;
-          double hi = carry.i;
-          for (std::int64_t s = to_do.length - steps % kBlock; s < to_do.length; ++s) {
-            const double in = to_f32(to_do.x.row(b * to_do.length + s)[first + c]);
-            const double real = k.qr * hr - k.qi * hi + k.p * in;
-            hi = k.qr * hi + k.qi * hr;
-            hr = real;
-          }
-          carry = {static_cast<float>(hr), static_cast<float>(hi)};
+          const std::int64_t row = b * to_do.length + to_do.length - steps % kBlock;
+          const float2 end = end_of_sequence(parameters, first + c, n, to_do.x.row(row) + first + c, to_do.x.pitch,
+                                             steps % kBlock, {carry.r, carry.i});
+          carry = {end.x, end.y};
         }
         __syncthreads();
       }
