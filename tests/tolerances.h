@@ -26,8 +26,8 @@ inline constexpr double kBFloat16Product = 2 * kBFloat16;
 // rounding of q, others next to nothing.
 inline constexpr double kCemaInFloat32 = 3e-4;
 
-// CEMA's state where the GPU sums blocks of time in bfloat16 products, each factor split in two: 2^-17 of each.
-inline constexpr double kCemaBlockState = 1e-5;
+// CEMA's state and gradients where the GPU sums blocks of time by products of bfloat16, each factor in two halves: 2^-17 of each.
+inline constexpr double kCemaInBlocks = 2e-5;
 
 // A whole model's logits: some ten roundings one after the other in each of its layers.
 inline constexpr double kBFloat16Model = 10 * kBFloat16;

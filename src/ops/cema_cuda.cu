@@ -64,8 +64,11 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters
 void few_steps(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
                float* h0) {
   const std::int64_t batch = x.shape()[0];
-  const dim3 grid(static_cast<unsigned>(ceil_div(op.dim, kThreads / kLanes)),
-                  static_cast<unsigned>(std::min<std::int64_t>(ceil_div(batch, kSequences), 65535)));
+  // Where blocks of threads are many, each takes more sequences: the coefficients cost more than a step.
+  const std::int64_t groups = ceil_div(op.dim, kThreads / kLanes);
+  const std::int64_t room = std::max<std::int64_t>(1, 16 * gpu_of(ctx).multiprocessors() / groups);
+  const dim3 grid(static_cast<unsigned>(groups),
+                  static_cast<unsigned>(std::min({ceil_div(batch, kSequences), room, std::int64_t{65535}})));
   with_type(x.dtype(), [&](auto in) {
     with_type(y.dtype(), [&](auto out) {
       using X = decltype(in);

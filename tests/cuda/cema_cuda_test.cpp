@@ -83,7 +83,7 @@ TEST_P(CemaOnGpu, AgreesWithTheCpu) {
     const Handles p = inputs(devices, parameters, op);
     const auto x = devices.input(values, shape, x_type, gap);
     const auto h = with_state ? devices.updated("h", before, state_shape,
-                                                y_type == DType::F32 ? tolerance::kState : tolerance::kCemaBlockState)
+                                                y_type == DType::F32 ? tolerance::kState : tolerance::kCemaInBlocks)
                               : BothDevices::kNone;
     const auto y = devices.output("y", shape, tolerance::of(y_type, tolerance::kForward), y_type, gap);
     const auto h0 = devices.output("h0", state_shape, 1e-30);
@@ -95,7 +95,7 @@ TEST_P(CemaOnGpu, AgreesWithTheCpu) {
     SCOPED_TRACE(std::string("backward from ") + to_string(x_type));
     BothDevices devices = devices_for(op, batch, length);
     const bool narrow = x_type == DType::BF16;
-    const double tolerance = narrow ? tolerance::kCemaInFloat32 : tolerance::kGradient;
+    const double tolerance = narrow ? tolerance::kCemaInBlocks : tolerance::kGradient;
     const Handles p = inputs(devices, parameters, op);
     const auto x = devices.input(values, shape, x_type, gap);
     const auto h0 = devices.input(before, state_shape);
