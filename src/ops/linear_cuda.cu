@@ -2,7 +2,7 @@
 
 #include "cuda/kernels.cuh"
 #include "cuda/matmul.h"
-#include "ops/linear.h"
+#include "ops/linear_few_rows.h"
 
 namespace megalodon::cuda {
 
@@ -128,6 +128,7 @@ std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows) {
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate) {
   if (x.rows() == 0) return;
+  if (x.rows() <= kFewRows) return linear_few_rows(ctx, op, weight, bias, x, y, accumulate);
   const ArenaScope scope(ctx.workspace());
   Tensor ready = bias;
   if (bias && (y.dtype() != DType::F32 || reinterpret_cast<std::uintptr_t>(bias.raw()) % 16 != 0)) {

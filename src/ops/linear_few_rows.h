@@ -15,3 +15,14 @@ void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const
                      bool accumulate, bool dot_instructions);
 
 }  // namespace megalodon::cpu
+
+namespace megalodon::cuda {
+
+constexpr std::int64_t kFewRows = 8;  // up to here this is no slower than cuBLASLt
+
+// What linear_forward says; x has from 1 to kFewRows rows. Reads the weights once, and adds the bias before anything is rounded.
+// Products of bfloat16 are exact; sums are float32, in an order that depends on the sizes, pitches and alignment alone.
+void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
+                     bool accumulate);
+
+}  // namespace megalodon::cuda

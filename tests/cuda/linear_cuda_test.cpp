@@ -1,4 +1,5 @@
 #include <ostream>
+#include <vector>
 
 #include "ops/linear.h"
 #include "support/both_devices.h"
@@ -23,7 +24,7 @@ class LinearCudaTest : public OnGpu, public testing::WithParamInterface<Case> {
   static void compare(const Case& c, DType dtype, DType result) {
     SCOPED_TRACE(std::string(to_string(dtype)) + " to " + to_string(result));
     const Linear op{c.in, c.out};
-    BothDevices both(0, cuda::linear_workspace_bytes(op, c.rows));
+    BothDevices both(cpu::linear_workspace_bytes(op, c.rows), cuda::linear_workspace_bytes(op, c.rows));
     const auto weight = both.input(normal(c.out * c.in, 1, 0.3), {c.out, c.in}, dtype);
     const auto bias = c.bias ? both.input(normal(c.out, 2), {c.out}) : BothDevices::kNone;
     const auto x = both.input(normal(c.rows * c.in, 3), {c.rows, c.in}, dtype, c.gap);
@@ -58,6 +59,26 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearCudaTest,
                                          Case{1031, 384, 896, 8, true, false}, Case{4099, 72, 40, 8, true, true},
                                          Case{20000, 8, 300, 4, true, false}, Case{300, 2048, 1024, 0, true, false}));
 
+// A few rows have kernels of their own: each number of rows that they take and one more; widths below, at and beside 16 bytes, a
+// piece, and all pieces of a block; few outputs and many; x at 16 bytes and not.
+std::vector<Case> few_rows() {
+  std::vector<Case> cases;
+  for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
+    const bool odd = rows % 2 != 0;
+    cases.push_back({rows, 8, 1, 0, odd, !odd});
+    cases.push_back({rows, 31, 7, 0, !odd, odd});
+    cases.push_back({rows, 64, 17, 8, !odd, odd});
+    cases.push_back({rows, 72, 8, 3, odd, odd});
+    cases.push_back({rows, 200, 5000, 0, odd, !odd});
+    cases.push_back({rows, 1024, 700, 0, odd, !odd});
+    cases.push_back({rows, 1032, 9, 16, true, false});
+    cases.push_back({rows, 5009, 40, 0, true, odd});
+    cases.push_back({rows, 11264, 36, 0, !odd, true});
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(FewRows, LinearCudaTest, testing::ValuesIn(few_rows()));
+
 using LinearCudaEdgeTest = OnGpu;
 
 TEST_F(LinearCudaEdgeTest, ProjectionsAreSlicesOfOneMatrixAtAnyAddress) {
@@ -65,7 +86,7 @@ TEST_F(LinearCudaEdgeTest, ProjectionsAreSlicesOfOneMatrixAtAnyAddress) {
     for (const std::int64_t rows : {2, 50}) {
       const std::int64_t in = 24;
       const std::int64_t out = 40;
-      BothDevices both(0, cuda::linear_workspace_bytes({in, out}, rows));
+      BothDevices both(cpu::linear_workspace_bytes({in, out}, rows), cuda::linear_workspace_bytes({in, out}, rows));
       const auto weight = both.input(normal((out + 5) * in, 1), {out + 5, in}, dtype);
       const auto bias = both.input(normal(out + 5, 2), {out + 5});
       const auto x = both.input(normal(rows * (in + 1), 3), {rows, in + 1}, dtype);
@@ -91,7 +112,7 @@ TEST_F(LinearCudaEdgeTest, ProjectionsAreSlicesOfOneMatrixAtAnyAddress) {
 
 TEST_F(LinearCudaEdgeTest, NoRowsChangeNothing) {
   const Linear op{3, 4};
-  BothDevices both(0, cuda::linear_workspace_bytes(op, 0));
+  BothDevices both(cpu::linear_workspace_bytes(op, 0), cuda::linear_workspace_bytes(op, 0));
   const auto x = both.input(std::vector<float>{}, {0, 3});
   const auto dy = both.input(std::vector<float>{}, {0, 4});
   const auto weight = both.input(normal(12, 1), {4, 3});

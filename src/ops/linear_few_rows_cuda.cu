@@ -1,0 +1,247 @@
+// Two kernels. Dot products, for one row, for float32, and for bfloat16 whose addresses or widths do not allow 16 bytes at once;
+// tensor cores, for which eight rows cost what one does, for several rows of bfloat16.
+#include "cuda/kernels.cuh"
+#include "ops/linear_few_rows.h"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr const char* kName = "linear";
+
+// The last step of both kernels.
+template <class Y>
+__device__ void put(const Matrix<Y>& y, std::int64_t row, std::int64_t column, float sum, const float* bias, bool accumulate) {
+  Y* to = y.row(row) + column;
+  if (bias != nullptr) sum += bias[column];
+  if (accumulate) sum += to_f32(*to);
+  *to = from_f32<Y>(sum);
+}
+
+// 16 bytes that are read once: they need not push x out of the first cache.
+__device__ inline uint4 load_once(const uint4* p) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p));
+  return v;
+}
+
+// N elements as they come, and as float32. Of 16 bytes of bfloat16, words are taken apart by hand: nvcc goes about it element by
+// element, which took longer than to read them.
+template <int N, class T>
+struct Raw {
+  static constexpr bool kVectors = N * sizeof(T) == 16;
+  std::conditional_t<kVectors, uint4, Pack<T, N>> bits;
+
+  __device__ static Raw once(const T* p) {
+    if constexpr (kVectors) {
+      return {load_once(reinterpret_cast<const uint4*>(p))};
+    } else {
+      return {load_pack<N>(p)};
+    }
+  }
+  __device__ static Raw again(const T* p) {
+    if constexpr (kVectors) {
+      return {__ldg(reinterpret_cast<const uint4*>(p))};
+    } else {
+      return {load_pack<N>(p)};
+    }
+  }
+  __device__ void widen(float (&out)[N]) const {
+    if constexpr (!kVectors) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) out[i] = to_f32(bits.v[i]);
+    } else {
+      const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (N == 4) {
+          out[i] = __uint_as_float(words[i]);
+        } else {
+          out[2 * i] = __uint_as_float(words[i] << 16);
+          out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000U);
+        }
+      }
+    }
+  }
+};
+
+// c [16, 8] += a [16, 16] b [16, 8]. Of a thread whose lane is 4 * g + t, a holds two k of row g and two of row g + 8, then again
+// of either; b twice two k of column g; c columns 2 t and 2 t + 1 of row g, then of row g + 8.
+__device__ inline void multiply_add(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+constexpr int kTileWarps = 16;
+constexpr int kTileBlocks = 2;       // of a multiprocessor at once
+constexpr int kTile = 16;            // outputs of a block
+constexpr int kVector = 8;           // elements of 16 bytes
+constexpr int kStep = 4 * kVector;   // of k: what the four lanes of a row read at once
+constexpr int kAhead = 3;            // steps
+constexpr int kTileRows = kFewRows;  // of x, at most
+static_assert(kTileRows == 8);       // what g counts
+
+// The warps of a block share k: each takes every kTileWarps-th piece of kAhead steps, and loads a piece whole before it
+// multiplies. The weights are the left operand, as they lie, x is the right one, padded to 8 rows. Which k meet in one
+// instruction is of no account as long as both operands agree: a lane takes eight adjacent ones, 16 bytes, and deals them to two
+// instructions.
+template <class Y>
+__global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
+    few_rows_by_tiles(const Half* weight, const float* bias, Matrix<const Half> x, Matrix<Y> y, int rows, std::int64_t in,
+                      std::int64_t out, bool accumulate) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTile;
+  const Half* from[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) from[i] = weight + min(out - 1, first + i * 8 + g) * in;
+  const Half* from_x = x.row(min(g, rows - 1));
+  float sum[4] = {};
+  for (std::int64_t k = warp * (kAhead * kStep); k < in; k += kTileWarps * kAhead * kStep) {
+    uint4 w[kAhead][2];
+    uint4 v[kAhead];
+#pragma unroll
+    for (int step = 0; step < kAhead; ++step) {
+      const std::int64_t at = k + step * kStep + t * kVector;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) w[step][i] = at < in ? load_once(reinterpret_cast<const uint4*>(from[i] + at)) : uint4{};
+      v[step] = g < rows && at < in ? __ldg(reinterpret_cast<const uint4*>(from_x + at)) : uint4{};
+    }
+#pragma unroll
+    for (int step = 0; step < kAhead; ++step) {
+      const uint4 a = w[step][0];
+      const uint4 b = w[step][1];
+      multiply_add(sum, a.x, b.x, a.y, b.y, v[step].x, v[step].y);
+      multiply_add(sum, a.z, b.z, a.w, b.w, v[step].z, v[step].w);
+    }
+  }
+  // Rows longer than the outputs by four: what a warp writes at once then meets in no bank.
+  __shared__ float sums[kTileWarps][kTileRows][kTile + 4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[warp][2 * t + i % 2][i / 2 * 8 + g] = sum[i];
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / kTile;
+  const int column = static_cast<int>(threadIdx.x) % kTile;
+  if (row >= rows || first + column >= out) return;
+  float total = 0;
+#pragma unroll
+  for (int other = 0; other < kTileWarps; ++other) total += sums[other][row][column];
+  put(y, row, first + column, total, bias, accumulate);
+}
+
+constexpr int kDotWarps = 4;
+constexpr int kOutputs = 4;  // of a block
+
+// The warps of a block share k, for up to Rows rows of x. A lane reads Width elements at once, and Ahead times as many of each
+// output's weights before it multiplies.
+template <int Rows, int Width, int Ahead, class T, class Y>
+__global__ void __launch_bounds__(kDotWarps* kWarp)
+    few_rows_by_dots(const T* weight, const float* bias, Matrix<const T> x, Matrix<Y> y, int rows, std::int64_t in,
+                     std::int64_t out, bool accumulate) {
+  constexpr int kStride = kWarp * Width;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kOutputs;
+  const T* from[kOutputs];
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) from[i] = weight + min(out - 1, first + i) * in;
+  float sum[Rows][kOutputs] = {};
+  for (std::int64_t k = warp * (Ahead * kStride) + lane * Width; k < in; k += kDotWarps * Ahead * kStride) {
+    Raw<Width, T> w[Ahead][kOutputs];
+#pragma unroll
+    for (int step = 0; step < Ahead; ++step) {
+      const std::int64_t at = k + step * kStride;
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) w[step][i] = at < in ? Raw<Width, T>::once(from[i] + at) : Raw<Width, T>{};
+    }
+#pragma unroll
+    for (int step = 0; step < Ahead; ++step) {
+      const std::int64_t at = k + step * kStride;
+      if (at >= in) break;
+#pragma unroll
+      for (int row = 0; row < Rows; ++row) {
+        float v[Width];
+        Raw<Width, T>::again(x.row(min(row, rows - 1)) + at).widen(v);
+#pragma unroll
+        for (int i = 0; i < kOutputs; ++i) {
+          float u[Width];
+          w[step][i].widen(u);
+#pragma unroll
+          for (int j = 0; j < Width; ++j) sum[row][i] = fmaf(u[j], v[j], sum[row][i]);
+        }
+      }
+    }
+  }
+  __shared__ float sums[kDotWarps][Rows][kOutputs];
+#pragma unroll
+  for (int row = 0; row < Rows; ++row) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      const float of_warp = warp_sum(sum[row][i]);
+      if (lane == 0) sums[warp][row][i] = of_warp;
+    }
+  }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / kOutputs;
+  const int column = static_cast<int>(threadIdx.x) % kOutputs;
+  static_assert(Rows * kOutputs <= kDotWarps * kWarp);
+  if (row >= rows || first + column >= out) return;
+  float total = 0;
+#pragma unroll
+  for (int other = 0; other < kDotWarps; ++other) total += sums[other][row][column];
+  put(y, row, first + column, total, bias, accumulate);
+}
+
+struct Call {
+  const Linear& op;
+  const Tensor &weight, &bias, &x, &y;
+  bool accumulate;
+  cudaStream_t stream;
+};
+
+template <class Y>
+void by_tiles(const Call& c) {
+  few_rows_by_tiles<<<static_cast<unsigned>(ceil_div(c.op.out, kTile)), kTileWarps * kWarp, 0, c.stream>>>(
+      pointer<const Half>(c.weight), pointer<const float>(c.bias), matrix<const Half>(c.x), matrix<Y>(c.y),
+      static_cast<int>(c.x.rows()), c.op.in, c.op.out, c.accumulate);
+}
+
+template <int Rows, int Width, int Ahead, class T, class Y>
+void by_dots(const Call& c) {
+  few_rows_by_dots<Rows, Width, Ahead><<<static_cast<unsigned>(ceil_div(c.op.out, kOutputs)), kDotWarps * kWarp, 0, c.stream>>>(
+      pointer<const T>(c.weight), pointer<const float>(c.bias), matrix<const T>(c.x), matrix<Y>(c.y),
+      static_cast<int>(c.x.rows()), c.op.in, c.op.out, c.accumulate);
+}
+
+template <int Width, class T, class Y>
+void by_dots(const Call& c) {
+  const std::int64_t rows = c.x.rows();
+  if (rows == 1) return by_dots<1, Width, 4, T, Y>(c);
+  if (rows == 2) return by_dots<2, Width, 4, T, Y>(c);
+  if (rows <= 4) return by_dots<4, Width, 2, T, Y>(c);
+  by_dots<8, Width, 1, T, Y>(c);
+}
+
+}  // namespace
+
+void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
+                     bool accumulate) {
+  const Call call{op, weight, bias, x, y, accumulate, stream_of(ctx)};
+  if (x.dtype() == DType::F32) {
+    can_pack<4>(weight) && can_pack<4>(x) ? by_dots<4, float, float>(call) : by_dots<1, float, float>(call);
+  } else {
+    with_type(y.dtype(), [&](auto tag) {
+      using Y = decltype(tag);
+      if (!can_pack<kVector>(weight) || !can_pack<kVector>(x)) return by_dots<1, Half, Y>(call);
+      x.rows() == 1 ? by_dots<1, kVector, 4, Half, Y>(call) : by_tiles<Y>(call);
+    });
+  }
+  check_launch(kName);
+}
+
+}  // namespace megalodon::cuda
