@@ -11,7 +11,7 @@
 // blocks meet in W at the beginning of the block of x:
 //   A gets q sum over blocks of S W,   dA gets q sum of (S W + S dW + dS W),   S = sum_j q^j x_j,   dS = sum_j j q^j x_j.
 // With the 16 values of x turned round S is the product with the matrix of forward's states; dS takes the one of their
-// derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 54
+// derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 62
 // products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, one warp a channel, and
 // keeps these sums in registers.
 #include "ops/cema_blocks.cuh"

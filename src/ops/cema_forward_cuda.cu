@@ -8,7 +8,7 @@
 // steps where the recurrence takes 768 of a warp. The scan over blocks between them is float32.
 //
 // Rounding: coefficients are bfloat16 twice, high and low half (2^-17); x is exact, or float32 in two halves as well. States and
-// their weights in the output are tf32 (2^-12), a sixth of what y is rounded to. What is carried never is.
+// their weights in the output are tf32 (2^-12), an eighth of the rounding of y. What is carried never is.
 //
 // A block of threads takes 16 channels through all of the time of its sequences, one tile after the other: nothing is read
 // twice, and no state leaves the chip. While one tile is computed the next is put into shared memory, and the one after it is on
