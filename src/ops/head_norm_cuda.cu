@@ -9,8 +9,8 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: z, both rows of gamma and of beta
-constexpr int kBackwardRows = 9;  // z, dq, dk, both rows of gamma, four sums
+constexpr int kForwardRows = 3;   // values a thread keeps for each of its columns: z, q, k
+constexpr int kBackwardRows = 8;  // z, dq, dk, dz, four sums
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -19,16 +19,15 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   const std::int64_t heads = gridDim.y;
   const std::int64_t at = blockIdx.y * head_dim;  // the head's first column
   const std::int64_t dim = heads * head_dim;
-  Row<Team, float> gamma_q, gamma_k, beta_q, beta_k;
-  gamma_q.read(gamma + at, head_dim);
-  gamma_k.read(gamma + dim + at, head_dim);
-  beta_q.read(beta + at, head_dim);
-  beta_k.read(beta + dim + at, head_dim);
-  Row<Team, T> v;
+  extern __shared__ __align__(16) std::byte shared[];
+  std::byte* free = shared;
+  const CommonRow<Team> gamma_q(gamma + at, head_dim, free);
+  const CommonRow<Team> gamma_k(gamma + dim + at, head_dim, free);
+  const CommonRow<Team> beta_q(beta + at, head_dim, free);
+  const CommonRow<Team> beta_k(beta + dim + at, head_dim, free);
+  RowStream<Team, T> v(z, at, head_dim, free);
   TeamSum<Team, 1> sum;
-  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
-  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(z.row(row) + at, head_dim);
+  const auto norm = [&](std::int64_t row) {
     float squares[1] = {0};
     for_row<Team>(head_dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -37,16 +36,20 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
     });
     sum(squares);
     const float r = 1.0F / sqrtf(squares[0] / static_cast<float>(head_dim) + eps);
-    if (rstd != nullptr && threadIdx.x % Team::kThreads == 0) rstd[row * heads + blockIdx.y] = r;
+    if (rstd != nullptr && Team::is_first_thread()) rstd[row * heads + blockIdx.y] = r;
     const float scale = r * share;
     float* query = q.row(row) + at;
     float* key = k.row(row) + at;
     for_row<Team>(head_dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
-      const auto& scale_q = gamma_q.at(i, column);
-      const auto& scale_k = gamma_k.at(i, column);
-      const auto& shift_q = beta_q.at(i, column);
-      const auto& shift_k = beta_k.at(i, column);
+      float scale_q[Team::kN];
+      gamma_q.get(i, column, scale_q);
+      float scale_k[Team::kN];
+      gamma_k.get(i, column, scale_k);
+      float shift_q[Team::kN];
+      beta_q.get(i, column, shift_q);
+      float shift_k[Team::kN];
+      beta_k.get(i, column, shift_k);
       float for_query[Team::kN], for_key[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
@@ -57,7 +60,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
       store_f32(query + column, for_query);
       store_f32(key + column, for_key);
     });
-  }
+  };
+  walk_rows<Team>(rows, norm, v);
 }
 
 // sums: [blocks, 4, Z] for both rows of dgamma and of dbeta.
@@ -68,19 +72,18 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
   const std::int64_t heads = gridDim.y;
   const std::int64_t at = blockIdx.y * head_dim;
   const std::int64_t dim = heads * head_dim;
-  Row<Team, float> gamma_q, gamma_k;
-  gamma_q.read(gamma + at, head_dim);
-  gamma_k.read(gamma + dim + at, head_dim);
-  Row<Team, T> v;
-  Row<Team, float> query, key;
+  extern __shared__ __align__(16) std::byte shared[];
+  std::byte* free = shared;
+  const CommonRow<Team> gamma_q(gamma + at, head_dim, free);
+  const CommonRow<Team> gamma_k(gamma + dim + at, head_dim, free);
+  RowStream<Team, T> v(z, at, head_dim, free);
+  RowStream<Team, float> query(dq, at, head_dim, free);
+  RowStream<Team, float> key(dk, at, head_dim, free);
+  NumberStream<Team> scales(rstd + blockIdx.y, heads, free);
   TeamSum<Team, 1> sum;
   ColumnSums<Team, 4> gradients(sums + blockIdx.x * 4 * dim + at, dim, head_dim);
-  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
-  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(z.row(row) + at, head_dim);
-    query.read(dq.row(row) + at, head_dim);
-    key.read(dk.row(row) + at, head_dim);
-    const float r = rstd[row * heads + blockIdx.y];
+  const auto norm = [&](std::int64_t row) {
+    const float r = scales.value();
     // g without its 1 / sqrt(head_dim), which joins the scalars below.
     const auto gradient = [](float up_q, float scale_q, float up_k, float scale_k) {
       return fmaf(up_q, scale_q, up_q) + fmaf(up_k, scale_k, up_k);
@@ -90,8 +93,10 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       const auto& value = v.at(i, column);
       const auto& up_q = query.at(i, column);
       const auto& up_k = key.at(i, column);
-      const auto& scale_q = gamma_q.at(i, column);
-      const auto& scale_k = gamma_k.at(i, column);
+      float scale_q[Team::kN];
+      gamma_q.get(i, column, scale_q);
+      float scale_k[Team::kN];
+      gamma_k.get(i, column, scale_k);
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
         dot[0] = fmaf(gradient(up_q[j], scale_q[j], up_k[j], scale_k[j]), value[j], dot[0]);
@@ -105,8 +110,10 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       const auto& value = v.at(i, column);
       const auto& up_q = query.at(i, column);
       const auto& up_k = key.at(i, column);
-      const auto& scale_q = gamma_q.at(i, column);
-      const auto& scale_k = gamma_k.at(i, column);
+      float scale_q[Team::kN];
+      gamma_q.get(i, column, scale_q);
+      float scale_k[Team::kN];
+      gamma_k.get(i, column, scale_k);
       float result[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
@@ -119,7 +126,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       }
       store_f32(out + column, result);
     });
-  }
+  };
+  walk_rows<Team>(rows, norm, v, query, key, scales);
   gradients.write();
 }
 
@@ -168,10 +176,10 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
       using Team = decltype(team);
       using T = decltype(element);
       const int blocks = head_blocks<Team>(op, rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
-      head_norm_forward_kernel<Team, T><<<dim3(blocks, op.heads), Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.head_dim, static_cast<float>(op.eps), share_of(op), pointer<const float>(gamma), pointer<const float>(beta),
-          matrix<const T>(z), matrix<float>(q), matrix<float>(k), pointer<float>(saved.rstd));
-      check_launch("head_norm_forward");
+      launch_rows<Team>("head_norm_forward", stream_of(ctx), head_norm_forward_kernel<Team, T>, dim3(blocks, op.heads),
+                        4 * CommonRow<Team>::kBytes + RowStream<Team, T>::kBytes, rows, op.head_dim, static_cast<float>(op.eps),
+                        share_of(op), pointer<const float>(gamma), pointer<const float>(beta), matrix<const T>(z),
+                        matrix<float>(q), matrix<float>(k), pointer<float>(saved.rstd));
     });
   });
 }
@@ -187,10 +195,12 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
     with_type(z.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
-      head_norm_backward_kernel<Team, T><<<dim3(blocks, op.heads), Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.head_dim, share_of(op), pointer<const float>(gamma), matrix<const T>(z), pointer<const float>(saved.rstd),
-          matrix<const float>(dq), matrix<const float>(dk), matrix<T>(dz), pointer<float>(sums));
-      check_launch("head_norm_backward");
+      constexpr std::size_t kShared =
+          RowStream<Team, T>::kBytes + 2 * RowStream<Team, float>::kBytes + NumberStream<Team>::kBytes;
+      launch_rows<Team>("head_norm_backward", stream_of(ctx), head_norm_backward_kernel<Team, T>, dim3(blocks, op.heads), kShared,
+                        rows, op.head_dim, share_of(op), pointer<const float>(gamma), matrix<const T>(z),
+                        pointer<const float>(saved.rstd), matrix<const float>(dq), matrix<const float>(dk), matrix<T>(dz),
+                        pointer<float>(sums));
     });
     add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dgamma), 2 * dim, pointer<float>(dbeta),
                     2 * dim);

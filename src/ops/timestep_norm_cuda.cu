@@ -1,11 +1,13 @@
-#include "cuda/rows.cuh"
-#include "ops/timestep_norm.h"
+#include "ops/timestep_norm_tiles.cuh"
 
 namespace megalodon::cuda {
 
 namespace {
 
 constexpr int kStepThreads = 1024;
+constexpr std::int64_t kFewSteps = 4;  // at most as many are taken one after the other, by one kernel
+constexpr int kForwardRows = 8;        // timesteps of a thread in a tile
+constexpr int kTileBlocks = 4;         // on a multiprocessor
 
 // The tensors of forward; those that are absent are null.
 template <class T>
@@ -22,35 +24,62 @@ struct Forward {
   float *saved_mean, *saved_rstd;
 };
 
-// One block a batch element, one warp a group, timestep after timestep: for windows of a few.
+// One block a batch element, half a warp a group, timestep after timestep: for windows of a few.
 template <class T>
 __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forward<T> p) {
+  constexpr int kLanes = kWarp / 2;
+  constexpr int kHeld = 4;  // of a lane's features the first are read ahead of their use
   const std::int64_t b = blockIdx.x;
-  const std::int64_t lane = threadIdx.x % kWarp;
+  const std::int64_t lane = threadIdx.x % kLanes;
+  const unsigned mask = threadIdx.x % kWarp < kLanes ? 0x0000ffffU : 0xffff0000U;
+  const auto sum = [&](float v) {
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(mask, v, offset);
+    return v;
+  };
   const std::int64_t count = p.count != nullptr ? p.count[b] : 0;
   const double width = static_cast<double>(p.width);
-  for (std::int64_t g = threadIdx.x / kWarp; g < p.groups; g += kStepThreads / kWarp) {
+  for (std::int64_t g = threadIdx.x / kLanes; g < p.groups; g += kStepThreads / kLanes) {
     const std::int64_t at = b * p.groups + g;
-    double mean = count > 0 ? p.mean[at] : 0;
-    double var = count > 0 ? p.var[at] : 0;
+    const float* const weight = p.weight + g * p.width;
+    const float* const bias = p.bias + g * p.width;
+    double mean = p.count != nullptr ? p.mean[at] : 0;
+    double var = p.count != nullptr ? p.var[at] : 0;
+    if (count == 0) mean = var = 0;
+    float held[3][kHeld];  // weight, bias, x
+    const auto read = [&](const float* from, float(&to)[kHeld]) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) to[i] = lane + i * kLanes < p.width ? from[lane + i * kLanes] : 0;
+    };
+    read(weight, held[0]);
+    read(bias, held[1]);
     for (std::int64_t t = 0; t < p.length; ++t) {
       const std::int64_t row = b * p.length + t;
-      const float* x = p.x.row(row) + g * p.width;
+      const float* const x = p.x.row(row) + g * p.width;
+      read(x, held[2]);
+      // Calls body(feature, x, weight, bias) for this lane's features.
+      const auto for_features = [&](auto&& body) {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+          if (lane + i * kLanes < p.width) body(lane + i * kLanes, held[2][i], held[0][i], held[1][i]);
+        }
+        for (std::int64_t i = lane + kHeld * kLanes; i < p.width; i += kLanes) body(i, x[i], weight[i], bias[i]);
+      };
       if (count + t == 0) {  // no mean to measure the first row from but its own
         float total = 0;
-        for (std::int64_t i = lane; i < p.width; i += kWarp) total += x[i];
-        mean = static_cast<float>(static_cast<double>(warp_sum(total)) / width);
+        for_features([&](std::int64_t, float value, float, float) { total += value; });
+        mean = static_cast<float>(static_cast<double>(sum(total)) / width);
       }
       const float about = static_cast<float>(mean);
       float first = 0;
       float second = 0;
-      for (std::int64_t i = lane; i < p.width; i += kWarp) {
-        const float d = x[i] - about;
+      for_features([&](std::int64_t, float value, float, float) {
+        const float d = value - about;
         first += d;
         second = fmaf(d, d, second);
-      }
-      first = warp_sum(first);
-      second = warp_sum(second);
+      });
+      first = sum(first);
+      second = sum(second);
       // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the new row are s1 and s2.
       const double seen = static_cast<double>(count + t) * width;
       const double share = 1 / (seen + width);
@@ -60,18 +89,19 @@ __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forwa
       const double step = s1 * share;
       mean += step;
       var = fmax(0.0, (var * seen + s2 - s1 * step) * share);
-      const double rstd = 1 / sqrt(var + p.eps);
+      const double rstd = rsqrt(var + p.eps);
       const float center = static_cast<float>(mean);
       const float scale = static_cast<float>(rstd);
       // What rounding took from the mean, so that y keeps its precision where the mean is large.
       const float shift = static_cast<float>((static_cast<double>(center) - mean) * rstd);
-      for (std::int64_t i = lane; i < p.width; i += kWarp) {
-        const std::int64_t column = g * p.width + i;
-        const float normed = fmaf(x[i] - center, scale, shift);
-        const float result = fmaf(normed, p.weight[column], normed + p.bias[column]);
-        p.y.row(row)[column] = from_f32<T>(result);
-        if (p.exact) p.exact.row(row)[column] = result;
-      }
+      T* const y = p.y.row(row) + g * p.width;
+      float* const exact = p.exact ? p.exact.row(row) + g * p.width : nullptr;
+      for_features([&](std::int64_t i, float value, float w, float offset) {
+        const float normed = fmaf(value - center, scale, shift);
+        const float result = fmaf(normed, w, normed + offset);
+        y[i] = from_f32<T>(result);
+        if (exact != nullptr) exact[i] = result;
+      });
       if (p.saved_mean != nullptr && lane == 0) {
         p.saved_mean[row * p.groups + g] = center;
         p.saved_rstd[row * p.groups + g] = scale;
@@ -88,67 +118,293 @@ __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forwa
   if (p.count != nullptr) p.count[b] = count + p.length;
 }
 
-// One warp a batch element and group, from the last timestep to the first. sums: [B, 2, D] for dweight, dbias.
-__global__ void __launch_bounds__(kWarp)
-    timestep_norm_backward_kernel(std::int64_t length, std::int64_t groups, std::int64_t width, const float* weight,
-                                  Matrix<const float> x, const std::int64_t* count, const float* mean, const float* rstd,
-                                  Matrix<const float> dy, Matrix<float> dx, float* sums, bool accumulate) {
-  const std::int64_t g = blockIdx.x;
-  const std::int64_t b = blockIdx.y;
-  const std::int64_t lane = threadIdx.x;
-  float* dweight = sums + b * 2 * groups * width + g * width;
-  float* dbias = dweight + groups * width;
-  for (std::int64_t i = lane; i < width; i += kWarp) dweight[i] = dbias[i] = 0;
-  // Sums over the later timesteps of r^3 c / n, and of that times the mean less r a / n.
-  double along = 0;
-  double later = 0;
-  for (std::int64_t t = length - 1; t >= 0; --t) {
-    const std::int64_t row = b * length + t;
-    const float* in = x.row(row) + g * width;
-    const float* up = dy.row(row) + g * width;
-    float* out = dx.row(row) + g * width;
-    const float center = mean[row * groups + g];
-    const float scale = rstd[row * groups + g];
-    float first = 0;
-    float second = 0;
-    for (std::int64_t i = lane; i < width; i += kWarp) {
-      const float grad = fmaf(up[i], weight[g * width + i], up[i]);
-      first += grad;
-      second = fmaf(grad, in[i] - center, second);
-    }
-    const double share = 1 / (static_cast<double>(count[b] + t + 1) * static_cast<double>(width));
-    const double r = scale;
-    const double a = warp_sum(first) * share;
-    const double c = r * r * r * (warp_sum(second) * share);
-    const float before = static_cast<float>(later - along * center);
-    along += c;
-    later += c * center - r * a;
-    const float own = static_cast<float>(a);
-    const float slope = static_cast<float>(along);
-    for (std::int64_t i = lane; i < width; i += kWarp) {
-      const float d = up[i];
-      const float from = in[i] - center;
-      const float grad = fmaf(d, weight[g * width + i], d);
-      dweight[i] = fmaf(d, from * scale, dweight[i]);
-      dbias[i] += d;
-      const float change = fmaf(scale, grad - own, fmaf(-slope, from, before));
-      out[i] = accumulate ? out[i] + change : change;
-    }
+// Moments of features: how many, their mean, the sum of their squares about it.
+struct Moments {
+  double n, mean, squares;
+};
+
+__device__ inline Moments join(const Moments& a, const Moments& b) {
+  if (a.n == 0) return b;
+  const double n = a.n + b.n;
+  const double d = b.mean - a.mean;
+  const double share = b.n / n;
+  return {n, a.mean + d * share, a.squares + b.squares + d * d * a.n * share};
+}
+
+// The moments of a group before the tile: those that came in, and of all tiles before it.
+template <class Shape, class T>
+__device__ Moments moments_before(const Forward<T>& p, const TilePlan& plan, const Published& published, const Tile& tile,
+                                  std::int64_t group) {
+  const std::int64_t at = tile.batch * plan.groups + group;
+  const double width = static_cast<double>(plan.width);
+  const std::int64_t count = p.count != nullptr ? p.count[tile.batch] : 0;
+  const unsigned span = tile.step / kSpan;
+  const unsigned in_span = tile.step % kSpan;
+  Moments before{0, 0, 0};
+  if (span > 0) {
+    const double2 v = published_at(published.spans + at * plan.spans() + span);
+    before = {static_cast<double>(count + static_cast<std::int64_t>(span) * kSpan * Shape::kTimesteps) * width, v.x, v.y};
+  } else if (count > 0) {
+    before = {static_cast<double>(count) * width, p.mean[at], 0};
+    before.squares = p.var[at] * before.n;
   }
+  if (in_span == 0) return before;
+  const double n = Shape::kTimesteps * width;
+  double2 held[kSpan / kWarp] = {};
+  double sum = 0;
+  for_published(published.tiles + at * plan.tiles + span * kSpan, in_span, [&](int k, const double2& v) {
+    held[k] = v;
+    sum += v.x;
+  });
+  const double mean = warp_sum(sum) / in_span;
+  double squares = 0;
+#pragma unroll
+  for (int k = 0; k < kSpan / kWarp; ++k) {
+    const double d = threadIdx.x % kWarp + k * kWarp < in_span ? held[k].x - mean : 0;
+    squares += held[k].y + n * d * d;
+  }
+  return join(before, {n * in_span, mean, warp_sum(squares)});
+}
+
+// What a group's y needs in one timestep.
+struct __align__(16) Scale {
+  float center, scale, shift, unused;
+};
+
+template <class Shape>
+constexpr std::size_t forward_shared() {
+  return Shape::kFloats * sizeof(float) + Shape::kTimesteps * kGroupsAtOnce * sizeof(Scale) +
+         Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
+}
+
+// last: [B, G], mean and var after the last timestep, or null.
+template <class Shape, class T>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+    timestep_norm_tiles_kernel(Forward<T> p, TilePlan plan, Published published, double2* last) {
+  constexpr int kRows = Shape::kRows;
+  constexpr int kPacks = Shape::kPacks;
+  constexpr int kN = Shape::kN;
+  extern __shared__ __align__(16) float shared[];
+  Scale* scales = reinterpret_cast<Scale*>(shared + Shape::kFloats);  // [timestep][group]
+  float2* partial = reinterpret_cast<float2*>(scales + Shape::kTimesteps * kGroupsAtOnce);
+  __shared__ float first[Shape::kSlots];
+  __shared__ float centers[kGroupsAtOnce];
+  __shared__ unsigned shared_ticket;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int width = static_cast<int>(plan.width);
+  const unsigned all = plan.chains * plan.tiles;
+  const Place<Shape> place;
+  // With one pack a thread stays in one group of its tiles.
+  const int group = kPacks > 1 ? 0 : place.column(0) / width;
+
+  if (threadIdx.x == 0) shared_ticket = next_ticket(published.ticket);
+  __syncthreads();
+  for (unsigned ticket = shared_ticket; ticket < all;) {
+    const Tile tile = Tile::of<false>(plan, ticket);
+    const std::int64_t row0 = tile.batch * plan.length + tile.begin;
+    const std::int64_t column0 = tile.first_group * plan.width;
+    place.for_each(tile, [&](int r, int c, int row, int column) {
+      __pipeline_memcpy_async(place.pack(shared, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
+    });
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+
+    // What all values of a group are measured from: the mean of its first timestep in the tile.
+    if (place.lane == 0) {
+      float total = 0;
+#pragma unroll
+      for (int c = 0; c < kPacks; ++c) {
+        if (place.column(c) >= tile.columns) continue;
+        float x[kN];
+        load_f32(place.pack(shared, 0, c), x);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) total += x[j];
+      }
+      first[place.slot] = total;
+    }
+    __syncthreads();
+    const int slots = kPacks > 1 ? Shape::kSlots : width / kN;
+    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
+      float total = 0;
+      for (int i = lane; i < slots; i += kWarp) total += first[g * slots + i];
+      total = warp_sum(total);
+      if (lane == 0) centers[g] = total / static_cast<float>(width);
+    }
+    __syncthreads();
+    const float center = group < tile.groups ? centers[group] : 0.0F;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      float2 sums = {0, 0};
+#pragma unroll
+      for (int c = 0; c < kPacks; ++c) {
+        if (place.row(r) >= tile.rows || place.column(c) >= tile.columns) continue;
+        float x[kN];
+        load_f32(place.pack(shared, r, c), x);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          const float d = x[j] - center;
+          sums.x += d;
+          sums.y = fmaf(d, d, sums.y);
+        }
+      }
+      partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = sums;
+    }
+    __syncthreads();
+
+    // A warp a group, a lane a timestep.
+    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
+      double s1 = 0;
+      double s2 = 0;
+      if (lane < tile.rows) {
+        const float2 sums = sum_slots<Shape>(partial, lane, g, width);
+        s1 = sums.x;
+        s2 = sums.y;
+      }
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const double other1 = __shfl_up_sync(0xffffffffU, s1, offset);
+        const double other2 = __shfl_up_sync(0xffffffffU, s2, offset);
+        if (lane >= offset) {
+          s1 += other1;
+          s2 += other2;
+        }
+      }
+      const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
+      const double about = centers[g];
+      Moments own{static_cast<double>(tile.rows) * width, 0, 0};
+      const double total = __shfl_sync(0xffffffffU, s1, kWarp - 1);
+      own.mean = total / own.n;
+      own.squares = fmax(0.0, __shfl_sync(0xffffffffU, s2, kWarp - 1) - total * own.mean);
+      own.mean += about;
+      const bool final = tile.step + 1 == plan.tiles;
+      if (lane == 0 && !final) publish(published.tiles + at * plan.tiles + tile.step, own.mean, own.squares);
+      Moments before = moments_before<Shape>(p, plan, published, tile, tile.first_group + g);
+      if (final || tile.step % kSpan == kSpan - 1) {
+        const Moments now = join(before, own);
+        if (lane == 0 && !final) publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, now.mean, now.squares);
+        if (lane == 0 && final && last != nullptr) last[at] = {now.mean, now.squares / now.n};
+      }
+      if (before.n == 0) before.mean = about;
+      // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the tile's timesteps up to this one:
+      const double e = about - before.mean;
+      const double features = static_cast<double>(lane + 1) * width;
+      const double t1 = s1 + features * e;
+      const double t2 = s2 + e * (s1 + t1);
+      const double share = 1 / (before.n + features);
+      const double step = t1 * share;
+      const double mean = before.mean + step;
+      const double var = fmax(0.0, (before.squares + t2 - t1 * step) * share);
+      const double rstd = rsqrt(var + p.eps);
+      const float at_center = static_cast<float>(mean);
+      // The shift is what rounding took from the mean, so that y keeps its precision where the mean is large.
+      if (lane < tile.rows) {
+        scales[lane * kGroupsAtOnce + g] = {at_center, static_cast<float>(rstd),
+                                            static_cast<float>((static_cast<double>(at_center) - mean) * rstd), 0};
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) ticket = next_ticket(published.ticket);
+
+#pragma unroll
+    for (int c = 0; c < kPacks; ++c) {
+      const int column = place.column(c);
+      if (column >= tile.columns) continue;
+      float weight[kN];
+      float bias[kN];
+      load_f32(p.weight + column0 + column, weight);
+      load_f32(p.bias + column0 + column, bias);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (place.row(r) >= tile.rows) continue;
+        const Scale s = scales[place.row(r) * kGroupsAtOnce + group];
+        float x[kN];
+        load_f32(place.pack(shared, r, c), x);
+        float result[kN];
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          const float normed = fmaf(x[j] - s.center, s.scale, s.shift);
+          result[j] = fmaf(normed, weight[j], normed + bias[j]);
+        }
+        const std::int64_t row = row0 + place.row(r);
+        store_f32(p.y.row(row) + column0 + column, result);
+        if (p.exact) store_f32(p.exact.row(row) + column0 + column, result);
+      }
+    }
+    if (p.saved_mean != nullptr) {
+      for (int i = static_cast<int>(threadIdx.x); i < tile.rows * tile.groups; i += kTileThreads) {
+        const int row = i / tile.groups;
+        const int g = i - row * tile.groups;
+        const Scale s = scales[row * kGroupsAtOnce + g];
+        p.saved_mean[(row0 + row) * plan.groups + tile.first_group + g] = s.center;
+        p.saved_rstd[(row0 + row) * plan.groups + tile.first_group + g] = s.scale;
+      }
+    }
+    if (threadIdx.x == 0) shared_ticket = ticket;
+    __syncthreads();
+    ticket = shared_ticket;
+  }
+}
+
+// Moves the state on when all tiles have read it.
+template <class T>
+__global__ void timestep_norm_carry_kernel(Forward<T> p, std::int64_t batch, const double2* last) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (std::int64_t b = first; b < batch; b += stride) {
+    const std::int64_t count = p.count != nullptr ? p.count[b] : 0;
+    if (p.saved_count != nullptr) p.saved_count[b] = count;
+    if (p.count != nullptr) p.count[b] = count + p.length;
+  }
+  if (p.count == nullptr) return;
+  for (std::int64_t i = first; i < batch * p.groups; i += stride) {
+    p.mean[i] = last[i].x;
+    p.var[i] = last[i].y;
+  }
+}
+
+template <class Shape, class T>
+void forward_tiles(Context& ctx, const TimestepNorm& op, std::int64_t batch, const Forward<T>& p) {
+  const TilePlan plan = plan_tiles<Shape>(op, batch, p.length);
+  ArenaScope scope(ctx.workspace());
+  Published published{};
+  const std::size_t bytes = Published::take(ctx.workspace(), plan, false, &published);
+  auto* last = pointer<double2>(ctx.workspace().allocate(DType::F64, {batch, op.groups, 2}));
+  check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_forward");
+  const auto kernel = timestep_norm_tiles_kernel<Shape, T>;
+  constexpr auto kShared = static_cast<int>(forward_shared<Shape>());
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_forward");
+  const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
+  const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, last);
+  check_launch("timestep_norm_forward");
+  if (p.count == nullptr && p.saved_count == nullptr) return;
+  const std::int64_t carry = std::min<std::int64_t>(1024, ceil_div(batch * op.groups, 128));
+  timestep_norm_carry_kernel<T><<<static_cast<unsigned>(carry), 128, 0, stream_of(ctx)>>>(p, batch, last);
+  check_launch("timestep_norm_forward");
 }
 
 }  // namespace
 
-std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t) {
-  Arena arena = Arena::counter();
-  arena.allocate(DType::F32, {batch, 2, op.dim});
-  return arena.peak();
+std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length) {
+  std::size_t most = timestep_norm_backward_bytes(op, batch, length);
+  for (const bool packed : {false, true}) {
+    with_tile_shape<kForwardRows>(op, packed, [&](auto shape) {
+      Arena arena = Arena::counter();
+      Published published{};
+      Published::take(arena, plan_tiles<decltype(shape)>(op, batch, length), false, &published);
+      arena.allocate(DType::F64, {batch, op.groups, 2});
+      most = std::max(most, arena.peak());
+    });
+  }
+  return most;
 }
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
   const std::int64_t batch = x.shape()[0];
   if (batch == 0) return;
+  require_tiles(op);
   with_type(y.dtype(), [&](auto element) {
     using T = decltype(element);
     const Forward<T> p{x.shape()[1],
@@ -166,25 +422,14 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                        pointer<std::int64_t>(saved.count),
                        pointer<float>(saved.mean),
                        pointer<float>(saved.rstd)};
-    timestep_norm_steps_kernel<T><<<static_cast<unsigned>(batch), kStepThreads, 0, stream_of(ctx)>>>(p);
-    check_launch("timestep_norm_forward");
+    if (p.length <= kFewSteps) {
+      timestep_norm_steps_kernel<T><<<static_cast<unsigned>(batch), kStepThreads, 0, stream_of(ctx)>>>(p);
+      return check_launch("timestep_norm_forward");
+    }
+    const bool packed =
+        p.width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y) && can_pack<4>(exact);
+    with_tile_shape<kForwardRows>(op, packed, [&](auto shape) { forward_tiles<decltype(shape)>(ctx, op, batch, p); });
   });
-}
-
-void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
-                            const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate) {
-  const std::int64_t batch = x.shape()[0];
-  if (x.rows() == 0) return;
-  ArenaScope scope(ctx.workspace());
-  const Tensor sums = ctx.workspace().allocate(DType::F32, {batch, 2, op.dim});
-  timestep_norm_backward_kernel<<<dim3(static_cast<unsigned>(op.groups), static_cast<unsigned>(batch)), kWarp, 0,
-                                  stream_of(ctx)>>>(x.shape()[1], op.groups, op.dim / op.groups, pointer<const float>(weight),
-                                                    matrix<const float>(x), pointer<const std::int64_t>(saved.count),
-                                                    pointer<const float>(saved.mean), pointer<const float>(saved.rstd),
-                                                    matrix<const float>(dy), matrix<float>(dx), pointer<float>(sums), accumulate);
-  check_launch("timestep_norm_backward");
-  add_column_sums(stream_of(ctx), pointer<float>(sums), batch, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
 }
 
 }  // namespace megalodon::cuda

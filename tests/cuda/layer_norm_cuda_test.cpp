@@ -34,6 +34,13 @@ TEST_P(LayerNormCudaTest, AgreesWithTheCpu) {
     const auto dx = both.output("dx", shape, tolerance::of(dtype, gradient), dtype, gap);
     const auto dweight = has_weight ? both.updated("dweight", normal(dim, 5), {dim}, gradient) : kNone;
     const auto dbias = has_bias ? both.updated("dbias", normal(dim, 6), {dim}, gradient) : kNone;
+    // x + a, and y once more.
+    const auto a = both.input(normal(count, 8), shape, dtype, 2 * gap);
+    const auto y_of_sum = both.output("y of x + a", shape, forward, dtype, gap);
+    const auto sum_mean = both.output("mean of x + a", {batch, length}, gradient);
+    const auto sum_rstd = both.output("rstd of x + a", {batch, length}, gradient);
+    const auto sum_dx = both.output("dx of x + a", shape, tolerance::of(dtype, gradient), dtype, gap);
+    const auto again = both.output("y again", shape, forward, dtype, gap);
     // The gradient of a residual, and what may be the same memory, which is float32 only.
     const auto sum = both.updated("sum", normal(count, 7), shape, gradient, DType::F32, gap);
     const auto x_and_y = both.updated("y over x", normal(count, 1), shape, tolerance::kForward, DType::F32, gap);
@@ -44,6 +51,10 @@ TEST_P(LayerNormCudaTest, AgreesWithTheCpu) {
       layer_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias), {});
       layer_norm_forward(ctx, op, t(weight), t(bias), t(x_and_y), t(x_and_y), {});
       layer_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight), t(dbias), t(sum));
+      const LayerNormSaved of_sum{t(sum_mean), t(sum_rstd)};
+      layer_norm_forward(ctx, op, t(weight), t(bias), t(x), t(y_of_sum), of_sum, t(a));
+      layer_norm_backward(ctx, op, t(weight), t(x), of_sum, t(dy), t(sum_dx), t(dweight), t(dbias), t(sum), t(a), t(bias),
+                          t(again));
     });
   }
 }

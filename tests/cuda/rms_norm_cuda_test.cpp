@@ -29,6 +29,7 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
     const auto rstd = both.output("rstd", {batch, length}, tolerance::kGradient);
     const auto dx = both.output("dx", shape, tolerance::kGradient, DType::F32, gap);
     const auto dweight = affine ? both.updated("dweight", normal(dim, 4), {dim}, tolerance::kGradient) : BothDevices::kNone;
+    const auto again = both.output("y again", shape, tolerance::of(dtype, tolerance::kForward), dtype, 2 * gap);
     // In place.
     const auto x_and_y = both.updated("y over x", normal(count, 1), shape, tolerance::of(dtype, tolerance::kForward), dtype, gap);
     const auto dy_and_dx = both.updated("dx over dy", normal(count, 2), shape, tolerance::kGradient, DType::F32, gap);
@@ -38,7 +39,7 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
       rms_norm_forward(ctx, op, t(weight), t(x), t(y), saved);
       rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight));
       rms_norm_forward(ctx, op, t(weight), t(x_and_y), t(x_and_y), {});
-      rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight_too));
+      rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight_too), t(again));
     });
   }
 }

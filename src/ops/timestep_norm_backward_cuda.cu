@@ -1,0 +1,325 @@
+// With u_t = r_t^3 c_t / n_t and v_t = u_t mean_t - r_t a_t / n_t, summed over the later timesteps from the last tile to the
+// first:
+//   dx_s = r_s (g_s - a_s / n_s) + later_s - along_s (x_s - mean_s)
+//   along_s = sum over t >= s of u_t,  later_s = sum over t > s of v_t - mean_s * sum over t > s of u_t.
+// The two sums are float64, which leaves enough where the mean is large.
+#include "megalodon/error.h"
+#include "ops/timestep_norm_tiles.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr int kBackwardRows = 8;  // timesteps of a thread in a tile
+constexpr int kTileBlocks = 3;    // on a multiprocessor
+constexpr unsigned kTilesInWork = 1056;
+
+struct Backward {
+  const float* weight;
+  Matrix<const float> x, dy;
+  Matrix<float> dx;
+  const std::int64_t* count;
+  const float *mean, *rstd;
+  // [B, ring, 2, D]: the gradients of weight and bias of a chain's tiles; tile i adds to what tile i - ring left in its place.
+  float* gradients;
+  unsigned ring;
+};
+
+// The places of a chain: more than its tiles that can be in work, so that nobody waits for one, and few enough to stay in cache.
+unsigned ring_of(const TilePlan& plan) {
+  return std::min(plan.tiles, std::max(4U, static_cast<unsigned>(ceil_div(kTilesInWork, plan.chains))));
+}
+
+struct __align__(8) Saved {
+  float mean, rstd;
+};
+// What a group's dx needs in one timestep besides.
+struct __align__(16) Sums {
+  float own, later, along, unused;
+};
+
+template <class Shape>
+constexpr std::size_t backward_shared() {
+  constexpr std::size_t kEntries = Shape::kTimesteps * kGroupsAtOnce;
+  return Shape::kFloats * sizeof(float) + kEntries * (sizeof(Sums) + sizeof(Saved)) +
+         Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
+}
+
+// The sums of a group over all timesteps after the tile.
+__device__ inline double2 sums_after(const TilePlan& plan, const Published& published, const Tile& tile, std::int64_t group) {
+  const std::int64_t at = tile.batch * plan.groups + group;
+  const unsigned span = tile.step / kSpan;
+  const unsigned in_span = tile.step % kSpan;
+  double2 sums = {0, 0};
+  if (span > 0) sums = published_at(published.spans + at * plan.spans() + span);
+  if (in_span == 0) return sums;
+  double2 in = {0, 0};
+  for_published(published.tiles + at * plan.tiles + span * kSpan, in_span, [&](int, const double2& v) {
+    in.x += v.x;
+    in.y += v.y;
+  });
+  return {sums.x + warp_sum(in.x), sums.y + warp_sum(in.y)};
+}
+
+template <class Shape, bool Accumulate>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
+    timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published) {
+  constexpr int kRows = Shape::kRows;
+  constexpr int kPacks = Shape::kPacks;
+  constexpr int kN = Shape::kN;
+  extern __shared__ __align__(16) float shared[];
+  Sums* const sums = reinterpret_cast<Sums*>(shared + Shape::kFloats);
+  Saved* const saved = reinterpret_cast<Saved*>(sums + Shape::kTimesteps * kGroupsAtOnce);
+  float2* const partial = reinterpret_cast<float2*>(saved + Shape::kTimesteps * kGroupsAtOnce);
+  __shared__ unsigned shared_ticket;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int width = static_cast<int>(plan.width);
+  const std::int64_t dim = plan.groups * plan.width;
+  const unsigned all = plan.chains * plan.tiles;
+  const Place<Shape> place;
+  const int group = kPacks > 1 ? 0 : place.column(0) / width;
+  if (threadIdx.x == 0) shared_ticket = next_ticket(published.ticket);
+  __syncthreads();
+  for (unsigned ticket = shared_ticket; ticket < all;) {
+    const Tile tile = Tile::of<true>(plan, ticket);
+    const std::int64_t row0 = tile.batch * plan.length + tile.begin;
+    const std::int64_t column0 = tile.first_group * plan.width;
+    // x stays in shared memory, dy in registers: there is not room for both.
+    float dy[kRows][kPacks][kN] = {};
+    place.for_each(tile, [&](int r, int c, int row, int column) {
+      __pipeline_memcpy_async(place.pack(shared, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
+      load_f32(p.dy.row(row0 + row) + column0 + column, dy[r][c]);
+    });
+    __pipeline_commit();
+    for (int i = static_cast<int>(threadIdx.x); i < tile.rows * tile.groups; i += kTileThreads) {
+      const int row = i / tile.groups;
+      const int g = i - row * tile.groups;
+      const std::int64_t from = (row0 + row) * plan.groups + tile.first_group + g;
+      saved[row * kGroupsAtOnce + g] = {p.mean[from], p.rstd[from]};
+    }
+    const bool adds = tile.step >= p.ring;
+    if (threadIdx.x == kTileThreads - 1 && adds) wait_until_done(published.done + tile.chain * plan.tiles + tile.step - p.ring);
+    __pipeline_wait_prior(0);
+    __syncthreads();
+
+    // What a timestep's slot adds to a_t and c_t.
+    float2 parts[kRows] = {};
+#pragma unroll
+    for (int c = 0; c < kPacks; ++c) {
+      if (place.column(c) >= tile.columns) continue;
+      float weight[kN];
+      load_f32(p.weight + column0 + place.column(c), weight);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (place.row(r) >= tile.rows) continue;
+        const Saved s = saved[place.row(r) * kGroupsAtOnce + group];
+        float x[kN];
+        load_f32(place.pack(shared, r, c), x);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          const float from = x[j] - s.mean;
+          const float g = fmaf(dy[r][c][j], weight[j], dy[r][c][j]);
+          parts[r].x += g;
+          parts[r].y = fmaf(g, from, parts[r].y);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = parts[r];
+    __syncthreads();
+
+    // A warp a group, a lane a timestep.
+    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
+      double u = 0;
+      double v = 0;
+      float a = 0;
+      double center = 0;
+      if (lane < tile.rows) {
+        const float2 total = sum_slots<Shape>(partial, lane, g, width);
+        const Saved s = saved[lane * kGroupsAtOnce + g];
+        const std::int64_t seen = p.count[tile.batch] + tile.begin + lane + 1;
+        const double share = 1 / (static_cast<double>(seen) * width);
+        const double r = s.rstd;
+        center = s.mean;
+        u = r * r * r * (total.y * share);
+        v = u * center - r * (total.x * share);
+        a = static_cast<float>(total.x * share);
+      }
+      const double own_u = u;
+      const double own_v = v;
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const double other_u = __shfl_down_sync(0xffffffffU, u, offset);
+        const double other_v = __shfl_down_sync(0xffffffffU, v, offset);
+        if (lane + offset < kWarp) {
+          u += other_u;
+          v += other_v;
+        }
+      }
+      const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
+      const double tile_u = __shfl_sync(0xffffffffU, u, 0);
+      const double tile_v = __shfl_sync(0xffffffffU, v, 0);
+      const bool last = tile.step + 1 == plan.tiles;
+      if (lane == 0 && !last) publish(published.tiles + at * plan.tiles + tile.step, tile_u, tile_v);
+      const double2 later = sums_after(plan, published, tile, tile.first_group + g);
+      if (lane == 0 && !last && tile.step % kSpan == kSpan - 1) {
+        publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, later.x + tile_u, later.y + tile_v);
+      }
+      if (lane < tile.rows) {
+        const double after_u = later.x + (u - own_u);
+        sums[lane * kGroupsAtOnce + g] = {a, static_cast<float>(later.y + (v - own_v) - center * after_u),
+                                          static_cast<float>(later.x + u), 0};
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) ticket = next_ticket(published.ticket);
+
+    float gradients[2][kPacks][kN] = {};  // of weight and bias, over the thread's timesteps
+#pragma unroll
+    for (int c = 0; c < kPacks; ++c) {
+      const int column = place.column(c);
+      if (column >= tile.columns) continue;
+      float weight[kN];
+      load_f32(p.weight + column0 + column, weight);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (place.row(r) >= tile.rows) continue;
+        const Saved s = saved[place.row(r) * kGroupsAtOnce + group];
+        const Sums t = sums[place.row(r) * kGroupsAtOnce + group];
+        float* out = p.dx.row(row0 + place.row(r)) + column0 + column;
+        float x[kN];
+        load_f32(place.pack(shared, r, c), x);
+        float result[kN];
+        if constexpr (Accumulate) load_f32(out, result);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          const float from = x[j] - s.mean;
+          const float g = fmaf(dy[r][c][j], weight[j], dy[r][c][j]);
+          const float change = fmaf(s.rstd, g - t.own, fmaf(-t.along, from, t.later));
+          gradients[0][c][j] = fmaf(dy[r][c][j], from * s.rstd, gradients[0][c][j]);
+          gradients[1][c][j] += dy[r][c][j];
+          result[j] = Accumulate ? result[j] + change : change;
+        }
+        store_f32(out, result);
+      }
+    }
+    // The lanes of timesteps share their gradients of the parameters, in the place of `partial`.
+    if constexpr (Shape::kLanes > 1) {
+      static_assert(Shape::kLanes == 2 && kPacks == 1);
+      float* shares = reinterpret_cast<float*>(partial) + place.slot * 2 * kN;
+      if (place.lane == 1) {
+        store_f32(shares, gradients[0][0]);
+        store_f32(shares + kN, gradients[1][0]);
+      }
+      __syncthreads();
+      if (place.lane == 0) {
+        float other[2][kN];
+        load_f32(shares, other[0]);
+        load_f32(shares + kN, other[1]);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          gradients[0][0][j] += other[0][j];
+          gradients[1][0][j] += other[1][j];
+        }
+      }
+    }
+    if (place.lane == 0) {
+      float* to = p.gradients + (tile.batch * p.ring + tile.step % p.ring) * 2 * dim + column0;
+#pragma unroll
+      for (int c = 0; c < kPacks; ++c) {
+        const int column = place.column(c);
+        if (column >= tile.columns) continue;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          if (adds) {
+#pragma unroll
+            for (int j = 0; j < kN; ++j) gradients[k][c][j] += __ldcg(to + k * dim + column + j);
+          }
+          store_f32(to + k * dim + column, gradients[k][c]);
+        }
+      }
+    }
+    if (threadIdx.x == 0) shared_ticket = ticket;
+    __syncthreads();  // all have written their gradients, and are done with the shared memory
+    if (threadIdx.x == 0 && tile.step + p.ring < plan.tiles) set_done(published.done + tile.chain * plan.tiles + tile.step);
+    ticket = shared_ticket;
+  }
+}
+
+template <class Shape>
+void backward_tiles(Context& ctx, const TilePlan& plan, Backward p, const Published& published, std::size_t bytes,
+                    bool accumulate) {
+  check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_backward");
+  const auto kernel = accumulate ? timestep_norm_backward_kernel<Shape, true> : timestep_norm_backward_kernel<Shape, false>;
+  constexpr auto kShared = static_cast<int>(backward_shared<Shape>());
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_backward");
+  const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
+  const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published);
+  check_launch("timestep_norm_backward");
+}
+
+// Takes backward's workspace from the arena, or counts it.
+struct Workspace {
+  Published published{};
+  std::size_t bytes;
+  Tensor gradients;
+
+  Workspace(Arena& arena, const TimestepNorm& op, std::int64_t batch, const TilePlan& plan)
+      : bytes(Published::take(arena, plan, true, &published)),
+        gradients(arena.allocate(DType::F32, {batch, static_cast<std::int64_t>(ring_of(plan)), 2, op.dim})) {}
+};
+
+}  // namespace
+
+void require_tiles(const TimestepNorm& op) {
+  constexpr std::int64_t kWidest = 8192;
+  if (op.dim / op.groups > kWidest) {
+    throw Error(ErrorKind::Unsupported,
+                "groups of " + std::to_string(op.dim / op.groups) + " features on a GPU; at most " + std::to_string(kWidest) +
+                    " are supported",
+                "timestep_norm");
+  }
+}
+
+std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length) {
+  std::size_t most = 0;
+  if (batch * length == 0) return most;
+  for (const bool packed : {false, true}) {
+    with_tile_shape<kBackwardRows>(op, packed, [&](auto shape) {
+      Arena arena = Arena::counter();
+      const Workspace workspace(arena, op, batch, plan_tiles<decltype(shape)>(op, batch, length));
+      most = std::max(most, arena.peak());
+    });
+  }
+  return most;
+}
+
+void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
+                            const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
+                            const Tensor& dbias, bool accumulate) {
+  if (x.rows() == 0) return;
+  require_tiles(op);
+  const std::int64_t batch = x.shape()[0];
+  const bool packed = op.dim / op.groups % 4 == 0 && can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
+  with_tile_shape<kBackwardRows>(op, packed, [&](auto shape) {
+    using Shape = decltype(shape);
+    const TilePlan plan = plan_tiles<Shape>(op, batch, x.shape()[1]);
+    ArenaScope scope(ctx.workspace());
+    const Workspace workspace(ctx.workspace(), op, batch, plan);
+    const Backward p{pointer<const float>(weight),
+                     matrix<const float>(x),
+                     matrix<const float>(dy),
+                     matrix<float>(dx),
+                     pointer<const std::int64_t>(saved.count),
+                     pointer<const float>(saved.mean),
+                     pointer<const float>(saved.rstd),
+                     pointer<float>(workspace.gradients),
+                     ring_of(plan)};
+    backward_tiles<Shape>(ctx, plan, p, workspace.published, workspace.bytes, accumulate);
+    add_column_sums(stream_of(ctx), p.gradients, batch * p.ring, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
+  });
+}
+
+}  // namespace megalodon::cuda
