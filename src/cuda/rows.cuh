@@ -344,9 +344,8 @@ class ColumnSums {
 template <class Team, class... Parameters, class... Arguments>
 void launch_rows(const char* op, cudaStream_t stream, void (*kernel)(Parameters...), dim3 blocks, std::size_t shared,
                  Arguments... arguments) {
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), op);
-  }
+  // Asked for always: what a kernel has besides counts toward the 48 KiB that need no asking.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), op);
   kernel<<<blocks, Team::kBlock, shared, stream>>>(arguments...);
   check_launch(op);
 }

@@ -23,7 +23,6 @@ BlockOps::BlockOps(const ModelConfig& c)
       cema{c.model_dim, c.cema_ndim},
       rms{c.model_dim, c.norm_eps},
       head{c.num_heads, c.z_head_dim(), c.norm_eps},
-      rotary{c.num_heads, c.z_head_dim(), c.chunk_size, c.rope_base_or_default()},
       attention{c.num_heads, c.z_head_dim(), c.v_head_dim(), c.chunk_size},
       nffn{c.model_dim, c.norm_eps},
       wv{c.model_dim, c.value_dim},
@@ -95,9 +94,7 @@ Attention attention_of(const BlockOps& op, std::int64_t begin, const Masks& mask
 // q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
 void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
                          const Packed& a, const BlockSaved& s, const BlockScratch& t) {
-  head_norm_forward(ctx, op.head, p.gamma, p.beta, a.z, t.unrotated_q, t.unrotated_k, s.head);
-  rotary_forward(ctx, op.rotary, table, positions, t.unrotated_q, t.q);
-  rotary_forward(ctx, op.rotary, table, positions, t.unrotated_k, t.k);
+  head_norm_forward(ctx, op.head, p.gamma, p.beta, {table, positions}, a.z, t.q, t.k, s.head);
   silu_gate_forward(ctx, s.v, Tensor(), t.v);
 }
 
@@ -182,9 +179,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   queries_keys_values(ctx, op, p, table, positions, a, s, t);
   attention_backward(ctx, attention_of(op, 0, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
-  rotary_backward(ctx, op.rotary, table, positions, d.d_q, d.d_q);
-  rotary_backward(ctx, op.rotary, table, positions, d.d_k, d.d_k);
-  head_norm_backward(ctx, op.head, p.gamma, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
+  head_norm_backward(ctx, op.head, p.gamma, {table, positions}, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx, then of ce; d_b = gradient of tn.
   linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
@@ -223,8 +218,6 @@ template <class Visit>
 void visit_scratch(const ModelConfig& c, DType dtype, BlockScratch& t, Visit&& visit) {
   visit(t.tn, DType::F32, c.model_dim);
   visit(t.mx, dtype, c.model_dim);
-  visit(t.unrotated_q, DType::F32, c.z_dim);
-  visit(t.unrotated_k, DType::F32, c.z_dim);
   visit(t.q, dtype, c.z_dim);
   visit(t.k, dtype, c.z_dim);
   visit(t.v, dtype, c.value_dim);
@@ -261,12 +254,9 @@ BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, s
                               bool exact_average) {
   BlockScratch t;
   visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
-    const bool is_spare =
-        (dtype == DType::F32 && (&tensor == &t.q || &tensor == &t.k || &tensor == &t.tn)) || (!exact_average && &tensor == &t.tn);
+    const bool is_spare = &tensor == &t.tn && (dtype == DType::F32 || !exact_average);
     if (!is_spare) tensor = arena.allocate(element, {batch, length, width});
   });
-  if (!t.q) t.q = t.unrotated_q;
-  if (!t.k) t.k = t.unrotated_k;
   return t;
 }
 

@@ -14,7 +14,6 @@
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
-#include "ops/rotary.h"
 #include "ops/timestep_norm.h"
 
 namespace megalodon {
@@ -28,7 +27,6 @@ struct BlockOps {
   Cema cema;
   RmsNorm rms;
   HeadNorm head;
-  Rotary rotary;
   Attention attention;
   LayerNorm nffn;
   Linear wv, wzrh, wh2, fc13, fc2;
@@ -72,14 +70,13 @@ struct BlockSaved {
 
 // Values that backward computes again: one set serves all blocks.
 struct BlockScratch {
-  Tensor tn;                        // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves
-  Tensor mx;                        // [B, L, D] T the normed average
-  Tensor unrotated_q, unrotated_k;  // [B, L, Z] before the rotation; with float32 the same memory as q and k
-  Tensor q, k;                      // [B, L, Z] T rotated queries and keys
-  Tensor v;                         // [B, L, V] T values
-  Tensor gated;                     // [B, L, V] T o * silu(r)
-  Tensor n;                         // [B, L, D] T the feed-forward's normed input; also what it adds
-  Tensor hidden;                    // [B, L, F] T
+  Tensor tn;      // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves
+  Tensor mx;      // [B, L, D] T the normed average
+  Tensor q, k;    // [B, L, Z] T rotated queries and keys
+  Tensor v;       // [B, L, V] T values
+  Tensor gated;   // [B, L, V] T o * silu(r)
+  Tensor n;       // [B, L, D] T the feed-forward's normed input; also what it adds
+  Tensor hidden;  // [B, L, F] T
 };
 
 struct BlockGradients {
