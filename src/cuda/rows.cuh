@@ -1,9 +1,6 @@
-// Norms over rows. A team of threads, some of a warp or a block, walks over rows: it holds one in registers between its uses
-// while the next ones are on their way into shared memory. Sums over rows stay in its registers until its last row, then go to
-// the workspace, and a second kernel adds those of all blocks up.
+// Norms over rows. A team of threads, a warp or a block, holds a row in registers between its uses and walks over rows; sums over
+// rows stay in its registers until its last row, then go to the workspace, and a second kernel adds those of all blocks up.
 #pragma once
-
-#include <cuda_pipeline.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -13,8 +10,9 @@
 
 namespace megalodon::cuda {
 
-// Threads of a team, and how many packs of four adjacent elements each of them holds of a row. Packs 0 is for rows of any length
-// and alignment: they are read again for each use, and sums over rows are kept in the workspace.
+// Threads of a team (16, or a multiple of a warp), and how many packs of four adjacent elements each of them holds of a row.
+// Packs 0 is for rows of any length and alignment: they are read again for each use, and sums over rows are kept in the
+// workspace.
 template <int Threads, int Packs>
 struct RowTeam {
   static constexpr int kThreads = Threads;
@@ -22,8 +20,7 @@ struct RowTeam {
   static constexpr int kHeld = Packs > 0 ? Packs : 1;
   static constexpr int kN = Packs > 0 ? 4 : 1;
   static constexpr int kBlock = Threads <= kWarp ? 256 : Threads;
-  static constexpr int kTeams = kBlock / Threads;                      // of a block
-  static constexpr int kAhead = Packs > 2 && Threads > kWarp ? 1 : 2;  // rows that are on their way
+  static constexpr int kTeams = kBlock / Threads;  // of a block
 
   // Blocks that fit on a multiprocessor, when each thread keeps `rows` values for each of its columns.
   static constexpr int blocks_at_once(int rows) {
@@ -31,11 +28,6 @@ struct RowTeam {
     const int blocks = 65536 / (kBlock * registers);
     return blocks < 1 ? 1 : std::min(blocks, (kPacks > 0 ? 2048 : 1024) / kBlock);
   }
-  // This thread's team.
-  static __device__ __forceinline__ std::int64_t first_row() {
-    return static_cast<std::int64_t>(blockIdx.x) * kTeams + threadIdx.x / Threads;
-  }
-  static __device__ __forceinline__ bool is_first_thread() { return threadIdx.x % Threads == 0; }
 };
 
 // Calls body(team) with the team for rows of `dim` elements; `packed` says whether all rows may be read four elements at once.
@@ -48,7 +40,7 @@ void with_row_team(std::int64_t dim, bool packed, Body&& body) {
   if (dim <= 1024) return body(RowTeam<128, 2>());
   if (dim <= 2048) return body(RowTeam<256, 2>());
   if (dim <= 4096) return body(RowTeam<512, 2>());
-  return body(RowTeam<512, 4>());
+  return body(RowTeam<1024, 2>());
 }
 
 // The number of blocks for `rows` rows: those that fit at once. On a GPU of more than kMaxMultiprocessors some stay idle, which
@@ -75,185 +67,78 @@ __device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
   }
 }
 
-// What all rows have in common, a weight say, as float32: each thread's columns of it in shared memory, or for Packs 0 read where
-// they are used. Null reads as zeros.
-template <class Team>
-class CommonRow {
+// A row of T as float32, or the sum of it and one of A: held, or for Packs 0 read where it is used. Null reads as zeros.
+template <class Team, class T, class A = T>
+class Row {
  public:
-  static constexpr std::size_t kBytes = Team::kPacks == 0 ? 0 : Team::kBlock * Team::kHeld * Team::kN * sizeof(float);
-
-  __device__ __forceinline__ CommonRow(const float* row, std::int64_t dim, std::byte*& shared)
-      : row_(row), shared_(reinterpret_cast<float*>(shared) + threadIdx.x * Team::kN) {
-    shared += kBytes;
+  __device__ __forceinline__ void read(const T* row, std::int64_t dim, const A* added = nullptr) {
+    row_ = row;
+    added_ = added;
     if constexpr (Team::kPacks > 0) {
       for_row<Team>(dim, [&](int i, std::int64_t column) {
-        float values[Team::kN] = {};
-        if (row != nullptr) load_f32(row + column, values);
-        store_f32(shared_ + i * Team::kBlock * Team::kN, values);
+        if (row != nullptr) {
+          load_f32(row + column, values_[i]);
+        } else {
+#pragma unroll
+          for (int j = 0; j < Team::kN; ++j) values_[i][j] = 0;
+        }
       });
+      if (added == nullptr) return;
+      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
+      add(dim);
     }
   }
-  __device__ __forceinline__ void get(int i, std::int64_t column, float (&values)[Team::kN]) const {
+  // The same of a row that is not null in two: it is on its way, while the one before is in use, until take().
+  __device__ __forceinline__ void fetch(const T* row, std::int64_t dim, const A* added = nullptr) {
     if constexpr (Team::kPacks > 0) {
-      load_f32(shared_ + i * Team::kBlock * Team::kN, values);
-    } else {
-      values[0] = row_ != nullptr ? row_[column] : 0.0F;
+      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_[i] = load_pack<Team::kN>(row + column); });
+      if (added == nullptr) return;
+      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
     }
   }
-
- private:
-  const float* row_;
-  float* shared_;
-};
-
-// One after the other, the rows of a matrix as float32; null reads as zeros. Of kBytes of shared memory each thread has its own:
-// it reads there what it has fetched itself. For Packs 0 a row is read where it is used.
-template <class Team, class T>
-class RowStream {
- public:
-  static constexpr std::size_t kBytes = Team::kPacks == 0 ? 0 : Team::kAhead * Team::kBlock * Team::kHeld * Team::kN * sizeof(T);
-
-  // Rows begin at column `at` of the matrix; takes its part of the shared memory.
-  __device__ __forceinline__ RowStream(const Matrix<const T>& from, std::int64_t at, std::int64_t dim, std::byte*& shared)
-      : from_(from), at_(at), dim_(dim), shared_(reinterpret_cast<T*>(shared)) {
-    shared += kBytes;
-  }
-  __device__ __forceinline__ void fetch(int stage, std::int64_t row) {
-    if (!from_) return;
-    const T* from = from_.row(row) + at_;
-    for_row<Team>(
-        dim_, [&](int i, std::int64_t column) { __pipeline_memcpy_async(pack(stage, i), from + column, Team::kN * sizeof(T)); });
-  }
-  __device__ __forceinline__ void take(int stage, std::int64_t row) {
+  __device__ __forceinline__ void take(const T* row, std::int64_t dim, const A* added = nullptr) {
+    row_ = row;
+    added_ = added;
     if constexpr (Team::kPacks > 0) {
-      for_row<Team>(dim_, [&](int i, std::int64_t) { load(i, from_ ? pack(stage, i) : nullptr); });
-    } else {
-      row_ = from_ ? from_.row(row) + at_ : nullptr;
+#pragma unroll
+      for (int i = 0; i < Team::kHeld; ++i) {
+#pragma unroll
+        for (int j = 0; j < Team::kN; ++j) values_[i][j] = to_f32(raw_[i].v[j]);
+      }
+      if (added != nullptr) add(dim);
     }
   }
-  // Valid until the next call.
   __device__ __forceinline__ const float (&at(int i, std::int64_t column))[Team::kN] {
-    if constexpr (Team::kPacks == 0) load(i, row_ == nullptr ? nullptr : row_ + column);
+    if constexpr (Team::kPacks == 0) {
+      values_[0][0] = row_ != nullptr ? to_f32(row_[column]) : 0.0F;
+      if (added_ != nullptr) values_[0][0] += to_f32(added_[column]);
+    }
     return values_[i];
   }
 
  private:
-  __device__ __forceinline__ T* pack(int stage, int i) const {
-    return shared_ + ((stage * Team::kHeld + i) * Team::kBlock + static_cast<int>(threadIdx.x)) * Team::kN;
-  }
-  __device__ __forceinline__ void load(int i, const T* from) {
-    if (from != nullptr) {
-      load_f32(from, values_[i]);
-    } else {
+  __device__ __forceinline__ void add(std::int64_t dim) {
+    for_row<Team>(dim, [&](int i, std::int64_t) {
 #pragma unroll
-      for (int j = 0; j < Team::kN; ++j) values_[i][j] = 0;
-    }
+      for (int j = 0; j < Team::kN; ++j) values_[i][j] += to_f32(raw_added_[i].v[j]);
+    });
   }
 
-  Matrix<const T> from_;
-  std::int64_t at_, dim_;
-  T* shared_;
-  const T* row_ = nullptr;
+  const T* row_;
+  const A* added_;
+  Pack<T, Team::kN> raw_[Team::kHeld];
+  Pack<A, Team::kN> raw_added_[Team::kHeld];
   float values_[Team::kHeld][Team::kN];
 };
 
-// The rows of x + a, where a may be null.
-template <class Team, class T>
-class SumStream {
- public:
-  static constexpr std::size_t kBytes = RowStream<Team, float>::kBytes + RowStream<Team, T>::kBytes;
-
-  __device__ __forceinline__ SumStream(const Matrix<const float>& x, const Matrix<const T>& a, std::int64_t dim,
-                                       std::byte*& shared)
-      : x_(x, 0, dim, shared), a_(a, 0, dim, shared), dim_(dim) {}
-  __device__ __forceinline__ void fetch(int stage, std::int64_t row) {
-    x_.fetch(stage, row);
-    a_.fetch(stage, row);
-  }
-  __device__ __forceinline__ void take(int stage, std::int64_t row) {
-    x_.take(stage, row);
-    a_.take(stage, row);
-    if constexpr (Team::kPacks > 0) {
-      for_row<Team>(dim_, [&](int i, std::int64_t column) { add(i, column); });
-    }
-  }
-  __device__ __forceinline__ const float (&at(int i, std::int64_t column))[Team::kN] {
-    if constexpr (Team::kPacks == 0) add(i, column);
-    return values_[i];
-  }
-
- private:
-  __device__ __forceinline__ void add(int i, std::int64_t column) {
-    const auto& x = x_.at(i, column);
-    const auto& a = a_.at(i, column);
-#pragma unroll
-    for (int j = 0; j < Team::kN; ++j) values_[i][j] = x[j] + a[j];
-  }
-
-  RowStream<Team, float> x_;
-  RowStream<Team, T> a_;
-  std::int64_t dim_;
-  float values_[Team::kHeld][Team::kN];
-};
-
-// The same for one number a row, the i-th at values[i * pitch].
-template <class Team>
-class NumberStream {
- public:
-  static constexpr std::size_t kBytes = Team::kPacks == 0 ? 0 : Team::kAhead * Team::kBlock * sizeof(float);
-
-  __device__ __forceinline__ NumberStream(const float* values, std::int64_t pitch, std::byte*& shared)
-      : values_(values), pitch_(pitch), shared_(reinterpret_cast<float*>(shared)) {
-    shared += kBytes;
-  }
-  __device__ __forceinline__ void fetch(int stage, std::int64_t row) {
-    __pipeline_memcpy_async(shared_ + stage * Team::kBlock + threadIdx.x, values_ + row * pitch_, sizeof(float));
-  }
-  __device__ __forceinline__ void take(int stage, std::int64_t row) {
-    value_ = Team::kPacks > 0 ? shared_[stage * Team::kBlock + threadIdx.x] : values_[row * pitch_];
-  }
-  __device__ __forceinline__ float value() const { return value_; }
-
- private:
-  const float* values_;
-  std::int64_t pitch_;
-  float* shared_;
-  float value_ = 0;
-};
-
-// Calls body(row) for each row of this thread's team, when the streams hold it.
-template <class Team, class Body, class... Streams>
-__device__ __forceinline__ void walk_rows(std::int64_t rows, Body&& body, Streams&... streams) {
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * Team::kTeams;
-  std::int64_t row = Team::first_row();
-  if constexpr (Team::kPacks > 0) {
-#pragma unroll
-    for (int stage = 0; stage < Team::kAhead; ++stage) {
-      if (row + stage * stride < rows) (streams.fetch(stage, row + stage * stride), ...);
-      __pipeline_commit();
-    }
-  }
-  for (int stage = 0; row < rows; row += stride) {
-    if constexpr (Team::kPacks > 0) __pipeline_wait_prior(Team::kAhead - 1);
-    (streams.take(stage, row), ...);
-    if constexpr (Team::kPacks > 0) {
-      if (row + Team::kAhead * stride < rows) (streams.fetch(stage, row + Team::kAhead * stride), ...);
-      __pipeline_commit();
-      stage = stage + 1 == Team::kAhead ? 0 : stage + 1;
-    }
-    body(row);
-  }
-}
-
-// Sums of K values over a team, given to each of its threads; always in the same order. All threads of a block of one team come
-// here equally often.
+// Sums of K values over a team, given to each of its threads; always in the same order. All threads of a team come here equally
+// often.
 template <class Team, int K>
 class TeamSum {
  public:
   __device__ __forceinline__ void operator()(float (&v)[K]) {
     constexpr int kAdjacent = Team::kThreads < kWarp ? Team::kThreads : kWarp;
-    const unsigned mask =
-        kAdjacent == kWarp ? 0xffffffffU : ((1U << (kAdjacent % kWarp)) - 1U) << (threadIdx.x % kWarp / kAdjacent * kAdjacent);
+    const unsigned mask = 0xffffffffU >> (kWarp - kAdjacent) << threadIdx.x % kWarp / kAdjacent * kAdjacent;
 #pragma unroll
     for (int offset = kAdjacent / 2; offset > 0; offset /= 2) {
 #pragma unroll
@@ -339,16 +224,6 @@ class ColumnSums {
   std::int64_t dim_;
   float values_[K][Team::kHeld][Team::kN];
 };
-
-// Launches kernel<Team>(arguments...) with `shared` bytes of shared memory.
-template <class Team, class... Parameters, class... Arguments>
-void launch_rows(const char* op, cudaStream_t stream, void (*kernel)(Parameters...), dim3 blocks, std::size_t shared,
-                 Arguments... arguments) {
-  // Asked for always: what a kernel has besides counts toward the 48 KiB that need no asking.
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), op);
-  kernel<<<blocks, Team::kBlock, shared, stream>>>(arguments...);
-  check_launch(op);
-}
 
 // Adds the sums over the rows of `sums` [rows, first_cols + second_cols] to `first` and, with what is right of it, to `second`;
 // either may be null.

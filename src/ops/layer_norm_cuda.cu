@@ -6,22 +6,28 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kForwardRows = 3;   // values a thread keeps for each of its columns: x, s, y
-constexpr int kBackwardRows = 7;  // s, dy, dx, dweight, dbias
+constexpr int kForwardRows = 4;   // values a thread keeps for each of its columns: x, weight, bias, the next x
+constexpr int kBackwardRows = 5;  // x, dy, dx, dweight, dbias
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
     layer_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, const float* bias,
                               Matrix<const float> x, Matrix<const T> a, Matrix<T> y, float* mean, float* rstd) {
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* free = shared;
-  const CommonRow<Team> w(weight, dim, free);
-  const CommonRow<Team> b(bias, dim, free);
-  SumStream<Team, T> v(x, a, dim, free);
+  Row<Team, float> w;
+  w.read(weight, dim);
+  Row<Team, float> b;
+  b.read(bias, dim);
+  Row<Team, float, T> v;
   TeamSum<Team, 1> sum_one;
   TeamSum<Team, 2> sum_two;
   const float share = 1.0F / static_cast<float>(dim);
-  const auto norm = [&](std::int64_t row) {
+  const std::int64_t stride = gridDim.x * Team::kTeams;
+  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
+  if (row < rows) v.fetch(x.row(row), dim, added(row));
+  for (; row < rows; row += stride) {
+    v.take(x.row(row), dim, added(row));
+    if (row + stride < rows) v.fetch(x.row(row + stride), dim, added(row + stride));
     float total[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -44,7 +50,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
     sum_two(moments);
     const float missed = moments[0] * share;
     const float r = 1.0F / sqrtf(fmaxf(0.0F, fmaf(-missed, missed, moments[1] * share)) + eps);
-    if (mean != nullptr && Team::is_first_thread()) {
+    if (mean != nullptr && threadIdx.x % Team::kThreads == 0) {
       mean[row] = center + missed;
       rstd[row] = r;
     }
@@ -52,10 +58,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
     T* out = y.row(row);
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
-      float scale[Team::kN];
-      w.get(i, column, scale);
-      float offset[Team::kN];
-      b.get(i, column, offset);
+      const auto& scale = w.at(i, column);
+      const auto& offset = b.at(i, column);
       float result[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
@@ -64,35 +68,41 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
       }
       store_f32(out + column, result);
     });
-  };
-  walk_rows<Team>(rows, norm, v);
+  }
 }
 
-// sums: [blocks, 2, D] for dweight, dbias. bias, a, residual and y may be null.
+// sums: [blocks, 2, D] for dweight, dbias. a, residual and y may be null; bias is read for y alone.
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     layer_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, const float* bias, Matrix<const float> x,
                                Matrix<const T> a, const float* mean, const float* rstd, Matrix<const float> dy, Matrix<T> dx,
                                Matrix<float> residual, Matrix<T> y, float* sums) {
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* free = shared;
-  const CommonRow<Team> w(weight, dim, free);
-  SumStream<Team, T> v(x, a, dim, free);
-  RowStream<Team, float> d(dy, 0, dim, free);
-  NumberStream<Team> centers(mean, 1, free);
-  NumberStream<Team> scales(rstd, 1, free);
+  // Four adjacent weights, from cache: there is no register left to hold them in.
+  const auto read_weight = [&](std::int64_t column, float(&to)[Team::kN]) {
+    if (weight != nullptr) {
+      load_f32(weight + column, to);
+    } else {
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) to[j] = 0;
+    }
+  };
+  Row<Team, float, T> v;
+  Row<Team, float> d;
   TeamSum<Team, 2> sum;
   ColumnSums<Team, 2> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
-  const auto norm = [&](std::int64_t row) {
-    const float center = centers.value();
-    const float r = scales.value();
+  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
+    v.read(x.row(row), dim, a ? a.row(row) : nullptr);
+    d.read(dy.row(row), dim);
+    const float center = mean[row];
+    const float r = rstd[row];
     float means[2] = {0, 0};  // of g and of g * n
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
       float scale[Team::kN];
-      w.get(i, column, scale);
+      read_weight(column, scale);
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
         const float g = fmaf(up[j], scale[j], up[j]);
@@ -105,11 +115,12 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     means[1] *= share;
     T* out = dx.row(row);
     float* both = residual ? residual.row(row) : nullptr;
+    T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
       float scale[Team::kN];
-      w.get(i, column, scale);
+      read_weight(column, scale);
       float result[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
@@ -120,6 +131,16 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
         gradients.add(1, i, j, column, up[j], 1.0F);
       }
       store_f32(out + column, result);
+      if (again != nullptr) {
+        float output[Team::kN] = {};
+        if (bias != nullptr) load_f32(bias + column, output);
+#pragma unroll
+        for (int j = 0; j < Team::kN; ++j) {
+          const float normed = (value[j] - center) * r;
+          output[j] += fmaf(normed, scale[j], normed);
+        }
+        store_f32(again + column, output);
+      }
       if (both != nullptr) {
         float other[Team::kN];
         load_f32(both + column, other);
@@ -127,19 +148,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
         for (int j = 0; j < Team::kN; ++j) other[j] += result[j];
         store_f32(both + column, other);
       }
-      if (y) {
-        float again[Team::kN] = {};
-        if (bias != nullptr) load_f32(bias + column, again);
-#pragma unroll
-        for (int j = 0; j < Team::kN; ++j) {
-          const float normed = (value[j] - center) * r;
-          again[j] += fmaf(normed, scale[j], normed);
-        }
-        store_f32(y.row(row) + column, again);
-      }
     });
-  };
-  walk_rows<Team>(rows, norm, v, d, centers, scales);
+  }
   gradients.write();
 }
 
@@ -174,10 +184,10 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
       using Team = decltype(team);
       using T = decltype(element);
       const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
-      launch_rows<Team>("layer_norm_forward", stream_of(ctx), layer_norm_forward_kernel<Team, T>, blocks,
-                        2 * CommonRow<Team>::kBytes + SumStream<Team, T>::kBytes, rows, op.dim, static_cast<float>(op.eps),
-                        pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
-                        matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
+      layer_norm_forward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+          rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight), pointer<const float>(bias),
+          matrix<const float>(x), matrix<const T>(a), matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
+      check_launch("layer_norm_forward");
     });
   });
 }
@@ -194,12 +204,11 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
     with_type(dx.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
-      constexpr std::size_t kShared =
-          CommonRow<Team>::kBytes + SumStream<Team, T>::kBytes + RowStream<Team, float>::kBytes + 2 * NumberStream<Team>::kBytes;
-      launch_rows<Team>("layer_norm_backward", stream_of(ctx), layer_norm_backward_kernel<Team, T>, blocks, kShared, rows, op.dim,
-                        pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
-                        pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const float>(dy),
-                        matrix<T>(dx), matrix<float>(sum), matrix<T>(y), pointer<float>(sums));
+      layer_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+          rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
+          pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const float>(dy), matrix<T>(dx),
+          matrix<float>(sum), matrix<T>(y), pointer<float>(sums));
+      check_launch("layer_norm_backward");
     });
     if (!dweight && !dbias) return;
     add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);

@@ -6,19 +6,23 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kForwardRows = 2;   // values a thread keeps for each of its columns: x, y
-constexpr int kBackwardRows = 4;  // x, dy, dx, dweight
+constexpr int kForwardRows = 3;   // values a thread keeps for each of its columns: x, weight, the next x
+constexpr int kBackwardRows = 4;  // x, dy, weight, dweight
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
     rms_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, Matrix<const T> x, Matrix<T> y,
                             float* rstd) {
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* free = shared;
-  const CommonRow<Team> w(weight, dim, free);
-  RowStream<Team, T> v(x, 0, dim, free);
+  Row<Team, float> w;
+  w.read(weight, dim);
+  Row<Team, T> v;
   TeamSum<Team, 1> sum;
-  const auto norm = [&](std::int64_t row) {
+  const std::int64_t stride = gridDim.x * Team::kTeams;
+  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  if (row < rows) v.fetch(x.row(row), dim);
+  for (; row < rows; row += stride) {
+    v.take(x.row(row), dim);
+    if (row + stride < rows) v.fetch(x.row(row + stride), dim);
     float squares[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -27,12 +31,11 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
     });
     sum(squares);
     const float r = 1.0F / sqrtf(squares[0] / static_cast<float>(dim) + eps);
-    if (rstd != nullptr && Team::is_first_thread()) rstd[row] = r;
+    if (rstd != nullptr && threadIdx.x % Team::kThreads == 0) rstd[row] = r;
     T* out = y.row(row);
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
-      float scale[Team::kN];
-      w.get(i, column, scale);
+      const auto& scale = w.at(i, column);
       float result[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
@@ -41,57 +44,58 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
       }
       store_f32(out + column, result);
     });
-  };
-  walk_rows<Team>(rows, norm, v);
+  }
 }
 
-// sums: [blocks, D].
+// sums: [blocks, D]. y may be null.
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     rms_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const T> x, const float* rstd,
                              Matrix<const float> dy, Matrix<float> dx, Matrix<T> y, float* sums) {
-  extern __shared__ __align__(16) std::byte shared[];
-  std::byte* free = shared;
-  const CommonRow<Team> w(weight, dim, free);
-  RowStream<Team, T> v(x, 0, dim, free);
-  RowStream<Team, float> d(dy, 0, dim, free);
-  NumberStream<Team> scales(rstd, 1, free);
+  Row<Team, float> w;
+  w.read(weight, dim);
+  Row<Team, T> v;
+  Row<Team, float> d;
   TeamSum<Team, 1> sum;
   ColumnSums<Team, 1> dweight(sums + blockIdx.x * dim, dim, dim);
-  const auto norm = [&](std::int64_t row) {
-    const float r = scales.value();
+  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
+    v.read(x.row(row), dim);
+    d.read(dy.row(row), dim);
+    const float r = rstd[row];
     float dot[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
-      float scale[Team::kN];
-      w.get(i, column, scale);
+      const auto& scale = w.at(i, column);
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) dot[0] = fmaf(fmaf(up[j], scale[j], up[j]), value[j], dot[0]);
     });
     sum(dot);
     const float along = r * r * r * dot[0] / static_cast<float>(dim);
     float* out = dx.row(row);
+    T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
-      float scale[Team::kN];
-      w.get(i, column, scale);
+      const auto& scale = w.at(i, column);
       float result[Team::kN];
-      float again[Team::kN];
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) {
+        const float g = fmaf(up[j], scale[j], up[j]);
+        result[j] = fmaf(-value[j], along, g * r);
+        dweight.add(0, i, j, column, up[j], value[j] * r);
+      }
+      store_f32(out + column, result);
+      if (again == nullptr) return;
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
         const float normed = value[j] * r;
-        const float g = fmaf(up[j], scale[j], up[j]);
-        result[j] = fmaf(-value[j], along, g * r);
-        again[j] = fmaf(normed, scale[j], normed);
-        dweight.add(0, i, j, column, up[j], normed);
+        result[j] = fmaf(normed, scale[j], normed);
       }
-      store_f32(out + column, result);
-      if (y) store_f32(y.row(row) + column, again);
+      store_f32(again + column, result);
     });
-  };
-  walk_rows<Team>(rows, norm, v, d, scales);
+  }
   dweight.write();
 }
 
@@ -126,9 +130,10 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
       using Team = decltype(team);
       using T = decltype(element);
       const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
-      launch_rows<Team>("rms_norm_forward", stream_of(ctx), rms_norm_forward_kernel<Team, T>, blocks,
-                        CommonRow<Team>::kBytes + RowStream<Team, T>::kBytes, rows, op.dim, static_cast<float>(op.eps),
-                        pointer<const float>(weight), matrix<const T>(x), matrix<T>(y), pointer<float>(saved.rstd));
+      rms_norm_forward_kernel<Team, T>
+          <<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight),
+                                                        matrix<const T>(x), matrix<T>(y), pointer<float>(saved.rstd));
+      check_launch("rms_norm_forward");
     });
   });
 }
@@ -143,11 +148,10 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
     with_type(x.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
-      constexpr std::size_t kShared =
-          CommonRow<Team>::kBytes + RowStream<Team, T>::kBytes + RowStream<Team, float>::kBytes + NumberStream<Team>::kBytes;
-      launch_rows<Team>("rms_norm_backward", stream_of(ctx), rms_norm_backward_kernel<Team, T>, blocks, kShared, rows, op.dim,
-                        pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd),
-                        matrix<const float>(dy), matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
+      rms_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+          rows, op.dim, pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd),
+          matrix<const float>(dy), matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
+      check_launch("rms_norm_backward");
     });
     if (dweight) add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dweight), op.dim, nullptr, 0);
   });

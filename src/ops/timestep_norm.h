@@ -3,8 +3,9 @@
 // features of the group in all those timesteps:
 //   mean_t = sum x / n_t,  var_t = sum (x - mean_t)^2 / n_t,  y_t = (x_t - mean_t) / sqrt(var_t + eps) * (w + 1) + b
 // The state is the moments alone. They are kept in float64 and updated about the running mean, which forgets rounding errors as
-// 1/t instead of adding them up, so a stream may be of any length. A sequence in pieces gives the bits of the whole.
-// T, F32 or BF16, is the dtype of y.
+// 1/t instead of adding them up, so a stream may be of any length. A sequence in pieces gives the bits of the whole on the CPU;
+// on a GPU, which joins the moments of many timesteps at once, it gives the whole within float32 rounding. T, F32 or BF16, is the
+// dtype of y.
 #pragma once
 
 #include "core/context.h"
@@ -82,6 +83,7 @@ struct TimestepNormScratch {
 }  // namespace cpu
 
 namespace cuda {
+// Groups of more than 8192 features throw Error(Unsupported).
 // Bytes of workspace that either of the two takes for [batch, length, D].
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length);
 

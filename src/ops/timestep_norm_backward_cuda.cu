@@ -45,22 +45,6 @@ constexpr std::size_t backward_shared() {
          Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
 }
 
-// The sums of a group over all timesteps after the tile.
-__device__ inline double2 sums_after(const TilePlan& plan, const Published& published, const Tile& tile, std::int64_t group) {
-  const std::int64_t at = tile.batch * plan.groups + group;
-  const unsigned span = tile.step / kSpan;
-  const unsigned in_span = tile.step % kSpan;
-  double2 sums = {0, 0};
-  if (span > 0) sums = published_at(published.spans + at * plan.spans() + span);
-  if (in_span == 0) return sums;
-  double2 in = {0, 0};
-  for_published(published.tiles + at * plan.tiles + span * kSpan, in_span, [&](int, const double2& v) {
-    in.x += v.x;
-    in.y += v.y;
-  });
-  return {sums.x + warp_sum(in.x), sums.y + warp_sum(in.y)};
-}
-
 template <class Shape, bool Accumulate>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published) {
@@ -72,12 +56,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   Saved* const saved = reinterpret_cast<Saved*>(sums + Shape::kTimesteps * kGroupsAtOnce);
   float2* const partial = reinterpret_cast<float2*>(saved + Shape::kTimesteps * kGroupsAtOnce);
   __shared__ unsigned shared_ticket;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int width = static_cast<int>(plan.width);
   const std::int64_t dim = plan.groups * plan.width;
   const unsigned all = plan.chains * plan.tiles;
   const Place<Shape> place;
+  const StepLanes lanes;
   const int group = kPacks > 1 ? 0 : place.column(0) / width;
   if (threadIdx.x == 0) shared_ticket = next_ticket(published.ticket);
   __syncthreads();
@@ -98,6 +81,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       const std::int64_t from = (row0 + row) * plan.groups + tile.first_group + g;
       saved[row * kGroupsAtOnce + g] = {p.mean[from], p.rstd[from]};
     }
+    const std::int64_t count = p.count[tile.batch];
     const bool adds = tile.step >= p.ring;
     if (threadIdx.x == kTileThreads - 1 && adds) wait_until_done(published.done + tile.chain * plan.tiles + tile.step - p.ring);
     __pipeline_wait_prior(0);
@@ -129,47 +113,48 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     for (int r = 0; r < kRows; ++r) partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = parts[r];
     __syncthreads();
 
-    // A warp a group, a lane a timestep.
-    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
-      double u = 0;
-      double v = 0;
+    if (lanes.group < tile.groups) {
+      const int g = lanes.group;
+      const int lane = lanes.lane;
+      const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
+      Before later(plan, published, tile, at, lane);
+      double own_u = 0;
+      double own_v = 0;
       float a = 0;
       double center = 0;
       if (lane < tile.rows) {
         const float2 total = sum_slots<Shape>(partial, lane, g, width);
         const Saved s = saved[lane * kGroupsAtOnce + g];
-        const std::int64_t seen = p.count[tile.batch] + tile.begin + lane + 1;
-        const double share = 1 / (static_cast<double>(seen) * width);
+        const double share = 1 / (static_cast<double>(count + tile.begin + lane + 1) * width);
         const double r = s.rstd;
         center = s.mean;
-        u = r * r * r * (total.y * share);
-        v = u * center - r * (total.x * share);
+        own_u = r * r * r * (total.y * share);
+        own_v = own_u * center - r * (total.x * share);
         a = static_cast<float>(total.x * share);
       }
-      const double own_u = u;
-      const double own_v = v;
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const double other_u = __shfl_down_sync(0xffffffffU, u, offset);
-        const double other_v = __shfl_down_sync(0xffffffffU, v, offset);
-        if (lane + offset < kWarp) {
-          u += other_u;
-          v += other_v;
-        }
-      }
-      const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
-      const double tile_u = __shfl_sync(0xffffffffU, u, 0);
-      const double tile_v = __shfl_sync(0xffffffffU, v, 0);
+      const double u = lanes.running_sum<true>(own_u);
+      const double v = lanes.running_sum<true>(own_v);
+      const double tile_u = lanes.from(u, 0);
+      const double tile_v = lanes.from(v, 0);
       const bool last = tile.step + 1 == plan.tiles;
       if (lane == 0 && !last) publish(published.tiles + at * plan.tiles + tile.step, tile_u, tile_v);
-      const double2 later = sums_after(plan, published, tile, tile.first_group + g);
+      later.wait(tile, lanes);
+      double later_u = 0;
+      double later_v = 0;
+#pragma unroll
+      for (int k = 0; k < kReads; ++k) {
+        later_u += later.each[k].x;
+        later_v += later.each[k].y;
+      }
+      later_u = later.all.x + lanes.sum(later_u);
+      later_v = later.all.y + lanes.sum(later_v);
       if (lane == 0 && !last && tile.step % kSpan == kSpan - 1) {
-        publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, later.x + tile_u, later.y + tile_v);
+        publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, later_u + tile_u, later_v + tile_v);
       }
       if (lane < tile.rows) {
-        const double after_u = later.x + (u - own_u);
-        sums[lane * kGroupsAtOnce + g] = {a, static_cast<float>(later.y + (v - own_v) - center * after_u),
-                                          static_cast<float>(later.x + u), 0};
+        const double after_u = later_u + (u - own_u);
+        sums[lane * kGroupsAtOnce + g] = {a, static_cast<float>(later_v + (v - own_v) - center * after_u),
+                                          static_cast<float>(later_u + u), 0};
       }
     }
     __syncthreads();
@@ -260,17 +245,6 @@ void backward_tiles(Context& ctx, const TilePlan& plan, Backward p, const Publis
   check_launch("timestep_norm_backward");
 }
 
-// Takes backward's workspace from the arena, or counts it.
-struct Workspace {
-  Published published{};
-  std::size_t bytes;
-  Tensor gradients;
-
-  Workspace(Arena& arena, const TimestepNorm& op, std::int64_t batch, const TilePlan& plan)
-      : bytes(Published::take(arena, plan, true, &published)),
-        gradients(arena.allocate(DType::F32, {batch, static_cast<std::int64_t>(ring_of(plan)), 2, op.dim})) {}
-};
-
 }  // namespace
 
 void require_tiles(const TimestepNorm& op) {
@@ -288,8 +262,12 @@ std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t ba
   if (batch * length == 0) return most;
   for (const bool packed : {false, true}) {
     with_tile_shape<kBackwardRows>(op, packed, [&](auto shape) {
+      const TilePlan plan = plan_tiles<decltype(shape)>(op, batch, length);
       Arena arena = Arena::counter();
-      const Workspace workspace(arena, op, batch, plan_tiles<decltype(shape)>(op, batch, length));
+      Published published{};
+      Published::take(arena, plan, true, &published);
+      // No smaller batch takes more, though its rings are longer.
+      arena.allocate(DType::F32, {kTilesInWork / plan.chunks + 4 * batch, 2, op.dim});
       most = std::max(most, arena.peak());
     });
   }
@@ -307,7 +285,10 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
     using Shape = decltype(shape);
     const TilePlan plan = plan_tiles<Shape>(op, batch, x.shape()[1]);
     ArenaScope scope(ctx.workspace());
-    const Workspace workspace(ctx.workspace(), op, batch, plan);
+    Published published{};
+    const std::size_t bytes = Published::take(ctx.workspace(), plan, true, &published);
+    const unsigned ring = ring_of(plan);
+    const Tensor gradients = ctx.workspace().allocate(DType::F32, {batch, ring, 2, op.dim});
     const Backward p{pointer<const float>(weight),
                      matrix<const float>(x),
                      matrix<const float>(dy),
@@ -315,9 +296,9 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
                      pointer<const std::int64_t>(saved.count),
                      pointer<const float>(saved.mean),
                      pointer<const float>(saved.rstd),
-                     pointer<float>(workspace.gradients),
-                     ring_of(plan)};
-    backward_tiles<Shape>(ctx, plan, p, workspace.published, workspace.bytes, accumulate);
+                     pointer<float>(gradients),
+                     ring};
+    backward_tiles<Shape>(ctx, plan, p, published, bytes, accumulate);
     add_column_sums(stream_of(ctx), p.gradients, batch * p.ring, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
   });
 }

@@ -131,39 +131,28 @@ __device__ inline Moments join(const Moments& a, const Moments& b) {
   return {n, a.mean + d * share, a.squares + b.squares + d * d * a.n * share};
 }
 
-// The moments of a group before the tile: those that came in, and of all tiles before it.
+// The moments of a group before the tile, when all has arrived: those that came in, and of all tiles before it.
 template <class Shape, class T>
-__device__ Moments moments_before(const Forward<T>& p, const TilePlan& plan, const Published& published, const Tile& tile,
-                                  std::int64_t group) {
-  const std::int64_t at = tile.batch * plan.groups + group;
-  const double width = static_cast<double>(plan.width);
-  const std::int64_t count = p.count != nullptr ? p.count[tile.batch] : 0;
-  const unsigned span = tile.step / kSpan;
-  const unsigned in_span = tile.step % kSpan;
-  Moments before{0, 0, 0};
-  if (span > 0) {
-    const double2 v = published_at(published.spans + at * plan.spans() + span);
-    before = {static_cast<double>(count + static_cast<std::int64_t>(span) * kSpan * Shape::kTimesteps) * width, v.x, v.y};
-  } else if (count > 0) {
-    before = {static_cast<double>(count) * width, p.mean[at], 0};
-    before.squares = p.var[at] * before.n;
-  }
+__device__ __forceinline__ Moments moments_before(const Forward<T>& p, const Tile& tile, const Before& published,
+                                                  std::int64_t count, double mean, double var, const StepLanes& lanes) {
+  const double width = static_cast<double>(p.width);
+  const int in_span = static_cast<int>(tile.step % kSpan);
+  const std::int64_t steps = static_cast<std::int64_t>(tile.step - in_span) * Shape::kTimesteps;
+  Moments before{static_cast<double>(count + steps) * width, published.all.x, published.all.y};
+  if (steps == 0) before = {before.n, mean, var * before.n};
   if (in_span == 0) return before;
   const double n = Shape::kTimesteps * width;
-  double2 held[kSpan / kWarp] = {};
   double sum = 0;
-  for_published(published.tiles + at * plan.tiles + span * kSpan, in_span, [&](int k, const double2& v) {
-    held[k] = v;
-    sum += v.x;
-  });
-  const double mean = warp_sum(sum) / in_span;
+#pragma unroll
+  for (int k = 0; k < kReads; ++k) sum += published.each[k].x;
+  const double center = lanes.sum(sum) / in_span;
   double squares = 0;
 #pragma unroll
-  for (int k = 0; k < kSpan / kWarp; ++k) {
-    const double d = threadIdx.x % kWarp + k * kWarp < in_span ? held[k].x - mean : 0;
-    squares += held[k].y + n * d * d;
+  for (int k = 0; k < kReads; ++k) {
+    const double d = lanes.lane + k * kStepLanes < in_span ? published.each[k].x - center : 0;
+    squares += published.each[k].y + n * d * d;
   }
-  return join(before, {n * in_span, mean, warp_sum(squares)});
+  return join(before, {n * in_span, center, lanes.sum(squares)});
 }
 
 // What a group's y needs in one timestep.
@@ -195,6 +184,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   const int width = static_cast<int>(plan.width);
   const unsigned all = plan.chains * plan.tiles;
   const Place<Shape> place;
+  const StepLanes lanes;
   // With one pack a thread stays in one group of its tiles.
   const int group = kPacks > 1 ? 0 : place.column(0) / width;
 
@@ -208,6 +198,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       __pipeline_memcpy_async(place.pack(shared, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
     });
     __pipeline_commit();
+    const std::int64_t count = p.count != nullptr ? p.count[tile.batch] : 0;
+    if (place.column(0) < tile.columns) {  // for the end of the tile
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(p.weight + column0 + place.column(0)));
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(p.bias + column0 + place.column(0)));
+    }
     __pipeline_wait_prior(0);
 
     // What all values of a group are measured from: the mean of its first timestep in the tile.
@@ -252,34 +247,28 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     }
     __syncthreads();
 
-    // A warp a group, a lane a timestep.
-    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
-      double s1 = 0;
-      double s2 = 0;
-      if (lane < tile.rows) {
-        const float2 sums = sum_slots<Shape>(partial, lane, g, width);
-        s1 = sums.x;
-        s2 = sums.y;
-      }
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const double other1 = __shfl_up_sync(0xffffffffU, s1, offset);
-        const double other2 = __shfl_up_sync(0xffffffffU, s2, offset);
-        if (lane >= offset) {
-          s1 += other1;
-          s2 += other2;
-        }
-      }
+    if (lanes.group < tile.groups) {
+      const int g = lanes.group;
+      const int lane = lanes.lane;
       const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
+      Before published_before(plan, published, tile, at, lane);
+      const bool carried = count > 0 && tile.step < kSpan;
+      const double state_mean = carried ? p.mean[at] : 0;
+      const double state_var = carried ? p.var[at] : 0;
+      float2 sums = {0, 0};
+      if (lane < tile.rows) sums = sum_slots<Shape>(partial, lane, g, width);
+      const double s1 = lanes.running_sum<false>(sums.x);
+      const double s2 = lanes.running_sum<false>(sums.y);
       const double about = centers[g];
       Moments own{static_cast<double>(tile.rows) * width, 0, 0};
-      const double total = __shfl_sync(0xffffffffU, s1, kWarp - 1);
+      const double total = lanes.from(s1, kStepLanes - 1);
       own.mean = total / own.n;
-      own.squares = fmax(0.0, __shfl_sync(0xffffffffU, s2, kWarp - 1) - total * own.mean);
+      own.squares = fmax(0.0, lanes.from(s2, kStepLanes - 1) - total * own.mean);
       own.mean += about;
       const bool final = tile.step + 1 == plan.tiles;
       if (lane == 0 && !final) publish(published.tiles + at * plan.tiles + tile.step, own.mean, own.squares);
-      Moments before = moments_before<Shape>(p, plan, published, tile, tile.first_group + g);
+      published_before.wait(tile, lanes);
+      Moments before = moments_before<Shape>(p, tile, published_before, count, state_mean, state_var, lanes);
       if (final || tile.step % kSpan == kSpan - 1) {
         const Moments now = join(before, own);
         if (lane == 0 && !final) publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, now.mean, now.squares);

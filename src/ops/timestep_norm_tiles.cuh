@@ -16,8 +16,11 @@
 namespace megalodon::cuda {
 
 constexpr int kTileThreads = 256;
-constexpr int kSpan = 2 * kWarp;   // tiles: two for each lane of a warp
+constexpr int kSpan = 64;          // tiles
 constexpr int kGroupsAtOnce = 16;  // of a tile, at most
+// Half a warp adds up over time for a group of a tile, a lane a timestep, and has kReads of a span's tiles for each lane.
+constexpr int kStepLanes = 16;
+constexpr int kReads = kSpan / kStepLanes;
 
 // How threads lie on a tile: kSlots of them side by side on a timestep, the rest on the timesteps after it. A thread has kRows
 // timesteps, kLanes from one to the next, and in each kPacks packs of kN features, kSlots packs from one to the next.
@@ -31,7 +34,7 @@ struct TileShape {
   static constexpr int kTimesteps = kRows * kLanes;
   static constexpr int kColumns = kSlots * kPacks * kN;
   static constexpr int kFloats = kRows * kPacks * kN * kTileThreads;
-  static_assert(kTimesteps <= kWarp, "a warp sums up over the timesteps of a group");
+  static_assert(kTimesteps <= kStepLanes && kTileThreads / kStepLanes >= kGroupsAtOnce);
 };
 
 // Where the tiles lie.
@@ -111,13 +114,16 @@ __device__ inline double publishable(double v) { return isnan(v) ? __longlong_as
 __device__ inline void publish(double2* to, double a, double b) {
   asm volatile("st.relaxed.gpu.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(publishable(a)), "d"(publishable(b)) : "memory");
 }
-// Waits for it.
-__device__ inline double2 published_at(const double2* from) {
-  for (;;) {
-    double2 v;
-    asm volatile("ld.relaxed.gpu.global.v2.f64 {%0, %1}, [%2];" : "=d"(v.x), "=d"(v.y) : "l"(from) : "memory");
-    if (__double_as_longlong(v.x) != -1 && __double_as_longlong(v.y) != -1) return v;
+// What is there of it now, and waiting for all of it.
+__device__ inline double2 peek(const double2* from) {
+  double2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.f64 {%0, %1}, [%2];" : "=d"(v.x), "=d"(v.y) : "l"(from) : "memory");
+  return v;
+}
+__device__ inline void wait_for(const double2* from, double2& v) {
+  while (__double_as_longlong(v.x) == -1 || __double_as_longlong(v.y) == -1) {
     __nanosleep(20);
+    v = peek(from);
   }
 }
 
@@ -162,16 +168,64 @@ struct Place {
   }
 };
 
-// What the tiles before this one in its span have published of a group: calls add(k, pair) for the k-th of this lane's.
-template <class Add>
-__device__ __forceinline__ void for_published(const double2* span, unsigned tiles, Add&& add) {
+// The lanes of this thread's group of a tile.
+struct StepLanes {
+  int group = static_cast<int>(threadIdx.x) / kStepLanes;
+  int lane = static_cast<int>(threadIdx.x) % kStepLanes;
+  unsigned mask = threadIdx.x % kWarp < kStepLanes ? 0x0000ffffU : 0xffff0000U;
+
+  __device__ __forceinline__ double sum(double v) const {
 #pragma unroll
-  for (int k = 0; k < kSpan / kWarp; ++k) {
-    const unsigned i = threadIdx.x % kWarp + k * kWarp;
-    if (i < tiles) add(k, published_at(span + i));
+    for (int offset = kStepLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(mask, v, offset);
+    return v;
   }
-  __syncwarp();
-}
+  __device__ __forceinline__ double from(double v, int source) const { return __shfl_sync(mask, v, source, kStepLanes); }
+  // The sum over this lane and those before it, or after it.
+  template <bool Reversed>
+  __device__ __forceinline__ double running_sum(double v) const {
+#pragma unroll
+    for (int offset = 1; offset < kStepLanes; offset *= 2) {
+      const double other = Reversed ? __shfl_down_sync(mask, v, offset, kStepLanes) : __shfl_up_sync(mask, v, offset, kStepLanes);
+      if (Reversed ? lane + offset < kStepLanes : lane >= offset) v += other;
+    }
+    return v;
+  }
+};
+
+// What the tiles before this one have published of a group. It is asked for as early as possible, for the answer takes its time.
+struct Before {
+  const double2* span;
+  const double2* tiles;  // of the span
+  double2 all;           // before the span
+  double2 each[kReads];  // this lane's
+
+  __device__ __forceinline__ Before(const TilePlan& plan, const Published& published, const Tile& tile, std::int64_t at, int lane)
+      : span(published.spans + at * plan.spans() + tile.step / kSpan),
+        tiles(published.tiles + at * plan.tiles + tile.step / kSpan * kSpan) {
+    if (tile.step >= kSpan) all = peek(span);
+#pragma unroll
+    for (int k = 0; k < kReads; ++k) {
+      if (lane + k * kStepLanes < tile.step % kSpan) each[k] = peek(tiles + lane + k * kStepLanes);
+    }
+  }
+  // Zeros where there is nothing before.
+  __device__ __forceinline__ void wait(const Tile& tile, const StepLanes& lanes) {
+    if (tile.step >= kSpan) {
+      wait_for(span, all);
+    } else {
+      all = {0, 0};
+    }
+#pragma unroll
+    for (int k = 0; k < kReads; ++k) {
+      if (lanes.lane + k * kStepLanes < tile.step % kSpan) {
+        wait_for(tiles + lanes.lane + k * kStepLanes, each[k]);
+      } else {
+        each[k] = {0, 0};
+      }
+    }
+    __syncwarp(lanes.mask);
+  }
+};
 
 // The sum over the slots of one group of what each of them has put down for one timestep.
 template <class Shape>
