@@ -38,9 +38,9 @@ void with_row_team(std::int64_t dim, bool packed, Body&& body) {
   if (dim <= 256) return body(RowTeam<kWarp, 2>());
   if (dim <= 384) return body(RowTeam<kWarp, 3>());
   if (dim <= 1024) return body(RowTeam<128, 2>());
-  if (dim <= 2048) return body(RowTeam<256, 2>());
-  if (dim <= 4096) return body(RowTeam<512, 2>());
-  return body(RowTeam<1024, 2>());
+  if (dim <= 2048) return body(RowTeam<128, 4>());
+  if (dim <= 4096) return body(RowTeam<256, 4>());
+  return body(RowTeam<512, 4>());
 }
 
 // The number of blocks for `rows` rows: those that fit at once. On a GPU of more than kMaxMultiprocessors some stay idle, which

@@ -6,8 +6,8 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kForwardRows = 4;   // values a thread keeps for each of its columns: x, weight, bias, the next x
-constexpr int kBackwardRows = 5;  // x, dy, dx, dweight, dbias
+constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
+constexpr int kBackwardRows = 6;  // x, a, dy, dx, dweight, dbias
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))

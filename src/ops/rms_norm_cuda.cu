@@ -7,7 +7,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kForwardRows = 3;   // values a thread keeps for each of its columns: x, weight, the next x
-constexpr int kBackwardRows = 4;  // x, dy, weight, dweight
+constexpr int kBackwardRows = 6;  // x, dy, weight, dweight, the next x and dy
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -58,11 +58,21 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
   Row<Team, float> d;
   TeamSum<Team, 1> sum;
   ColumnSums<Team, 1> dweight(sums + blockIdx.x * dim, dim, dim);
-  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
-  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(x.row(row), dim);
-    d.read(dy.row(row), dim);
-    const float r = rstd[row];
+  const std::int64_t stride = gridDim.x * Team::kTeams;
+  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  float next_rstd = 0;
+  const auto fetch = [&](std::int64_t i) {
+    if (i >= rows) return;
+    v.fetch(x.row(i), dim);
+    d.fetch(dy.row(i), dim);
+    next_rstd = rstd[i];
+  };
+  fetch(row);
+  for (; row < rows; row += stride) {
+    v.take(x.row(row), dim);
+    d.take(dy.row(row), dim);
+    const float r = next_rstd;
+    fetch(row + stride);
     float dot[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
