@@ -48,7 +48,7 @@ struct BackwardShared {
     SetUp set_up;
     struct {
       unsigned high[Part::kPlane], low[Part::kPlane], x[Part::kPlane];
-    } tiles[2];
+    } tile;
     struct {
       float lags[kChannels][kBlock][kBlock];  // of places of x (turned round) and of dy
       float4 sums[kChannels][kOrder];         // S W; S dW + dS W
@@ -71,20 +71,19 @@ __device__ inline void advance(Complex power, float steps, Complex from, Complex
 // One channel of a tile: from the words of dy to those of dx in their place, and to the sums. The lanes that own the channel's
 // states have q^32 in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks.
 template <bool Low, bool Wide>
-__device__ void backward_channel(BackwardShared& shared, int buffer, int channel, int full, Complex leap, Complex& carry,
-                                 Complex& carry_d, LaneSums& sums) {
+__device__ void backward_channel(BackwardShared& shared, int channel, int full, Complex leap, Complex& carry, Complex& carry_d,
+                                 LaneSums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
   const uint4(&fragments)[kBackwardFragments][kWarp] = shared.matrices.fragments[channel];
-  auto& tile = shared.tiles[buffer];
   Exchange(&exchange)[2] = shared.exchanges[channel];
   const int at = Part::lane_word(channel, 0, lane);
   uint4 a, x, rest{};
   const auto load = [&] {
-    a = *reinterpret_cast<const uint4*>(tile.high + at);
-    if (Low) rest = *reinterpret_cast<const uint4*>(tile.low + at);
-    x = *reinterpret_cast<const uint4*>(tile.x + at);
+    a = *reinterpret_cast<const uint4*>(shared.tile.high + at);
+    if (Low) rest = *reinterpret_cast<const uint4*>(shared.tile.low + at);
+    x = *reinterpret_cast<const uint4*>(shared.tile.x + at);
   };
   load();
   {
@@ -196,10 +195,11 @@ __device__ void backward_channel(BackwardShared& shared, int buffer, int channel
   const float(&q)[4] = out[1];
   const auto bits = [](float v) { return __float_as_uint(v); };
   if (Wide) {
-    *reinterpret_cast<uint4*>(tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
-    *reinterpret_cast<uint4*>(tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
+    *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
+    *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
   } else {
-    *reinterpret_cast<uint4*>(tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]), narrow(q[2], q[3])};
+    *reinterpret_cast<uint4*>(shared.tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]),
+                                                        narrow(q[2], q[3])};
   }
 
 #pragma unroll
@@ -321,7 +321,6 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
   if (n < kOrder) shared.before[0][c][n] = shared.before[1][c][n] = {};
   const float2 q32 = n < kOrder ? shared.matrices.leap[c][n] : float2{};
   const Complex leap = {q32.x, q32.y};
-  const int mover = c / 4 % 2;  // as in forward
   const auto steps_of = [](std::int64_t length, std::int64_t begin) {
     return static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), length - begin));
   };
@@ -345,25 +344,36 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
       from_x -= Part::kSteps * to_do.x.pitch;
       from_dy -= Part::kSteps * to_do.dy.pitch;
     };
-    const auto put = [&](int buffer) {
-      auto& tile = shared.tiles[buffer];
+    load(0);
+    for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
 #pragma unroll
       for (int j = 0; j < kPart; ++j) {
         unsigned high, low;
         dy.pair(j, high, low);
-        tile.high[word + j * Part::kWords] = high;
-        if (kLow) tile.low[word + j * Part::kWords] = low;
+        shared.tile.high[word + j * Part::kWords] = high;
+        if (kLow) shared.tile.low[word + j * Part::kWords] = low;
         x.pair(j, high, low);
-        tile.x[turned_word + j * Part::kWords] = __byte_perm(high, high, 0x1032);
+        shared.tile.x[turned_word + j * Part::kWords] = __byte_perm(high, high, 0x1032);
       }
-    };
-    const auto get = [&](int buffer, int steps) {
-      const auto& tile = shared.tiles[buffer];
+      __syncthreads();
+      const int steps = steps_of(to_do.length, begin);
+      load(begin + Part::kSteps);
+      backward_channel<kLow, kWide>(shared, c, steps / kBlock, leap, carry, carry_d, sums);
+      __syncthreads();
+      if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
+        if (owner) {
+          const float4 end = begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c,
+                                               to_do.dy.pitch, steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
+          carry = {end.x, end.y};
+          carry_d = {end.z, end.w};
+        }
+        __syncthreads();
+      }
       unsigned high[kPart], low[kPart];
 #pragma unroll
       for (int j = 0; j < kPart; ++j) {
-        high[j] = tile.high[word + j * Part::kWords];
-        low[j] = kWide ? tile.low[word + j * Part::kWords] : 0;
+        high[j] = shared.tile.high[word + j * Part::kWords];
+        low[j] = kWide ? shared.tile.low[word + j * Part::kWords] : 0;
       }
       RowPair<Dx, kPart> dx;
       dx.set_pairs(high, low);
@@ -372,40 +382,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
         if (valid && at + k < steps) dx.store(k, to - k * to_do.dx.pitch);
       }
       to -= Part::kSteps * to_do.dx.pitch;
-    };
-    load(0);
-    put(0);
-    load(Part::kSteps);
-    __syncthreads();
-    int buffer = 0;
-    int steps = 0;
-    for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
-      steps = steps_of(to_do.length, begin);
-#pragma unroll 1
-      for (int turn = 0; turn < 2; ++turn) {
-        if (turn == mover) {
-          backward_channel<kLow, kWide>(shared, buffer, c, steps / kBlock, leap, carry, carry_d, sums);
-        } else {
-          if (begin > 0) get(1 - buffer, Part::kSteps);
-          if (begin + Part::kSteps < to_do.length) {
-            put(1 - buffer);
-            load(begin + 2 * Part::kSteps);
-          }
-        }
-      }
-      __syncthreads();
-      buffer = 1 - buffer;
     }
-    if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
-      if (owner) {
-        const float4 end = begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c, to_do.dy.pitch,
-                                             steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
-        carry = {end.x, end.y};
-        carry_d = {end.z, end.w};
-      }
-      __syncthreads();
-    }
-    if (steps > 0) get(1 - buffer, steps);
     if (owner) {
       const float2 before = reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n];
       const double2 h0 = {before.x, before.y};

@@ -11,8 +11,7 @@
 // their weights in the output are tf32 (2^-12), an eighth of the rounding of y. What is carried never is.
 //
 // A block of threads takes 16 channels through all of the time of its sequences, one tile after the other: nothing is read
-// twice, and no state leaves the chip. While one tile is computed the next is put into shared memory, and the one after it is on
-// its way in registers.
+// twice, and no state leaves the chip. The words of the next tile are on their way in registers while this one is computed.
 #include "ops/cema_blocks.cuh"
 
 namespace megalodon::cuda {
@@ -156,7 +155,7 @@ struct ForwardShared {
     SetUp set_up;
     struct {
       Exchange exchanges[kChannels];
-      unsigned high[2][Part::kPlane], low[2][Low ? Part::kPlane : 4];
+      unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
     };
   };
 };
@@ -198,8 +197,6 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
   const bool owner = n < kOrder && first + c < to_do.dim;
   const float2 q64 = n < kOrder ? shared.matrices.leap[c][n] : float2{};
   const Complex leap = {q64.x, q64.y};
-  // Half of the warps of each scheduler compute a tile before they move others, half after: they want different units.
-  const int mover = c / 4 % 2;
   for (std::int64_t b = blockIdx.y; b < to_do.batch; b += gridDim.y) {
     const std::int64_t state = ((b * to_do.dim + first + c) * kOrder + n) * 2;
     float2 before{};
@@ -218,19 +215,32 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
       for (int k = 0; k < 2; ++k) rows.load(k, from + k * to_do.x.pitch, at + k < steps);
       from += Part::kSteps * to_do.x.pitch;
     };
-    const auto put = [&](int buffer) {
+    load(0);
+    for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
 #pragma unroll
       for (int j = 0; j < kPart; ++j) {
         unsigned high, low;
         rows.pair(j, high, low);
-        shared.high[buffer][word + j * Part::kWords] = high;
-        if (kLow) shared.low[buffer][word + j * Part::kWords] = low;
+        shared.high[word + j * Part::kWords] = high;
+        if (kLow) shared.low[word + j * Part::kWords] = low;
       }
-    };
-    const auto get = [&](int buffer, int steps) {
+      __syncthreads();
+      const int steps = steps_of(to_do.length, begin);
+      load(begin + Part::kSteps);
+      forward_channel<kLow>(shared.matrices, shared.exchanges[c], shared.high, shared.low, c, steps / kBlock, leap, carry);
+      __syncthreads();
+      if (steps % kBlock != 0) {  // the end of the sequence, within a block: x from memory, before y is written there
+        if (owner) {
+          const std::int64_t row = b * to_do.length + to_do.length - steps % kBlock;
+          const float2 end = end_of_sequence(parameters, first + c, n, to_do.x.row(row) + first + c, to_do.x.pitch,
+                                             steps % kBlock, {carry.r, carry.i});
+          carry = {end.x, end.y};
+        }
+        __syncthreads();
+      }
       unsigned words[kPart];
 #pragma unroll
-      for (int j = 0; j < kPart; ++j) words[j] = shared.high[buffer][word + j * Part::kWords];
+      for (int j = 0; j < kPart; ++j) words[j] = shared.high[word + j * Part::kWords];
       RowPair<Y, kPart> out;
       out.set_pairs(words, words);
 #pragma unroll
@@ -238,41 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
         if (valid && at + k < steps) out.store(k, to + k * to_do.y.pitch);
       }
       to += Part::kSteps * to_do.y.pitch;
-    };
-    load(0);
-    put(0);
-    load(Part::kSteps);
-    __syncthreads();
-    int buffer = 0;
-    int steps = 0;
-    for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
-      steps = steps_of(to_do.length, begin);
-#pragma unroll 1
-      for (int turn = 0; turn < 2; ++turn) {
-        if (turn == mover) {
-          forward_channel<kLow>(shared.matrices, shared.exchanges[c], shared.high[buffer], shared.low[buffer], c, steps / kBlock,
-                                leap, carry);
-        } else {
-          if (begin > 0) get(1 - buffer, Part::kSteps);
-          if (begin + Part::kSteps < to_do.length) {
-            put(1 - buffer);
-            load(begin + 2 * Part::kSteps);
-          }
-        }
-      }
-      __syncthreads();
-      buffer = 1 - buffer;
     }
-    if (steps % kBlock != 0) {  // the end of the sequence, within a block: x from memory, before y is written there
-      if (owner) {
-        const std::int64_t row = b * to_do.length + to_do.length - steps % kBlock;
-        const float2 end = end_of_sequence(parameters, first + c, n, to_do.x.row(row) + first + c, to_do.x.pitch, steps % kBlock,
-                                           {carry.r, carry.i});
-        carry = {end.x, end.y};
-      }
-      __syncthreads();
-    }
-    if (steps > 0) get(1 - buffer, steps);
     if (to_do.h_out != nullptr && owner) *reinterpret_cast<float2*>(to_do.h_out + state) = {carry.r, carry.i};
   }
 }
@@ -292,7 +268,7 @@ void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Ten
 
 bool cema_blocks_forward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& y) {
   return y.dtype() == DType::BF16 && can_pack<kPart>(x) && can_pack<kPart>(y) &&
-         cema_fills_blocks(ctx, op, x, x.dtype() == DType::BF16 ? sizeof(ForwardShared<false>) : sizeof(ForwardShared<true>));
+         cema_fills_blocks(ctx, op, x, sizeof(ForwardShared<true>));
 }
 
 void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,

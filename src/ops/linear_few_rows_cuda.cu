@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
 constexpr int kDotWarps = 4;
 constexpr int kOutputs = 4;  // of a block
 
-// The warps of a block share k, for up to Rows rows of x. A lane reads Width elements at once, and Ahead times as many of each
-// output's weights before it multiplies.
+// The warps of a block share k, for up to Rows rows of x. A lane reads Width elements at once, and Ahead times as much of each
+// output's weights and of x before it multiplies.
 template <int Rows, int Width, int Ahead, class T, class Y>
 __global__ void __launch_bounds__(kDotWarps* kWarp)
     few_rows_by_dots(const T* weight, const float* bias, Matrix<const T> x, Matrix<Y> y, int rows, std::int64_t in,
@@ -153,26 +153,29 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
   float sum[Rows][kOutputs] = {};
   for (std::int64_t k = warp * (Ahead * kStride) + lane * Width; k < in; k += kDotWarps * Ahead * kStride) {
     Raw<Width, T> w[Ahead][kOutputs];
+    Raw<Width, T> v[Ahead][Rows];
 #pragma unroll
     for (int step = 0; step < Ahead; ++step) {
       const std::int64_t at = k + step * kStride;
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) w[step][i] = at < in ? Raw<Width, T>::once(from[i] + at) : Raw<Width, T>{};
+#pragma unroll
+      for (int row = 0; row < Rows; ++row) {
+        v[step][row] = at < in ? Raw<Width, T>::again(x.row(min(row, rows - 1)) + at) : Raw<Width, T>{};
+      }
     }
 #pragma unroll
     for (int step = 0; step < Ahead; ++step) {
-      const std::int64_t at = k + step * kStride;
-      if (at >= in) break;
 #pragma unroll
       for (int row = 0; row < Rows; ++row) {
-        float v[Width];
-        Raw<Width, T>::again(x.row(min(row, rows - 1)) + at).widen(v);
+        float of_x[Width];
+        v[step][row].widen(of_x);
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) {
-          float u[Width];
-          w[step][i].widen(u);
+          float of_w[Width];
+          w[step][i].widen(of_w);
 #pragma unroll
-          for (int j = 0; j < Width; ++j) sum[row][i] = fmaf(u[j], v[j], sum[row][i]);
+          for (int j = 0; j < Width; ++j) sum[row][i] = fmaf(of_w[j], of_x[j], sum[row][i]);
         }
       }
     }
