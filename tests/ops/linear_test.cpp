@@ -76,7 +76,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                                          Case{257, 96, 290, 16, true, true, 2}, Case{1000, 64, 96, 0, true, false, 2},
                                          // Packed weights: blocks of every width, whole and ragged, and of one row of blocks.
                                          Case{300, 35, 16, 0, false, false, 2}, Case{300, 64, 48, 7, true, true, 3},
-                                         Case{512, 100, 130, 0, true, false, 3}, Case{256, 1, 1, 1, true, true, 2}));
+                                         Case{512, 100, 130, 0, true, false, 3}, Case{256, 1, 1, 1, true, true, 2},
+                                         // Columns of dy that a thread adds up in two goes.
+                                         Case{45, 3, 2100, 5, true, false, 2}));
 
 INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
                          testing::Values(Case{1, 1, 1, 0, true, false, 2, DType::BF16, DType::BF16},
@@ -90,7 +92,8 @@ INSTANTIATE_TEST_SUITE_P(BFloat16, LinearTest,
                                          Case{300, 64, 48, 7, true, true, 3, DType::BF16, DType::F32},
                                          Case{512, 100, 130, 0, true, true, 3, DType::BF16, DType::F32},
                                          Case{512, 130, 100, 0, false, true, 3, DType::BF16, DType::BF16},
-                                         Case{256, 1, 1, 1, true, true, 2, DType::BF16, DType::F32}));
+                                         Case{256, 1, 1, 1, true, true, 2, DType::BF16, DType::F32},
+                                         Case{45, 3, 2100, 5, true, false, 2, DType::BF16, DType::F32}));
 
 // A few rows have a kernel of their own: every number of rows that it takes and one more, sizes below, at and beside a vector,
 // and so long that x goes through it in blocks of columns.
