@@ -5,6 +5,8 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/head_norm_cpu.cpp"
 #include <hwy/foreach_target.h>
+
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "cpu/reduce.h"
@@ -93,6 +95,16 @@ HWY_INLINE const float* angles_of(const HeadNormRotation& rotation, const Tensor
   return rotation.table ? row_angles(rotation.table, rotation.positions, z.shape()[1], i) : nullptr;
 }
 
+// Has row t of z on its way. Rows of the packed projection lie too far apart for the processor to guess the next one, and a row's
+// work is too long for it to get there by itself before it is done.
+template <class T>
+HWY_INLINE void prefetch_row(const Tensor& z, std::int64_t t) {
+  if (t >= z.rows()) return;
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  const T* row = z.row<T>(t);
+  for (std::int64_t i = 0; i < z.cols(); i += kLine) hwy::Prefetch(row + i);
+}
+
 // Rows [begin, end).
 void head_norm_forward_rows(const HeadNorm& op, const Tensor& gamma, const Tensor& beta, const HeadNormRotation& rotation,
                             const Tensor& z, const Tensor& q, const Tensor& k, const HeadNormSaved& saved, std::int64_t begin,
@@ -101,6 +113,7 @@ void head_norm_forward_rows(const HeadNorm& op, const Tensor& gamma, const Tenso
   with_elements(z.dtype(), [&](auto element) {
     using T = decltype(element);
     for (std::int64_t t = begin; t < end; ++t) {
+      prefetch_row<T>(z, t + 2);
       head_norm_forward_row(op, gamma.data<float>(), beta.data<float>(), angles_of(rotation, z, t), z.row<T>(t), q.row<T>(t),
                             k.row<T>(t), rstd != nullptr ? rstd + t * op.heads : nullptr);
     }
