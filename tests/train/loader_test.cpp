@@ -18,7 +18,8 @@ using ::testing::HasSubstr;
 
 // A data set whose token at position i is i, so that a batch says where it was read.
 TokenDataset counting(std::int64_t tokens) {
-  const std::string folder = ::testing::TempDir() + "/loader_test_" + std::to_string(tokens);
+  const std::string test = ::testing::UnitTest::GetInstance()->current_test_info()->name();  // tests run beside one another
+  const std::string folder = ::testing::TempDir() + "/loader_test_" + test + "_" + std::to_string(tokens);
   remove_all(folder);
   ShardWriter writer(folder, "bytes", tokens, 97);  // windows cross the bounds of shards
   std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
@@ -170,8 +171,7 @@ TEST(Loader, TakesTheSmallestDataSetAndRefusesASmallerOne) {
     }
     return {};
   };
-  EXPECT_THAT(refusal(10, DataMode::Fresh, 2),
-              AllOf(HasSubstr("needs 11 tokens; the data set has 10"), HasSubstr("loader_test_10")));
+  EXPECT_THAT(refusal(10, DataMode::Fresh, 2), AllOf(HasSubstr("needs 11 tokens; the data set has 10"), HasSubstr("_10")));
   EXPECT_THAT(refusal(1, DataMode::Fresh, 2), HasSubstr("has 1"));
   EXPECT_THAT(refusal(30, DataMode::Carry, 3), HasSubstr("need 31 tokens; the data set has 30"));
   EXPECT_EQ(refusal(31, DataMode::Carry, 3), "");
