@@ -12,7 +12,8 @@
 namespace megalodon {
 
 // Work is asynchronous: what is asked of a device is done in the order of asking, and these functions take their turn in it.
-// All but the destructor throw Error(Internal) with the device's own words when it fails, also for work that was asked earlier.
+// All but those marked noexcept throw Error(Internal) with the device's own words when it fails, also for work that was asked
+// earlier.
 class Accelerator {
  public:
   // Work that was recorded, to be asked for as a whole and as often as need be: it takes its turn like any other.

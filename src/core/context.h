@@ -1,10 +1,10 @@
 // What an op needs besides its tensors: the device, its threads, and scratch memory.
 #pragma once
 
-#include <cstring>
 #include <utility>
 
 #include "core/buffer.h"
+#include "core/device_memory.h"
 #include "core/profile.h"
 #include "core/thread_pool.h"
 
@@ -41,22 +41,15 @@ class Context {
   }
 
   // Copies a contiguous tensor's elements; each of the two may be the host's or the context's. Waits where one is the host's.
-  void copy(const Tensor& from, const Tensor& to) {
-    if (from.device() != Device::Cpu && to.device() != Device::Cpu) {
-      accelerator_->copy_inside(to.raw(), from.raw(), from.bytes());
-    } else if (accelerator_) {
-      accelerator_->copy(to.raw(), from.raw(), from.bytes());
-    } else {
-      std::memcpy(to.raw(), from.raw(), from.bytes());
-    }
-  }
+  void copy(const Tensor& from, const Tensor& to) { copy_tensor(accelerator_, from, to); }
   // Sets all bytes of a contiguous tensor of the context to zero.
-  void zero(const Tensor& tensor) {
-    if (accelerator_) {
-      accelerator_->zero(tensor.raw(), tensor.bytes());
-    } else {
-      std::memset(tensor.raw(), 0, tensor.bytes());
-    }
+  void zero(const Tensor& tensor) { zero_tensor(accelerator_, tensor); }
+  // `given` where ops can read it: itself where it lies on the context's device, else a copy in the first elements of `buffer`.
+  Tensor at_hand(const Tensor& given, const Tensor& buffer) {
+    if (given.device() == device()) return given;
+    const Tensor here = buffer.piece(0, given.shape());
+    copy(given, here);
+    return here;
   }
   // Returns when everything that was asked of the device is done.
   void wait() {

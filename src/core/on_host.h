@@ -1,7 +1,7 @@
 // A tensor's content where the host can read it.
 #pragma once
 
-#include "core/buffer.h"
+#include "core/device_memory.h"
 
 namespace megalodon {
 
@@ -11,8 +11,8 @@ class OnHost {
   OnHost(const Tensor& tensor, const AcceleratorPtr& accelerator) : tensor_(tensor) {
     if (tensor.device() == Device::Cpu || !tensor) return;
     copy_ = Buffer(tensor.bytes(), "a copy on the host");
-    accelerator->copy(copy_.data(), tensor.raw(), tensor.bytes());
     tensor_ = Tensor(copy_.data(), tensor.dtype(), tensor.shape());
+    copy_tensor(accelerator, tensor, tensor_);
   }
 
   const Tensor& tensor() const noexcept { return tensor_; }

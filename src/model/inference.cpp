@@ -59,7 +59,7 @@ struct Inference::Impl {
     require(b == batch && b == state.batch(), "model", "tokens, state and plan must have the same number of sequences");
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
     check_tokens(model.config().vocab_size, given);
-    const Tensor tokens = at_hand(given, buffers.tokens);
+    const Tensor tokens = ctx.at_hand(given, buffers.tokens);
     // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
     const std::int64_t begin = l == 1 ? -1 : common_begin(state);
     const auto ask = [&] { pass(tokens, begin, state); };
@@ -99,14 +99,6 @@ struct Inference::Impl {
     const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, normed, {});
     state.advance(ctx, l);
-  }
-
-  // The first elements of `buffer` with the content of `given`, where the ops cannot read that itself.
-  Tensor at_hand(const Tensor& given, const Tensor& buffer) {
-    if (given.device() == ctx.device()) return given;
-    const Tensor copy = buffer.piece(0, given.shape());
-    ctx.copy(given, copy);
-    return copy;
   }
 
   // logits = normed W_out^T; through the device's memory, slice by slice, where logits are to be the host's.
@@ -170,7 +162,7 @@ void Inference::losses(const Tensor& tokens, const Tensor& targets, ModelState& 
   const bool direct = losses.device() == impl_->ctx.device();
   const Tensor computed = direct ? losses : impl_->buffers.losses.piece(0, losses.shape());
   head_losses(impl_->ctx, c, impl_->model.parameters(), normed.view({count, c.model_dim}),
-              impl_->at_hand(targets, impl_->buffers.targets).view({count}), impl_->buffers.logits, computed.view({count}));
+              impl_->ctx.at_hand(targets, impl_->buffers.targets).view({count}), impl_->buffers.logits, computed.view({count}));
   if (!direct) impl_->ctx.copy(computed, losses);
 }
 

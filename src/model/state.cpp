@@ -1,7 +1,5 @@
 #include "model/state.h"
 
-#include <cstring>
-
 #include "core/check.h"
 #include "ops/positions.h"
 
@@ -46,13 +44,7 @@ ModelState::ModelState(const ModelConfig& config, std::int64_t batch, DType dtyp
 }
 
 void ModelState::reset() {
-  for (const auto& [name, tensor] : tensors()) {
-    if (accelerator_) {
-      accelerator_->zero(tensor.raw(), tensor.bytes());
-    } else {
-      std::memset(tensor.raw(), 0, tensor.bytes());
-    }
-  }
+  for (const auto& [name, tensor] : tensors()) zero_tensor(accelerator_, tensor);
 }
 
 void ModelState::copy_sequence(std::int64_t to, const ModelState& other, std::int64_t from) {
@@ -63,25 +55,17 @@ void ModelState::copy_sequence(std::int64_t to, const ModelState& other, std::in
   for (std::size_t i = 0; i < mine.size(); ++i) {
     const Tensor& target = mine[i].second;
     const Tensor& source = theirs[i].second;
-    const std::size_t bytes = target.bytes() / static_cast<std::size_t>(batch());
+    const std::int64_t count = target.numel() / batch();  // elements of a sequence
     require(target.device() == source.device(), "model state", "the states are on different devices");
-    require(bytes == source.bytes() / static_cast<std::size_t>(other.batch()), "model state",
+    require(target.dtype() == source.dtype() && count == source.numel() / other.batch(), "model state",
             "the states are of different models");
-    std::byte* target_bytes = static_cast<std::byte*>(target.raw()) + static_cast<std::size_t>(to) * bytes;
-    const std::byte* source_bytes = static_cast<const std::byte*>(source.raw()) + static_cast<std::size_t>(from) * bytes;
-    if (accelerator_) {
-      accelerator_->copy_inside(target_bytes, source_bytes, bytes);
-    } else {
-      std::memcpy(target_bytes, source_bytes, bytes);
-    }
+    copy_tensor(accelerator_, source.piece(from * count, {count}), target.piece(to * count, {count}));
   }
 }
 
 std::int64_t ModelState::position(std::int64_t sequence) const {
-  const std::int64_t* held = positions.data<std::int64_t>() + sequence;
-  if (!accelerator_) return *held;
   std::int64_t position = 0;
-  accelerator_->copy(&position, held, sizeof position);
+  copy_tensor(accelerator_, positions.piece(sequence, {1}), Tensor(&position, {1}));
   return position;
 }
 

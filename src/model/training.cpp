@@ -110,21 +110,14 @@ struct Training::Impl {
     ctx.copy(state.cema.h, began.cema.h);
   }
 
-  // The window where the ops can read it.
-  Tensor at_hand(const Tensor& given, const Tensor& buffer) {
-    if (!buffer) return given;
-    ctx.copy(given, buffer);
-    return buffer;
-  }
-
   double run(const Tensor& given_tokens, const Tensor& given_targets, ModelState* state, const Tensor& flat_gradients,
              float scale, const DropoutKey& key) {
     const ModelConfig& c = model.config();
     remember_origins(state);
     check_tokens(c.vocab_size, given_tokens);
     check_targets(c.outputs(), given_targets);
-    const Tensor tokens = at_hand(given_tokens, buffers.tokens);
-    const Tensor targets = at_hand(given_targets, buffers.targets);
+    const Tensor tokens = ctx.at_hand(given_tokens, buffers.tokens);
+    const Tensor targets = ctx.at_hand(given_targets, buffers.targets);
     const auto ask = [&] { pass(tokens, targets, state, flat_gradients, scale, key); };
     if (has_dropout(c)) {
       ask();  // masks differ from window to window, and are told to the ops as numbers

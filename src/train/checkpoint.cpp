@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <deque>
 #include <nlohmann/json.hpp>
 
@@ -89,11 +88,7 @@ void read_tensors(const std::string& path, const std::vector<NamedTensor>& targe
   const SafetensorsFile file(path);
   for (const NamedTensor& target : targets) {
     const Tensor source = file.tensor(target.name, target.tensor.dtype(), target.tensor.shape());
-    if (accelerator) {
-      accelerator->copy(target.tensor.raw(), source.raw(), source.bytes());
-    } else {
-      std::memcpy(target.tensor.raw(), source.raw(), source.bytes());
-    }
+    copy_tensor(accelerator, source, target.tensor);
   }
 }
 
