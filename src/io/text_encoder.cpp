@@ -10,10 +10,80 @@ namespace megalodon {
 namespace {
 
 constexpr std::size_t kSmallestWindow = 16;  // bytes; more than a character and its neighbours
+// What is encoded at once where there is a place to cut: as much as a tokenizer handles in the processor's nearest cache.
+constexpr std::size_t kPieceBytes = 4096;
 
 bool is_space(char c) noexcept { return c == ' ' || (c >= '\t' && c <= '\r'); }
+bool goes_on(char c) noexcept { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }  // a character of UTF-8
+
+// Whether nothing before the place 0 < at < text.size() can change the ids of what comes after: there a line begins, or a single
+// space stands between words.
+bool is_cut(const Tokenizer& tokenizer, std::string_view text, std::size_t at) noexcept {
+  if (tokenizer.cuts_anywhere()) return !goes_on(text[at]);
+  if (text[at - 1] == '\n') return !is_space(text[at]);
+  return text[at] == ' ' && !is_space(text[at - 1]) && at + 1 < text.size() && !is_space(text[at + 1]);
+}
+
+// Encodes what was cut at such places, or is whole. Where a tokenizer puts a space before a text, that space is the one between
+// words when the cut was made there. Elsewhere none belongs there: the text is encoded after a newline, and what that newline
+// gives alone is taken away.
+void encode_piece(const Tokenizer& tokenizer, std::string_view text, bool follows, std::vector<std::int32_t>& ids) {
+  std::vector<std::int32_t> all;
+  std::size_t skipped = 0;
+  if (!follows || !tokenizer.adds_leading_space()) {
+    all = tokenizer.encode(text);
+  } else if (text.starts_with(' ')) {
+    all = tokenizer.encode(text.substr(1));
+  } else {
+    const std::vector<std::int32_t> newline = tokenizer.encode("\n");
+    std::string after_newline = "\n";
+    after_newline += text;
+    all = tokenizer.encode(after_newline);
+    if (all.size() >= newline.size() && std::equal(newline.begin(), newline.end(), all.begin())) {
+      skipped = newline.size();
+    } else {
+      all = tokenizer.encode(text);
+    }
+  }
+  if (ids.empty() && skipped == 0) {
+    ids.swap(all);
+  } else {
+    ids.insert(ids.end(), all.begin() + static_cast<std::ptrdiff_t>(skipped), all.end());
+  }
+}
 
 }  // namespace
+
+std::size_t last_cut(const Tokenizer& tokenizer, std::string_view text) noexcept {
+  for (std::size_t at = text.size(); at-- > 1;) {
+    if (is_cut(tokenizer, text, at)) return at;
+  }
+  return 0;
+}
+
+std::size_t next_cut(const Tokenizer& tokenizer, std::string_view text, std::size_t from) noexcept {
+  for (std::size_t at = std::max<std::size_t>(from, 1); at < text.size(); ++at) {
+    if (is_cut(tokenizer, text, at)) return at;
+  }
+  return text.size();
+}
+
+void encode_text(const Tokenizer& tokenizer, std::string_view text, bool follows, std::vector<std::int32_t>& ids) {
+  while (!text.empty()) {
+    std::size_t end = text.size();
+    if (!tokenizer.cuts_anywhere()) {
+      for (std::size_t tried = kPieceBytes; tried < text.size(); tried *= 2) {
+        const std::size_t cut = last_cut(tokenizer, text.substr(0, tried));
+        if (cut == 0) continue;
+        end = cut;
+        break;
+      }
+    }
+    encode_piece(tokenizer, text.substr(0, end), follows, ids);
+    text.remove_prefix(end);
+    follows = true;
+  }
+}
 
 TextEncoder::TextEncoder(const Tokenizer& tokenizer, std::string where, bool check_utf8, std::size_t window_bytes)
     : tokenizer_(tokenizer),
@@ -30,7 +100,8 @@ void TextEncoder::push(std::string_view text, std::vector<std::int32_t>& ids) {
     if (tokenizer_.cuts_anywhere()) {
       encode_held(checked_, ids);
     } else if (held_.size() >= window_bytes_) {
-      encode_held(find_cut(), ids);
+      const std::size_t cut = last_cut(tokenizer_, std::string_view(held_).substr(0, checked_));
+      encode_held(cut > 0 ? cut : checked_, ids);
     }
   }
 }
@@ -55,41 +126,10 @@ void TextEncoder::check(bool last) {
               where_, "Convert the text to UTF-8, for example with iconv");
 }
 
-// The last place where nothing before can change the ids of what comes after: the beginning of a line, or a single space between
-// words. Where there is none, the end.
-std::size_t TextEncoder::find_cut() const {
-  for (std::size_t at = checked_ - 1; at-- > 1;) {
-    const bool line = held_[at - 1] == '\n' && !is_space(held_[at]);
-    const bool word = held_[at] == ' ' && !is_space(held_[at - 1]) && !is_space(held_[at + 1]);
-    if (line || word) return at;
-  }
-  return checked_;
-}
-
-// Encodes the first `bytes` of the held text. Where a tokenizer puts a space before a text, that space is the one between words
-// when the cut was made there. Elsewhere none belongs there: the text is encoded after a newline, and what that newline gives
-// alone is taken away.
+// Encodes the first `bytes` of the held text.
 void TextEncoder::encode_held(std::size_t bytes, std::vector<std::int32_t>& ids) {
   if (bytes == 0) return;
-  const std::string_view text = std::string_view(held_).substr(0, bytes);
-  std::vector<std::int32_t> all;
-  std::size_t skipped = 0;
-  if (!after_text_ || !tokenizer_.adds_leading_space()) {
-    all = tokenizer_.encode(text);
-  } else if (text.starts_with(' ')) {
-    all = tokenizer_.encode(text.substr(1));
-  } else {
-    const std::vector<std::int32_t> newline = tokenizer_.encode("\n");
-    std::string after_newline = "\n";
-    after_newline += text;
-    all = tokenizer_.encode(after_newline);
-    if (all.size() >= newline.size() && std::equal(newline.begin(), newline.end(), all.begin())) {
-      skipped = newline.size();
-    } else {
-      all = tokenizer_.encode(text);
-    }
-  }
-  ids.insert(ids.end(), all.begin() + static_cast<std::ptrdiff_t>(skipped), all.end());
+  encode_text(tokenizer_, std::string_view(held_).substr(0, bytes), after_text_, ids);
   held_.erase(0, bytes);
   checked_ -= bytes;
   offset_ += static_cast<std::int64_t>(bytes);

@@ -47,10 +47,8 @@ class ByteTokenizer : public Tokenizer {
   bool cuts_anywhere() const noexcept override { return true; }
 
   std::vector<std::int32_t> encode(std::string_view text) const override {
-    std::vector<std::int32_t> ids;
-    ids.reserve(text.size());
-    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
-    return ids;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
+    return {bytes, bytes + text.size()};
   }
 
   std::string piece(std::int32_t id) const override {

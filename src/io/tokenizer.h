@@ -63,6 +63,15 @@ class TokenStream {
   bool strip_space_;
 };
 
+// Places where a text may be cut so that the ids of its parts, the later ones encoded by encode_text(follows), are those of the
+// whole (but a unigram model may choose otherwise between pieces that are equally likely).
+// last_cut: the last such place inside, 0 where there is none. next_cut: the first one inside at or after `from`, else the end.
+std::size_t last_cut(const Tokenizer& tokenizer, std::string_view text) noexcept;
+std::size_t next_cut(const Tokenizer& tokenizer, std::string_view text, std::size_t from) noexcept;
+// Appends the ids of a text of any length. follows: other text stands before it, so no space of the tokenizer's belongs there.
+// Throws like Tokenizer::encode.
+void encode_text(const Tokenizer& tokenizer, std::string_view text, bool follows, std::vector<std::int32_t>& ids);
+
 // Encodes a text that comes in pieces, in constant memory. The ids are those of encode(whole text) if the text has a newline or a
 // space between words at least every `window_bytes` (but a unigram model may choose otherwise between pieces that are equally
 // likely), and always decode to the same text unless the model normalises. The tokenizer must outlive it.
@@ -81,7 +90,6 @@ class TextEncoder {
 
  private:
   void check(bool last);
-  std::size_t find_cut() const;
   void encode_held(std::size_t bytes, std::vector<std::int32_t>& ids);
 
   const Tokenizer& tokenizer_;

@@ -276,5 +276,24 @@ TEST_F(Llama2TokenizerTest, AgreesWithThePublishedIds) {
   EXPECT_GT(cases, 40);
 }
 
+TEST(Cuts, AreWhereALineOrAWordBeginsOrBetweenCharactersOfBytes) {
+  const std::unique_ptr<Tokenizer> bytes = load_tokenizer("bytes");
+  const std::string naive = "na\xc3\xafve";
+  EXPECT_EQ(last_cut(*bytes, naive), 5U);
+  EXPECT_EQ(last_cut(*bytes, naive.substr(0, 4)), 2U);
+  EXPECT_EQ(next_cut(*bytes, naive, 3), 4U);
+  EXPECT_EQ(last_cut(*bytes, "a"), 0U);
+  const std::string model = shared_path("data/tokenizers/llama2.tokenizer.model");
+  if (!exists(model)) GTEST_SKIP() << model << " is not there";
+  const std::unique_ptr<Tokenizer> pieces = load_tokenizer(model);
+  const std::string text = "one two\nthree  four ";
+  EXPECT_EQ(last_cut(*pieces, text), 8U);  // two spaces belong together, and what follows the last one is not known
+  EXPECT_EQ(last_cut(*pieces, text.substr(0, 8)), 3U);
+  EXPECT_EQ(next_cut(*pieces, text, 0), 3U);
+  EXPECT_EQ(next_cut(*pieces, text, 4), 8U);
+  EXPECT_EQ(next_cut(*pieces, text, 9), text.size());
+  EXPECT_EQ(last_cut(*pieces, "word"), 0U);
+}
+
 }  // namespace
 }  // namespace megalodon
