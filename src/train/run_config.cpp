@@ -2,11 +2,13 @@
 
 #include <toml++/toml.h>
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <optional>
 #include <sstream>
 #include <string_view>
+#include <type_traits>
 #include <variant>
 
 #include "core/suggest.h"
@@ -19,11 +21,32 @@ const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ?
 
 namespace {
 
-using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, DataMode*, Scheduler*, Device*,
-                            DType*, Recompute*>;
+using Strings = std::vector<std::string>;
+using Target = std::variant<std::int64_t*, double*, bool*, std::string*, std::optional<double>*, Strings*, DataMode*, Scheduler*,
+                            DecayShape*, Device*, DType*, Recompute*>;
+
+template <class E>
+concept Enumeration = std::is_enum_v<E>;
+// What a key of that type may be.
+template <Enumeration E>
+inline constexpr std::array<E, 0> kChoices{};
+template <>
+inline constexpr std::array kChoices<DataMode>{DataMode::Fresh, DataMode::Carry};
+template <>
+inline constexpr std::array kChoices<Scheduler>{Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant, Scheduler::Wsd,
+                                                Scheduler::InverseSqrt};
+template <>
+inline constexpr std::array kChoices<DecayShape>{DecayShape::Linear, DecayShape::Cosine, DecayShape::Sqrt};
+template <>
+inline constexpr std::array kChoices<Device>{Device::Cpu, Device::Cuda};
+template <>
+inline constexpr std::array kChoices<DType>{DType::F32, DType::BF16};
+template <>
+inline constexpr std::array kChoices<Recompute>{Recompute::None, Recompute::Selective, Recompute::Block};
 
 const char* name_of(DataMode mode) { return to_string(mode); }
 const char* name_of(Scheduler scheduler) { return to_string(scheduler); }
+const char* name_of(DecayShape shape) { return to_string(shape); }
 const char* name_of(Device device) { return device == Device::Cuda ? "cuda" : "cpu"; }
 const char* name_of(Recompute recompute) { return to_string(recompute); }
 const char* name_of(DType dtype) { return dtype == DType::BF16 ? "bf16" : "f32"; }
@@ -75,12 +98,16 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"optim.beta1", &c.optim.beta1, "AdamW's decay of the first moment"},
       {"optim.beta2", &c.optim.beta2, "AdamW's decay of the second moment"},
       {"optim.clip", &c.optim.clip, "Largest norm of the gradient; 0: no limit"},
-      {"optim.scheduler", &c.optim.scheduler, "linear, cosine or constant"},
+      {"optim.scheduler", &c.optim.scheduler,
+       "linear, cosine, constant, wsd or inverse_sqrt: how the learning rate goes on behind the warmup"},
       {"optim.lr_init_ratio", &c.optim.lr_init_ratio, "Learning rate of step 0, as a part of the peak"},
       {"optim.lr_end_ratio", &c.optim.lr_end_ratio, "Learning rate at the end, as a part of the peak"},
       {"optim.cycles", &c.optim.cycles, "Half waves of the cosine"},
+      {"optim.decay_fraction", &c.optim.decay_fraction, "wsd: the part of the steps, at the end, in which the rate falls"},
+      {"optim.decay_shape", &c.optim.decay_shape, "wsd: linear, cosine or sqrt, how it falls"},
       {"train.steps", &c.train.steps, "Steps of the whole run"},
       {"train.accumulate", &c.train.accumulate, "Batches that make one step"},
+      {"train.batch_tokens", &c.train.batch_tokens, "Tokens of a step, train.accumulate follows; 0: as train.accumulate says"},
       {"train.seed", &c.train.seed, "Seed of the initial parameters and of dropout"},
       {"train.threads", &c.train.threads, "Threads; 0: all processors"},
       {"train.device", &c.train.device, "cpu or cuda: where to compute"},
@@ -103,21 +130,24 @@ std::string last_part(const std::string& name) {
   return dot == std::string::npos ? name : name.substr(dot + 1);
 }
 
-std::string type_of(const Target& target) {
-  struct Visitor {
-    std::string operator()(const std::int64_t*) const { return "an integer"; }
-    std::string operator()(const double*) const { return "a number"; }
-    std::string operator()(const std::optional<double>*) const { return "a number"; }
-    std::string operator()(const bool*) const { return "true or false"; }
-    std::string operator()(const std::string*) const { return "a string"; }
-    std::string operator()(const DataMode*) const { return "\"fresh\" or \"carry\""; }
-    std::string operator()(const Scheduler*) const { return "\"linear\", \"cosine\" or \"constant\""; }
-    std::string operator()(const Device*) const { return "\"cpu\" or \"cuda\""; }
-    std::string operator()(const Recompute*) const { return "\"none\", \"selective\" or \"block\""; }
-    std::string operator()(const DType*) const { return "\"f32\" or \"bf16\""; }
-  };
-  return std::visit(Visitor{}, target);
-}
+struct TypeName {
+  std::string operator()(const std::int64_t*) const { return "an integer"; }
+  std::string operator()(const double*) const { return "a number"; }
+  std::string operator()(const std::optional<double>*) const { return "a number"; }
+  std::string operator()(const bool*) const { return "true or false"; }
+  std::string operator()(const std::string*) const { return "a string"; }
+  std::string operator()(const Strings*) const { return "a list of strings"; }
+  template <Enumeration E>
+  std::string operator()(const E*) const {
+    std::string text;
+    for (std::size_t i = 0; i < kChoices<E>.size(); ++i) {
+      text += (i == 0 ? "" : i + 1 < kChoices<E>.size() ? ", " : " or ") + ("\"" + std::string(name_of(kChoices<E>[i])) + "\"");
+    }
+    return text;
+  }
+};
+
+std::string type_of(const Target& target) { return std::visit(TypeName{}, target); }
 
 // A double as TOML has it: the shortest text that reads back to the same bits, with a point or an exponent.
 std::string number_text(double value) {
@@ -134,25 +164,28 @@ std::string string_text(const std::string& value) {
   return text.str();
 }
 
-std::string value_text(const Target& target) {
-  struct Visitor {
-    std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
-    std::string operator()(const double* value) const { return number_text(*value); }
-    std::string operator()(const std::optional<double>* value) const { return *value ? number_text(**value) : std::string(); }
-    std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
-    std::string operator()(const std::string* value) const { return string_text(*value); }
-    std::string operator()(const DataMode* value) const { return string_text(name_of(*value)); }
-    std::string operator()(const Scheduler* value) const { return string_text(name_of(*value)); }
-    std::string operator()(const Device* value) const { return string_text(name_of(*value)); }
-    std::string operator()(const Recompute* value) const { return string_text(name_of(*value)); }
-    std::string operator()(const DType* value) const { return string_text(name_of(*value)); }
-  };
-  return std::visit(Visitor{}, target);
-}
+struct ValueText {
+  std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
+  std::string operator()(const double* value) const { return number_text(*value); }
+  std::string operator()(const std::optional<double>* value) const { return *value ? number_text(**value) : std::string(); }
+  std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
+  std::string operator()(const std::string* value) const { return string_text(*value); }
+  std::string operator()(const Strings* value) const {
+    std::string text;
+    for (const std::string& item : *value) text += (text.empty() ? "" : ", ") + string_text(item);
+    return "[" + text + "]";
+  }
+  template <Enumeration E>
+  std::string operator()(const E* value) const {
+    return string_text(name_of(*value));
+  }
+};
+
+std::string value_text(const Target& target) { return std::visit(ValueText{}, target); }
 
 // A value before it is known what it is for.
 struct Given {
-  std::variant<std::monostate, std::int64_t, double, bool, std::string> value;
+  std::variant<std::monostate, std::int64_t, double, bool, std::string, Strings> value;
   std::string text;  // as errors show it
 };
 
@@ -179,16 +212,10 @@ struct Assign {
     *target = value;
     return true;
   }
-  bool operator()(DataMode* target) const { return choose(target, {DataMode::Fresh, DataMode::Carry}); }
-  bool operator()(Scheduler* target) const { return choose(target, {Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant}); }
-  bool operator()(Device* target) const { return choose(target, {Device::Cpu, Device::Cuda}); }
-  bool operator()(Recompute* target) const { return choose(target, {Recompute::None, Recompute::Selective, Recompute::Block}); }
-  bool operator()(DType* target) const { return choose(target, {DType::F32, DType::BF16}); }
-
-  template <class E>
-  bool choose(E* target, std::initializer_list<E> choices) const {
+  template <Enumeration E>
+  bool operator()(E* target) const {
     const auto* text = std::get_if<std::string>(&given.value);
-    for (const E choice : choices) {
+    for (const E choice : kChoices<E>) {
       if (!text || *text != name_of(choice)) continue;
       *target = choice;
       return true;
@@ -212,7 +239,14 @@ Given given_in(const toml::node& node) {
   if (const auto* truth = node.as_boolean()) given.value = truth->get();
   if (const auto* string = node.as_string()) given.value = string->get();
   if (node.is_table()) given.text = "a table";
-  if (node.is_array()) given.text = "an array";
+  if (const auto* array = node.as_array()) {
+    given.text = "an array";
+    Strings items;
+    for (const auto& item : *array) {
+      if (const auto* string = item.as_string()) items.push_back(string->get());
+    }
+    if (items.size() == array->size()) given.value = items;
+  }
   return given;
 }
 
@@ -224,14 +258,27 @@ std::optional<T> whole(const std::string& text) {
   return value;
 }
 
+// "a,b" -> a and b; nothing of the empty text.
+Strings split(const std::string& text) {
+  Strings items;
+  std::istringstream rest(text);
+  for (std::string item; std::getline(rest, item, ',');) items.push_back(item);
+  return items;
+}
+
 // A flag has no quotes to tell a string by, so the key decides.
 Given given_on_command_line(const Target& target, const std::string& text) {
   Given given{{}, "'" + text + "'"};
-  const bool is_text = std::holds_alternative<std::string*>(target) || std::holds_alternative<DataMode*>(target) ||
-                       std::holds_alternative<Scheduler*>(target) || std::holds_alternative<Device*>(target) ||
-                       std::holds_alternative<Recompute*>(target) || std::holds_alternative<DType*>(target);
+  const bool is_text = std::visit(
+      [](auto* held) {
+        using T = std::remove_pointer_t<decltype(held)>;
+        return std::is_same_v<T, std::string> || std::is_enum_v<T>;
+      },
+      target);
   if (is_text) {
     given.value = text;
+  } else if (std::holds_alternative<Strings*>(target)) {
+    given.value = split(text);
   } else if (const auto integer = whole<std::int64_t>(text)) {
     given.value = *integer;
   } else if (const auto number = whole<double>(text)) {
@@ -308,7 +355,8 @@ void check_range(double value, double least, double bound, const char* key, cons
 }  // namespace
 
 Schedule RunConfig::schedule() const {
-  return {optim.scheduler, optim.lr, optim.warmup, train.steps, optim.lr_init_ratio, optim.lr_end_ratio, optim.cycles};
+  return {optim.scheduler,    optim.lr,     optim.warmup,         train.steps,      optim.lr_init_ratio,
+          optim.lr_end_ratio, optim.cycles, optim.decay_fraction, optim.decay_shape};
 }
 
 void RunConfig::validate() const {
@@ -334,9 +382,19 @@ void RunConfig::validate() const {
   check_range(optim.lr_init_ratio, 0, kInfinity, "optim.lr_init_ratio", "at least 0");
   check_range(optim.lr_end_ratio, 0, kInfinity, "optim.lr_end_ratio", "at least 0");
   check_range(optim.cycles, 0, kInfinity, "optim.cycles", "at least 0");
+  check(optim.decay_fraction >= 0 && optim.decay_fraction <= 1, "optim.decay_fraction", number_text(optim.decay_fraction),
+        "from 0 to 1");
   check_count(train.steps, 1, "train.steps", "at least 1");
   check(train.accumulate >= 1 && train.accumulate <= (1 << 20), "train.accumulate", std::to_string(train.accumulate),
         "from 1 to 2^20");
+  check_count(train.batch_tokens, 0, "train.batch_tokens", "at least 0");
+  const std::int64_t tokens = data.batch * data.length;
+  if (train.batch_tokens > 0 && train.batch_tokens != train.accumulate * tokens) {
+    throw Error(ErrorKind::InvalidArgument,
+                "train.batch_tokens = " + std::to_string(train.batch_tokens) + " is not train.accumulate = " +
+                    std::to_string(train.accumulate) + " times the " + std::to_string(tokens) + " tokens of a batch",
+                "train.batch_tokens", "Leave one of the two out");
+  }
   check(train.threads >= 0 && train.threads <= 4096, "train.threads", std::to_string(train.threads), "from 0 to 4096");
   check_count(train.log_every, 1, "train.log_every", "at least 1");
   check_count(train.validate_every, 0, "train.validate_every", "at least 0");
@@ -347,6 +405,24 @@ void RunConfig::validate() const {
   check_count(train.keep, 0, "train.keep", "at least 0");
   check_count(train.max_bad_steps, 1, "train.max_bad_steps", "at least 1");
 }
+
+namespace {
+
+// Sets train.accumulate from train.batch_tokens. What else is wrong with the sizes is for validate() to say.
+void resolve_batch_tokens(RunConfig& c) {
+  const std::int64_t tokens = std::max<std::int64_t>(1, c.data.batch) * std::max<std::int64_t>(1, c.data.length);
+  if (c.train.batch_tokens % tokens != 0) {
+    const std::int64_t below = c.train.batch_tokens / tokens * tokens;
+    throw Error(ErrorKind::InvalidArgument,
+                "train.batch_tokens = " + std::to_string(c.train.batch_tokens) +
+                    " must be a multiple of data.batch x data.length = " + std::to_string(tokens),
+                "train.batch_tokens",
+                "Use " + (below > 0 ? std::to_string(below) + " or " : std::string()) + std::to_string(below + tokens));
+  }
+  c.train.accumulate = c.train.batch_tokens / tokens;
+}
+
+}  // namespace
 
 std::vector<RunKey> run_keys() {
   RunConfig config;
@@ -407,7 +483,13 @@ RunConfig load_run_config(const std::string& path, const RunOverrides& overrides
     if (!key) unknown_key(name, "--" + name);
     assign(*key, given_on_command_line(key->target, text), "--" + name);
   }
+  const auto given = [&](const char* name) {
+    const auto is_it = [&](const auto& entry) { return std::get<0>(entry) == name; };
+    return std::any_of(overrides.begin(), overrides.end(), is_it) ||
+           std::any_of(entries.begin(), entries.end(), [&](const Entry& entry) { return entry.name == name; });
+  };
   try {
+    if (config.train.batch_tokens > 0 && !given("train.accumulate")) resolve_batch_tokens(config);
     config.validate();
   } catch (const Error& error) {
     throw Error(error.kind(), error.what(), path);

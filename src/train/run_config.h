@@ -42,16 +42,19 @@ struct OptimConfig {
   double lr_init_ratio = 0.0;
   double lr_end_ratio = 0.01;
   double cycles = 1.0;
+  double decay_fraction = 0.1;  // of wsd: the part of the steps, at the end, in which the rate falls
+  DecayShape decay_shape = DecayShape::Linear;
 };
 
 // Intervals are in steps; 0 means never.
 struct TrainConfig {
   std::int64_t steps = 1000;
-  std::int64_t accumulate = 1;  // batches that make one step
-  std::int64_t seed = 1;        // of the initial parameters and of dropout
-  std::int64_t threads = 0;     // 0 means all processors
-  Device device = Device::Cpu;  // where the run computes; a checkpoint goes on on either
-  DType dtype = DType::F32;     // of activations and of what products multiply; parameters, moments and sums are float32
+  std::int64_t accumulate = 1;    // batches that make one step
+  std::int64_t batch_tokens = 0;  // tokens of a step; 0: what accumulate comes to
+  std::int64_t seed = 1;          // of the initial parameters and of dropout
+  std::int64_t threads = 0;       // 0 means all processors
+  Device device = Device::Cpu;    // where the run computes; a checkpoint goes on on either
+  DType dtype = DType::F32;       // of activations and of what products multiply; parameters, moments and sums are float32
   Recompute recompute = Recompute::None;
   std::int64_t log_every = 1;
   std::int64_t validate_every = 0;
@@ -78,7 +81,7 @@ struct RunConfig {
 
 struct RunKey {
   std::string name;        // "optim.lr"
-  std::string type;        // "an integer", "a number", "true or false", "a string", ...
+  std::string type;        // "an integer", "a number", "true or false", "a string", "a list of strings", ...
   std::string help;        // one line
   std::string short_name;  // "lr" where it is not ambiguous, else empty
 };
@@ -89,7 +92,8 @@ std::vector<RunKey> run_keys();
 // A key, as in run_keys(), and the text given for it.
 using RunOverrides = std::vector<std::pair<std::string, std::string>>;
 
-// Reads the run file, then lays the overrides over it; an empty path means no file. A preset fills [model] before the other keys
+// Reads the run file, then lays the overrides over it; an empty path means no file. Where train.batch_tokens is given and
+// train.accumulate is not, the latter follows from it. A preset fills [model] before the other keys
 // of that section, whichever of the two it comes from. Relative paths in it are relative to the current folder. Throws
 // Error(NotFound), Error(Io) for the file, Error(InvalidArgument) naming file and line (or the flag) for malformed TOML, an
 // unknown key with the nearest valid one, a value of the wrong type, and what validate() refuses.

@@ -118,6 +118,8 @@ TEST_F(RunConfigTest, RefusesWrongTypes) {
   EXPECT_THAT(refusal("[train]\nsteps = 1e3\n"), HasSubstr("train.steps must be an integer, not 1000"));
   EXPECT_THAT(refusal("[model]\nswiglu = 1\n"), HasSubstr("model.swiglu must be true or false, not 1"));
   EXPECT_THAT(refusal("[data]\nmode = \"random\"\n"), HasSubstr("data.mode must be \"fresh\" or \"carry\""));
+  EXPECT_THAT(refusal("[optim]\nscheduler = \"step\"\n"),
+              HasSubstr("optim.scheduler must be \"linear\", \"cosine\", \"constant\", \"wsd\" or \"inverse_sqrt\", not"));
   EXPECT_THAT(refusal("[data]\npath = [1]\n"), HasSubstr("data.path must be a string, not an array"));
   EXPECT_THAT(refusal("model = 3\n"), HasSubstr("model must be a section"));
   EXPECT_THAT(refusal("out = 3\n"), HasSubstr("out must be a string"));
@@ -135,6 +137,24 @@ TEST_F(RunConfigTest, RefusesValuesThatCannotBe) {
   EXPECT_THAT(refusal("[data]\nmode = \"carry\"\nlength = 100\n[model]\nchunk_size = 64\n"),
               AllOf(HasSubstr("data.length = 100 must be a multiple of model.chunk_size = 64"), HasSubstr("Use 128")));
   EXPECT_THAT(refusal("[data]\nlength = 1000000\nbatch = 1000000\n"), HasSubstr("2^31"));
+}
+
+TEST_F(RunConfigTest, TokensOfAStepGiveTheAccumulation) {
+  const std::string sizes = "[data]\nlength = 32\nbatch = 4\n[train]\n";
+  const RunConfig config = load_run_config(write(sizes + "batch_tokens = 384\n"));
+  EXPECT_EQ(config.train.accumulate, 3);
+  const RunConfig again = load_run_config(write(run_config_to_toml(config)));
+  EXPECT_EQ(again.train.accumulate, 3);
+  EXPECT_EQ(again.train.batch_tokens, 384);
+  EXPECT_EQ(load_run_config(write(sizes), {{"train.batch_tokens", "128"}}).train.accumulate, 1);
+  EXPECT_THAT(refusal(sizes + "batch_tokens = 400\n"),
+              AllOf(HasSubstr("train.batch_tokens = 400 must be a multiple of data.batch x data.length = 128"),
+                    HasSubstr("Use 384 or 512")));
+  EXPECT_THAT(refusal(sizes + "batch_tokens = 100\n"), HasSubstr("Use 128"));
+  EXPECT_THAT(refusal(sizes + "batch_tokens = -128\n"), HasSubstr("train.batch_tokens = -128 must be at least 0"));
+  EXPECT_THAT(refusal(sizes + "batch_tokens = 384\naccumulate = 2\n"),
+              HasSubstr("train.batch_tokens = 384 is not train.accumulate = 2 times the 128 tokens of a batch"));
+  EXPECT_THAT(refusal("[data]\nlength = 0\n[train]\nbatch_tokens = 384\n"), HasSubstr("data.length = 0 must be at least 1"));
 }
 
 TEST_F(RunConfigTest, NamesAnUnknownPresetWithItsPlace) {

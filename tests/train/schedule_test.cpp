@@ -62,6 +62,47 @@ TEST(Schedule, ConstantWarmsUpAndStays) {
   EXPECT_DOUBLE_EQ(schedule.at(1000), 3.0);
 }
 
+TEST(Schedule, WsdIsFlatAndFallsAtTheEnd) {
+  Schedule schedule{Scheduler::Wsd, 2.0, 10, 110, 0.1, 0.25, 1.0, 0.2, DecayShape::Linear};
+  EXPECT_DOUBLE_EQ(schedule.at(0), 0.2);
+  EXPECT_DOUBLE_EQ(schedule.at(5), 2.0 * 0.55);
+  EXPECT_DOUBLE_EQ(schedule.at(10), 2.0);
+  EXPECT_DOUBLE_EQ(schedule.at(88), 2.0);
+  EXPECT_DOUBLE_EQ(schedule.at(99), 2.0 * 0.625);  // halfway through the last 22 steps
+  EXPECT_DOUBLE_EQ(schedule.at(110), 0.5);
+  EXPECT_DOUBLE_EQ(schedule.at(111), 0.5);
+  schedule.decay_shape = DecayShape::Cosine;
+  EXPECT_DOUBLE_EQ(schedule.at(88), 2.0);
+  EXPECT_DOUBLE_EQ(schedule.at(99), 2.0 * 0.625);
+  EXPECT_NEAR(schedule.at(94), 2.0 * (0.25 + 0.375 * (std::cos(std::numbers::pi * 6 / 22) + 1)), 1e-15);
+  EXPECT_DOUBLE_EQ(schedule.at(110), 0.5);
+  schedule.decay_shape = DecayShape::Sqrt;
+  EXPECT_DOUBLE_EQ(schedule.at(88), 2.0);
+  EXPECT_NEAR(schedule.at(99), 2.0 * (0.25 + 0.75 * (1 - std::sqrt(0.5))), 1e-15);
+  EXPECT_DOUBLE_EQ(schedule.at(110), 0.5);
+}
+
+TEST(Schedule, WsdKnowsItsEdges) {
+  // No decay at all; a decay that would begin inside the warmup begins behind it; a warmup of all steps.
+  EXPECT_DOUBLE_EQ((Schedule{Scheduler::Wsd, 1.0, 10, 100, 0.0, 0.0, 1.0, 0.0}).at(100), 1.0);
+  const Schedule all{Scheduler::Wsd, 1.0, 20, 100, 0.0, 0.0, 1.0, 1.0};
+  EXPECT_DOUBLE_EQ(all.at(20), 1.0);
+  EXPECT_DOUBLE_EQ(all.at(60), 0.5);
+  EXPECT_DOUBLE_EQ((Schedule{Scheduler::Wsd, 1.0, 8, 8, 0.0, 0.5}).at(8), 0.5);
+}
+
+TEST(Schedule, InverseSqrtFallsWithoutAnEnd) {
+  const Schedule schedule{Scheduler::InverseSqrt, 3.0, 100, 1000, 0.0, 0.5};
+  EXPECT_DOUBLE_EQ(schedule.at(50), 1.5);
+  EXPECT_DOUBLE_EQ(schedule.at(100), 3.0);
+  EXPECT_DOUBLE_EQ(schedule.at(400), 1.5);
+  EXPECT_DOUBLE_EQ(schedule.at(10000), 0.3);
+  const Schedule without{Scheduler::InverseSqrt, 1.0, 0, 1000};
+  EXPECT_DOUBLE_EQ(without.at(0), 1.0);
+  EXPECT_DOUBLE_EQ(without.at(1), 1.0);
+  EXPECT_DOUBLE_EQ(without.at(4), 0.5);
+}
+
 TEST(Schedule, WarmupThatNeverEndsDividesByNothing) {
   const Schedule schedule{Scheduler::Linear, 1.0, 8, 8, 0.0, 0.5, 1.0};
   EXPECT_DOUBLE_EQ(schedule.at(4), 0.5);
