@@ -1,6 +1,7 @@
 option(MEGALODON_BUILD_TESTS "Build the tests" ON)
 option(MEGALODON_WERROR "Treat warnings as errors" ON)
 option(MEGALODON_CUDA "Build the backend for NVIDIA GPUs: needs the CUDA toolkit" OFF)
+option(MEGALODON_FUZZ "Build the fuzz targets and nothing else: needs clang (preset fuzz)" OFF)
 set(MEGALODON_SANITIZE "" CACHE STRING "Sanitizers to build with: address,undefined or thread")
 
 set(CMAKE_CXX_STANDARD 20)

@@ -100,7 +100,11 @@ enum class Recompute {
   Selective,  // the feed-forward's hidden layer is computed again too, the widest tensor: about a quarter less memory
   Block,      // a block's input alone: its whole forward runs again
 };
-const char* to_string(Recompute recompute) noexcept;  // "none", ...
+// "none", ...
+inline const char* to_string(Recompute recompute) noexcept {
+  if (recompute == Recompute::None) return "none";
+  return recompute == Recompute::Selective ? "selective" : "block";
+}
 
 // What makes dropout masks differ from window to window; the same values give the same masks.
 struct DropoutKey {

@@ -72,15 +72,6 @@ bool has_dropout(const ModelConfig& c) {
 
 }  // namespace
 
-const char* to_string(Recompute recompute) noexcept {
-  switch (recompute) {
-    case Recompute::None: return "none";
-    case Recompute::Selective: return "selective";
-    case Recompute::Block: return "block";
-  }
-  return "none";
-}
-
 struct Training::Impl {
   Impl(Context& context, const Megalodon& m, std::int64_t batch, std::int64_t length, Recompute recompute,
        const MemoryPlan& memory)
