@@ -22,7 +22,7 @@ enum class ErrorKind {
 // Returns the kind's name as it stands in messages: "invalid argument", "corrupt file", ...
 const char* to_string(ErrorKind kind) noexcept;
 
-// what() is one line: "WHERE: WHAT. HINT", each part left out where empty.
+// what() is one line: "WHERE: WHAT. HINT", each part left out where empty; a control character in any of them is shown as "?".
 class Error : public std::runtime_error {
  public:
   // kind  what class of error this is

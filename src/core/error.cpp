@@ -19,11 +19,15 @@ const char* to_string(ErrorKind kind) noexcept {
 
 namespace {
 
+// Names and values in messages come from files: what would end the line or command a terminal is shown as "?".
 std::string one_line(const std::string& what, const std::string& where, const std::string& hint) {
   std::string line;
   if (!where.empty()) line += where + ": ";
   line += what;
   if (!hint.empty()) line += ". " + hint;
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  }
   return line;
 }
 

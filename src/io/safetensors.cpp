@@ -42,11 +42,11 @@ struct Entry {
   throw Error(ErrorKind::Corrupt, what, path, "The file is damaged or not a safetensors file; copy or download it again");
 }
 
-// A name for a message: names come from the file and may be of any length and content.
+// A name for a message: names come from the file and may be of any length.
 std::string quoted(const std::string& name) {
   constexpr std::size_t kLongest = 120;
   std::string shown = "\"";
-  for (const char c : name.substr(0, kLongest)) shown += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  shown += name.substr(0, kLongest);
   return shown + (name.size() > kLongest ? "...\"" : "\"");
 }
 
