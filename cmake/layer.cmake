@@ -37,5 +37,7 @@ function(megalodon_tests name)
   target_link_libraries(${name}_test PRIVATE ${ARGN} megalodon_flags GTest::gtest GTest::gmock GTest::gtest_main)
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(${name}_test PRIVATE MEGALODON_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  gtest_discover_tests(${name}_test TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 900)
+  file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/tmp)  # not /tmp, where the tests of another build may have folders of the same names
+  gtest_discover_tests(${name}_test TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60
+                       PROPERTIES TIMEOUT 900 ENVIRONMENT "TEST_TMPDIR=${PROJECT_BINARY_DIR}/tmp")
 endfunction()
