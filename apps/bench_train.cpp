@@ -51,7 +51,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
     ctx.zero(gradients);
     const double loss = training.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()));
     const double before = seconds_since(start);
-    update.step({1e-4}, ++count, 1.0, loss, model, gradients, m, v);
+    update.step({1e-4}, ++count, {.clip = 1.0}, loss, model, gradients, m, v);
     ctx.wait();
     step.seconds = step.profiled = seconds_since(start);
     step.optimizer = step.seconds - before;

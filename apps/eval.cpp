@@ -65,7 +65,8 @@ void print_text(const Options& options, const LoadedModel& loaded, const Evaluat
 
 void run(const Options& options) {
   Context ctx = open_context(options.device, options.threads);
-  const LoadedModel loaded = model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator()});
+  const LoadedModel loaded =
+      model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator(), options.load.average});
   Evaluator evaluator(ctx, *loaded.model, *loaded.tokenizer, options.evaluate);
   double seconds = 0;
   for (const std::string& path : options.data) {

@@ -47,6 +47,7 @@ inline void add_load_flags(CLI::App* command, LoadOptions& options) {
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->default_str("auto")
       ->type_name("auto|f32|bf16");
+  command->add_flag("--ema", options.average, "Take the running average of the parameters that train.ema keeps");
   command->add_flag("--map", options.map,
                     "Read bfloat16 weights from the mapped file: starts at once in less memory, runs slower");
 }

@@ -120,7 +120,8 @@ void print_speed(const char* what, std::int64_t tokens, double seconds) {
 void run(const Options& options) {
   options.generate.sampler.validate();  // before the model is loaded
   Context ctx = open_context(options.device, options.threads);
-  const LoadedModel loaded = model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator()});
+  const LoadedModel loaded =
+      model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator(), options.load.average});
   Generator generator(ctx, *loaded.model, loaded.tokenizer->vocab_size());
   const auto start = Clock::now();
   read_prompt(options, generator, *loaded.tokenizer);

@@ -119,7 +119,8 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
             << ", warmup " << config.optim.warmup << ", decay " << format("%g", config.optim.weight_decay) << ", clip "
             << format("%g", config.optim.clip) << "\n"
             << "memory      " << mebi(memory.total()) << ": parameters " << mebi(memory.parameters) << ", gradients "
-            << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer) << ", activations " << mebi(memory.activations)
+            << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer)
+            << (memory.average > 0 ? ", average " + mebi(memory.average) : "") << ", activations " << mebi(memory.activations)
             << ", workspace " << mebi(memory.workspace) << ", state " << mebi(memory.state) << ", validation "
             << mebi(memory.validation) << "\n"
             << "device      "

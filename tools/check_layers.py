@@ -53,7 +53,7 @@ THIRD_PARTY = {
     "gmock": ["tests"],
 }
 # POSIX, which every layer but the installed API may use
-SYSTEM = re.compile(r"(sys/\w+|unistd|fcntl|sched|signal|cpuid|immintrin|cxxabi|dlfcn|link|poll|errno|pthread|termios|linux/\w+)\.h$")
+SYSTEM = re.compile(r"(sys/\w+|unistd|fcntl|sched|signal|cpuid|fnmatch|immintrin|cxxabi|dlfcn|link|poll|errno|pthread|termios|linux/\w+)\.h$")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 # pattern in code with comments and strings taken out, and why it is refused there

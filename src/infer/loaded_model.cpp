@@ -18,9 +18,9 @@ bool is_model(const std::string& folder) { return is_file(join_path(folder, "con
 bool has_checksums(const std::string& folder) { return is_file(join_path(folder, "checksums.json")); }
 
 // Compares the files that make the model; the optimizer's, which may be twice as large, are of no concern here.
-void verify_model_files(const std::string& folder) {
+void verify_model_files(const std::string& folder, bool average) {
   const std::map<std::string, std::string> checksums = read_checksums(folder);
-  for (const char* name : {"config.json", "model.safetensors", "tokenizer", "tokenizer.model"}) {
+  for (const char* name : {"config.json", model_file(average), "tokenizer", "tokenizer.model"}) {
     const auto found = checksums.find(name);
     if (found != checksums.end()) verify_checksum(folder, name, found->second);
   }
@@ -44,7 +44,7 @@ std::vector<std::string> newest_first(const std::string& folder) {
 
 }  // namespace
 
-ResolvedModel resolve_model(const std::string& path) {
+ResolvedModel resolve_model(const std::string& path, bool average) {
   if (!exists(path)) throw Error(ErrorKind::NotFound, "there is no such folder", path, "Give a model folder or a run folder");
   if (!is_directory(path)) {
     throw Error(ErrorKind::InvalidArgument, "is a file", path,
@@ -52,7 +52,7 @@ ResolvedModel resolve_model(const std::string& path) {
   }
   ResolvedModel resolved;
   if (is_model(path)) {
-    if (has_checksums(path)) verify_model_files(path);
+    if (has_checksums(path)) verify_model_files(path, average);
     resolved.folder = path;
     return resolved;
   }
@@ -61,7 +61,7 @@ ResolvedModel resolve_model(const std::string& path) {
   for (const std::string& step : newest_first(checkpoints)) {
     const std::string folder = join_path(checkpoints, step);
     try {
-      verify_model_files(folder);
+      verify_model_files(folder, average);
       resolved.folder = folder;
       return resolved;
     } catch (const Error& error) {
@@ -78,7 +78,7 @@ ResolvedModel resolve_model(const std::string& path) {
 
 LoadedModel load_model_with_tokenizer(const std::string& path, const LoadOptions& options) {
   LoadedModel loaded;
-  ResolvedModel resolved = resolve_model(path);
+  ResolvedModel resolved = resolve_model(path, options.average);
   loaded.folder = std::move(resolved.folder);
   loaded.damaged = std::move(resolved.damaged);
   loaded.model = load_model(loaded.folder, options);

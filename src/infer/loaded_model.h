@@ -20,7 +20,8 @@ struct ResolvedModel {
 // so does that folder `checkpoints`. Whole means that the model's files have the checksums that the checkpoint states; a folder
 // without checksums.json is a model from elsewhere and taken as it is. Throws Error(NotFound) saying what was looked for,
 // Error(Corrupt) for a damaged checkpoint that was named, or when all of a run are.
-ResolvedModel resolve_model(const std::string& path);
+// average: the file that counts is that of the running average (LoadOptions).
+ResolvedModel resolve_model(const std::string& path, bool average = false);
 
 struct LoadedModel {
   std::string folder;                // resolve_model(path)

@@ -97,6 +97,8 @@ std::uint64_t write_model_file(const Megalodon& model, const std::string& path) 
   return write_safetensors(path, tensors, {{"format", "pt"}});
 }
 
+const char* model_file(bool average) noexcept { return average ? "ema.safetensors" : "model.safetensors"; }
+
 ModelConfig load_config(const std::string& folder) {
   if (!is_directory(folder)) {
     throw Error(ErrorKind::NotFound, "no such model folder", folder, "A model folder holds config.json and model.safetensors");
@@ -107,7 +109,12 @@ ModelConfig load_config(const std::string& folder) {
 
 std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options) {
   const ModelConfig config = load_config(folder);
-  const SafetensorsFile file(join_path(folder, "model.safetensors"));  // before memory is taken for a model that is not there
+  if (options.average && !exists(join_path(folder, model_file(true)))) {
+    throw Error(ErrorKind::NotFound, "there is no average of the parameters, " + std::string(model_file(true)), folder,
+                "Train with train.ema = 0.999, or take the parameters themselves");
+  }
+  const SafetensorsFile file(
+      join_path(folder, model_file(options.average)));  // before memory is taken for a model that is not there
   const Precision precision = options.precision ? *options.precision : stored_precision(file, options.accelerator);
   const bool map = options.map && !options.accelerator && precision == Precision::BF16;
   const Tensor matrices = map ? matrices_in(file, ParameterLayout(config)) : Tensor();

@@ -28,11 +28,14 @@ struct LoadOptions {
   bool map = false;
   // Where to; null: the host. Nothing is mapped elsewhere.
   AcceleratorPtr accelerator = nullptr;
+  // The running average of the parameters that training keeps beside them (train.ema): ema.safetensors for model.safetensors.
+  bool average = false;
 };
 
 // Throws Error(NotFound) for a missing folder or file, Error(Corrupt) for a damaged one, Error(Mismatch) naming the first tensor
 // that is missing, extra or of another shape or dtype than config.json asks for. The file's tensors may be F32 or BF16, whatever
 // the precision is.
+const char* model_file(bool average) noexcept;  // the name of the file of parameters
 std::unique_ptr<Megalodon> load_model(const std::string& folder, const LoadOptions& options = {});
 ModelConfig load_config(const std::string& folder);
 

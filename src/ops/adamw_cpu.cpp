@@ -15,9 +15,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace megalodon::cpu::HWY_NAMESPACE {
 
-// copy may be null.
+// copy and average may be null.
 void adamw_run(const AdamWRates& rates, float gradient_scale, float* parameters, const float* gradients, float* m, float* v,
-               BFloat16* copy, std::int64_t count) {
+               BFloat16* copy, float* average, std::int64_t count) {
   const auto set = [&](AdamWRate rate) { return hn::Set(kFloats, static_cast<float>(rates[rate])); };
   const auto scale = hn::Set(kFloats, gradient_scale);
   const auto keep = set(kAdamWKeep);
@@ -27,6 +27,7 @@ void adamw_run(const AdamWRates& rates, float gradient_scale, float* parameters,
   const auto step_size = set(kAdamWStepSize);
   const auto v_correction = set(kAdamWVCorrection);
   const auto eps = set(kAdamWEps);
+  const auto average_rate = set(kAdamWAverage);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) {
     const FloatVec g = hn::Mul(load(gradients + i, n), scale);
     const FloatVec m_old = load(m + i, n);
@@ -39,6 +40,10 @@ void adamw_run(const AdamWRates& rates, float gradient_scale, float* parameters,
     const FloatVec w_new = hn::Sub(w, hn::Div(hn::Mul(step_size, m_new), size));
     store(w_new, parameters + i, n);
     if (copy != nullptr) store(w_new, copy + i, n);
+    if (average != nullptr) {
+      const FloatVec a = load(average + i, n);
+      store(hn::MulAdd(average_rate, hn::Sub(w_new, a), a), average + i, n);
+    }
   });
 }
 
@@ -68,25 +73,41 @@ HWY_EXPORT(adamw_run);
 HWY_EXPORT(sum_of_squares);
 
 void adamw_step(Context& ctx, const Tensor& rates, const Tensor& norm, const Tensor& loss, const Tensor& parameters,
-                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy) {
-  AdamWRates values{};
-  std::copy_n(rates.data<double>(), kAdamWRates, values.begin());
+                const Tensor& gradients, const Tensor& m, const Tensor& v, const Tensor& copy, const Tensor& average,
+                const Tensor& stretches) {
+  AdamWRates decaying{};
+  std::copy_n(rates.data<double>(), kAdamWRates, decaying.begin());
   if (loss && !std::isfinite(*loss.data<double>())) return;
   float scale = 1;
   if (norm) {
-    if (!std::isfinite(*norm.data<double>())) return;
-    scale = static_cast<float>(clip_scale(*norm.data<double>(), values[kAdamWMaxNorm]));
+    if (!std::isfinite(*norm.data<double>()) || *norm.data<double>() > decaying[kAdamWNormLimit]) return;
+    scale = static_cast<float>(clip_scale(*norm.data<double>(), decaying[kAdamWMaxNorm]));
   }
-  const std::int64_t uncopied = parameters.numel() - (copy ? copy.numel() : 0);
+  AdamWRates kept = decaying;
+  kept[kAdamWKeep] = 1;
+  const std::int64_t count = parameters.numel();
+  const std::int64_t uncopied = count - (copy ? copy.numel() : 0);
   const auto run = HWY_DYNAMIC_DISPATCH(adamw_run);
-  const auto part = [&](std::int64_t begin, std::int64_t end, BFloat16* to) {
+  const auto part = [&](const AdamWRates& values, std::int64_t begin, std::int64_t end, BFloat16* to) {
     run(values, scale, parameters.data<float>() + begin, gradients.data<float>() + begin, m.data<float>() + begin,
-        v.data<float>() + begin, to, end - begin);
+        v.data<float>() + begin, to, average ? average.data<float>() + begin : nullptr, end - begin);
   };
-  ctx.threads().parallel_for(parameters.numel(), 1024, [&](std::int64_t begin, std::int64_t end, int) {
+  const auto stretch = [&](AdamWTreatment treatment, std::int64_t begin, std::int64_t end) {
+    if (treatment == AdamWTreatment::Frozen) return;
+    const AdamWRates& values = treatment == AdamWTreatment::Decays ? decaying : kept;
     const std::int64_t middle = std::clamp(uncopied, begin, end);
-    part(begin, middle, nullptr);
-    part(middle, end, copy ? copy.data<BFloat16>() + (middle - uncopied) : nullptr);
+    part(values, begin, middle, nullptr);
+    part(values, middle, end, copy ? copy.data<BFloat16>() + (middle - uncopied) : nullptr);
+  };
+  ctx.threads().parallel_for(count, 1024, [&](std::int64_t begin, std::int64_t end, int) {
+    if (!stretches) return stretch(AdamWTreatment::Decays, begin, end);
+    const std::int64_t* table = stretches.data<std::int64_t>();
+    for (std::int64_t i = 0; i < stretches.rows() && begin < end; ++i) {
+      const std::int64_t until = std::min(table[2 * i], end);
+      if (until <= begin) continue;
+      stretch(static_cast<AdamWTreatment>(table[2 * i + 1]), begin, until);
+      begin = until;
+    }
   });
 }
 

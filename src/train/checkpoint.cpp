@@ -19,6 +19,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFormat = "megalodon-checkpoint-1";
+constexpr const char* kAverage = "ema.safetensors";
 constexpr const char* kSaving = ".saving-";
 constexpr const char* kRemoving = ".removing-";
 constexpr std::size_t kMaxJson = std::size_t{16} << 20;
@@ -111,6 +112,7 @@ void write_files(const std::string& folder, const CheckpointView& view, const To
   save_model(view.model, folder);
   tokenizer.save_to(folder);
   write_optimizer(join_path(folder, "optimizer.safetensors"), view);
+  if (view.average) write_model_file(*view.average, join_path(folder, kAverage));
   if (view.state) write_state(join_path(folder, "state.safetensors"), view);
   write_file_atomically(join_path(folder, "trainer.json"), trainer_json(view).dump(2) + "\n");
   write_checksums(folder);
@@ -131,7 +133,9 @@ bool is_fixed(const std::string& key) {
 }
 
 // Whether another value changes what is computed from here on.
-bool is_worth_a_note(const std::string& key) { return key.starts_with("optim.") || key == "train.steps" || key == "data.path"; }
+bool is_worth_a_note(const std::string& key) {
+  return key.starts_with("optim.") || key == "train.steps" || key == "data.path" || key == "train.freeze" || key == "train.ema";
+}
 
 std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where) {
   const char* hint = "Give the settings that this run began with, or another folder with --out";
@@ -265,6 +269,11 @@ std::vector<std::string> load_checkpoint(const std::string& folder, const Checkp
   read_parameters(view.model, SafetensorsFile(join_path(folder, "model.safetensors")), "");
   const AcceleratorPtr& accelerator = view.model.accelerator();
   read_tensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view, view.m, view.v), accelerator);
+  if (view.average && is_file(join_path(folder, kAverage))) {
+    read_parameters(*view.average, SafetensorsFile(join_path(folder, kAverage)), "");
+  } else if (view.average) {  // the run kept none so far
+    copy_tensor(accelerator, view.model.flat(), view.average->flat());
+  }
   if (view.state) read_tensors(join_path(folder, "state.safetensors"), state_tensors(view), accelerator);
   view.progress = progress;
   return notes;

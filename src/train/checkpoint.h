@@ -2,6 +2,7 @@
 // folder at the same time.
 //   config.json, model.safetensors, the tokenizer's file    the model (model/model_folder.h, io/tokenizer.h)
 //   optimizer.safetensors                                   both moments of AdamW: m.NAME and v.NAME, f32, for each parameter
+//   ema.safetensors                                         the running average of the parameters, f32 (train.ema alone)
 //   state.safetensors                                       what the streams have read (data.mode "carry" alone)
 //   trainer.json                                            counters, position in the data, the run's configuration
 //   checksums.json                                          XXH3 of each file above, written last
@@ -40,6 +41,7 @@ struct CheckpointView {
   Progress& progress;
   const TokenDataset& dataset;
   int threads;
+  Megalodon* average = nullptr;  // null without train.ema
 };
 
 // RUN/checkpoints/step-00000100

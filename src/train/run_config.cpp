@@ -94,6 +94,8 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"optim.lr", &c.optim.lr, "Peak learning rate"},
       {"optim.warmup", &c.optim.warmup, "Steps up to the peak"},
       {"optim.weight_decay", &c.optim.weight_decay, "AdamW's decay"},
+      {"optim.decay", &c.optim.decay, "Patterns of the names of parameters that decay, as *.weight; a list (a,b as a flag)"},
+      {"optim.no_decay", &c.optim.no_decay, "Patterns of those that do not, even if optim.decay names them"},
       {"optim.eps", &c.optim.eps, "AdamW's epsilon"},
       {"optim.beta1", &c.optim.beta1, "AdamW's decay of the first moment"},
       {"optim.beta2", &c.optim.beta2, "AdamW's decay of the second moment"},
@@ -113,6 +115,9 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.device", &c.train.device, "cpu or cuda: where to compute"},
       {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
       {"train.recompute", &c.train.recompute, "none, selective or block: what backward computes again instead of keeping it"},
+      {"train.freeze", &c.train.freeze, "Patterns of the names of parameters that are not trained"},
+      {"train.ema", &c.train.ema, "Decay of a running average of the parameters, saved beside them, as 0.999; 0: none"},
+      {"train.validate_ema", &c.train.validate_ema, "Validate that average instead of the parameters"},
       {"train.log_every", &c.train.log_every, "Steps between printed lines"},
       {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
       {"train.validate_tokens", &c.train.validate_tokens, "About how many tokens to validate on; 0: all"},
@@ -396,6 +401,8 @@ void RunConfig::validate() const {
                 "train.batch_tokens", "Leave one of the two out");
   }
   check(train.threads >= 0 && train.threads <= 4096, "train.threads", std::to_string(train.threads), "from 0 to 4096");
+  check_range(train.ema, 0, 1, "train.ema", "in [0, 1)");
+  check(!train.validate_ema || train.ema > 0, "train.validate_ema", "true", "false where train.ema is 0");
   check_count(train.log_every, 1, "train.log_every", "at least 1");
   check_count(train.validate_every, 0, "train.validate_every", "at least 0");
   check_count(train.validate_tokens, 0, "train.validate_tokens", "at least 0");

@@ -34,6 +34,8 @@ struct OptimConfig {
   double lr = 1e-3;
   std::int64_t warmup = 0;
   double weight_decay = 0.1;
+  std::vector<std::string> decay{"*"};  // patterns (train/stretches.h) of the parameters that decay; all, as the released code
+  std::vector<std::string> no_decay;    // of those that do not, even if `decay` names them
   double eps = 1e-8;
   double beta1 = 0.9;
   double beta2 = 0.98;
@@ -56,6 +58,9 @@ struct TrainConfig {
   Device device = Device::Cpu;    // where the run computes; a checkpoint goes on on either
   DType dtype = DType::F32;       // of activations and of what products multiply; parameters, moments and sums are float32
   Recompute recompute = Recompute::None;
+  std::vector<std::string> freeze;  // patterns (train/stretches.h) of the parameters that stay as they are
+  double ema = 0;             // decay of a running average of the parameters, after t updates at most (1 + t) / (10 + t); 0: none
+  bool validate_ema = false;  // validate the average instead of the parameters
   std::int64_t log_every = 1;
   std::int64_t validate_every = 0;
   std::int64_t validate_tokens = 0;  // at most about so many; 0 means the whole valid split

@@ -34,12 +34,18 @@ Precision precision_of(const RunConfig& config) {
   return config.train.dtype == DType::BF16 ? Precision::BF16WithMaster : Precision::F32;
 }
 
+// Less at first, so that the average does not remember how the parameters began.
+double average_decay(double decay, std::int64_t updates) {
+  const auto t = static_cast<double>(updates);
+  return std::min(decay, (1 + t) / (10 + t));
+}
+
 std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_t>(config.train.seed); }
 
 }  // namespace
 
 std::size_t TrainingMemory::total() const noexcept {
-  return parameters + gradients + optimizer + activations + workspace + validation + state;
+  return parameters + gradients + optimizer + average + activations + workspace + validation + state;
 }
 
 TrainingMemory plan_training(const RunConfig& config, const Place& place) {
@@ -52,6 +58,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   memory.parameters = Megalodon::storage_bytes(config.model, precision_of(config));
   memory.gradients = flat;
   memory.optimizer = 2 * flat;
+  if (config.train.ema > 0) memory.average = memory.parameters;
   memory.activations = training.activations;
   memory.workspace = training.workspace;
   const std::size_t state = ModelState(config.model, 1, dtype).bytes() * static_cast<std::size_t>(config.data.batch);
@@ -77,11 +84,15 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       gradients_(arena_.allocate(DType::F32, {model_.layout().total()})),
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
-      update_(ctx),
+      update_(ctx, stretches_of(model_.layout(), config.optim, config.train)),
       training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute) {
   ctx.zero(m_);
   ctx.zero(v_);
   model_.initialize(seed_of(config_));
+  if (config_.train.ema > 0) {
+    average_.emplace(config_.model, precision_of(config_), ctx.accelerator());
+    ctx.copy(model_.flat(), average_->flat());
+  }
   if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch, model_.dtype(), ctx.accelerator());
   if (config_.train.validate_every == 0) return;
   if (!valid) {
@@ -89,11 +100,20 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
                 "Prepare the data with --valid-fraction, or set train.validate_every = 0");
   }
   checked(config_, *valid);
-  validator_ = std::make_unique<Validator>(ctx, model_, *valid, config_.data, config_.train.validate_tokens);
+  validator_ = std::make_unique<Validator>(ctx, config_.train.validate_ema ? *average_ : model_, *valid, config_.data,
+                                           config_.train.validate_tokens);
 }
 
 CheckpointView Trainer::view() {
-  return {config_, model_, m_, v_, state_ ? &*state_ : nullptr, progress_, dataset_, ctx_.threads().size()};
+  return {config_,
+          model_,
+          m_,
+          v_,
+          state_ ? &*state_ : nullptr,
+          progress_,
+          dataset_,
+          ctx_.threads().size(),
+          average_ ? &*average_ : nullptr};
 }
 
 std::vector<std::string> Trainer::resume(const std::string& folder) {
@@ -129,7 +149,9 @@ StepReport Trainer::step() {
   }
   report.loss = sum / static_cast<double>(report.tokens);
   const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
-  report.grad_norm = update_.step(adamw, progress_.updates + 1, config_.optim.clip, report.loss, model_, gradients_, m_, v_);
+  const UpdateOptions options{.clip = config_.optim.clip, .average_decay = average_decay(config_.train.ema, progress_.updates)};
+  report.grad_norm = update_.step(adamw, progress_.updates + 1, options, report.loss, model_, gradients_, m_, v_,
+                                  average_ ? average_->flat() : Tensor());
   report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
 
   progress_.batches = loader_.position();
@@ -151,6 +173,7 @@ StepReport Trainer::step() {
 
 double Trainer::validate() {
   if (!validator_) throw Error(ErrorKind::InvalidArgument, "train.validate_every is 0: nothing was planned for validation");
+  if (config_.train.validate_ema) average_->round_matrices();
   return validator_->mean_loss();
 }
 

@@ -26,6 +26,7 @@ struct TrainingMemory {
   std::size_t parameters = 0;
   std::size_t gradients = 0;
   std::size_t optimizer = 0;  // both moments
+  std::size_t average = 0;    // of the parameters, train.ema
   std::size_t activations = 0;
   std::size_t workspace = 0;
   std::size_t validation = 0;
@@ -87,9 +88,10 @@ class Trainer {
 
   const Progress& progress() const noexcept { return progress_; }
   const Megalodon& model() const noexcept { return model_; }
-  const Tensor& first_moment() const noexcept { return m_; }                        // [P] f32
-  const Tensor& second_moment() const noexcept { return v_; }                       // [P] f32
-  const std::string& last_checkpoint() const noexcept { return last_checkpoint_; }  // saved or resumed from; may be empty
+  const Megalodon* average() const noexcept { return average_ ? &*average_ : nullptr; }  // of the parameters; null without
+  const Tensor& first_moment() const noexcept { return m_; }                             // [P] f32
+  const Tensor& second_moment() const noexcept { return v_; }                            // [P] f32
+  const std::string& last_checkpoint() const noexcept { return last_checkpoint_; }       // saved or resumed from; may be empty
 
  private:
   CheckpointView view();
@@ -103,6 +105,7 @@ class Trainer {
   Schedule schedule_;
   Loader loader_;
   Megalodon model_;
+  std::optional<Megalodon> average_;  // the running average of the parameters; bfloat16 matrices as of the last validation
   Arena arena_;
   Tensor gradients_, m_, v_;  // [P] f32
   Update update_;

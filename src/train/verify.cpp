@@ -342,7 +342,7 @@ class OurModel : public GoldenModel {
   double gradient_norm() override { return update_.norm(gradients_); }
 
   void step(const AdamW& adamw, std::int64_t step, double clip) override {
-    update_.step(adamw, step, clip, 0, model_, gradients_, m_, v_);
+    update_.step(adamw, step, {.clip = clip}, 0, model_, gradients_, m_, v_);
   }
   std::vector<double> gradient(const std::string& name) override { return values_of(model_.layout().view(gradients_, name)); }
   std::vector<double> parameter(const std::string& name) override { return values_of(model_.layout().view(model_.flat(), name)); }

@@ -127,7 +127,7 @@ TEST_P(AllocationTest, ATrainingStepAllocatesNothing) {
   const int allocated = fewest_allocations([&] {
     std::fill(arrays[0].begin(), arrays[0].end(), 0.0F);
     const double loss = training.forward_backward(window, window, &state, flat(0), 1.0F);
-    update.step({.lr = 1e-3}, ++steps, 1.0, loss, model, flat(0), flat(1), flat(2));
+    update.step({.lr = 1e-3}, ++steps, {.clip = 1.0}, loss, model, flat(0), flat(1), flat(2));
   });
   EXPECT_EQ(allocated, 0);
 }

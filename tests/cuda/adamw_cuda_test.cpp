@@ -47,6 +47,37 @@ TEST_F(AdamWCudaTest, StepsAgreeWithTheCpu) {
   }
 }
 
+TEST_F(AdamWCudaTest, StretchesAndTheAverageAgreeWithTheCpu) {
+  for (const std::int64_t count : {std::int64_t{5}, std::int64_t{5003}, std::int64_t{3000017}, std::int64_t{3000000}}) {
+    for (const std::int64_t ends : {1, 2, 7, 700}) {
+      if (ends > count) continue;
+      SCOPED_TRACE(testing::Message() << count << " parameters in " << ends << " stretches");
+      std::vector<std::int64_t> table;
+      for (std::int64_t i = 1; i <= ends; ++i) {
+        table.push_back(i * count / ends);
+        table.push_back(i % 3);
+      }
+      BothDevices test(0, cuda::adamw_workspace_bytes());
+      std::vector<float> squares = normal(count, 4, 1e-3);
+      for (float& v : squares) v = v * v;
+      const auto parameters = test.updated("parameters", normal(count, 1), {count}, 1e-7);
+      const auto gradients = test.input(normal(count, 2), {count});
+      const auto m = test.updated("m", normal(count, 3, 1e-3), {count}, tolerance::kForward);
+      const auto v = test.updated("v", squares, {count}, tolerance::kForward);
+      const auto average = test.updated("average", normal(count, 5), {count}, 1e-7);
+      const auto stretches = test.input(table, {ends, 2});
+      const auto norm = test.updated("norm", std::vector<double>{2}, {1}, 1e-15);
+      const auto rates = test.updated("rates", values_of(adamw_rates({.lr = 3e-3}, 7, 0.5, 2, 0.9)), {kAdamWRates}, 1e-15);
+      const auto past = test.updated("rates", values_of(adamw_rates({.lr = 3e-3}, 7, 0.5, 1.9, 0.9)), {kAdamWRates}, 1e-15);
+      test.run([&](Context& ctx, const BothDevices::Tensors& t) {
+        adamw_step(ctx, t(rates), t(norm), Tensor(), t(parameters), t(gradients), t(m), t(v), Tensor(), t(average), t(stretches));
+        adamw_step(ctx, t(past), t(norm), Tensor(), t(parameters), t(gradients), t(m), t(v), Tensor(), t(average), t(stretches));
+        adamw_step(ctx, t(rates), t(norm), Tensor(), t(parameters), t(gradients), t(m), t(v), Tensor(), t(average), Tensor());
+      });
+    }
+  }
+}
+
 TEST_F(AdamWCudaTest, ChangesNothingWhereNormOrLossIsNotFinite) {
   const double infinity = std::numeric_limits<double>::infinity();
   const std::int64_t count = 1003;

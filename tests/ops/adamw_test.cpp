@@ -90,13 +90,13 @@ TEST(AdamWTest, TheCopyHoldsTheParametersRounded) {
   });
 }
 
-TEST(AdamWTest, ChangesNothingWhereNormOrLossIsNotFinite) {
+TEST(AdamWTest, ChangesNothingWhereNormOrLossIsNotFiniteOrTheNormPastItsLimit) {
   Context ctx(2);
-  const auto step = [&](double norm, double loss) {
+  const auto step = [&](double norm, double loss, double limit = std::numeric_limits<double>::infinity()) {
     std::vector<float> w{1.0F, 2.0F}, g{1.0F, 1.0F}, m(2), v(2);
     std::vector<BFloat16> copy(2);
     const auto flat = [](std::vector<float>& x) { return Tensor(x.data(), {2}); };
-    AdamWRates rates = adamw_rates({.lr = 0.1}, 1, 1);
+    AdamWRates rates = adamw_rates({.lr = 0.1}, 1, 1, limit);
     adamw_step(ctx, Tensor(rates.data(), {kAdamWRates}), scalar(norm), scalar(loss), flat(w), flat(g), flat(m), flat(v),
                Tensor(copy.data(), {2}));
     const bool none = w == std::vector<float>{1.0F, 2.0F} && m == std::vector<float>(2) && v == m && copy[0].bits == 0;
@@ -110,6 +110,73 @@ TEST(AdamWTest, ChangesNothingWhereNormOrLossIsNotFinite) {
   EXPECT_FALSE(step(infinity, 1));
   EXPECT_FALSE(step(1, std::nan("")));
   EXPECT_FALSE(step(1, -infinity));
+  EXPECT_TRUE(step(2, 1, 2));
+  EXPECT_FALSE(step(2.001, 1, 2));
+}
+
+// What a step does to each element: parameters, m, v, average, and the copy of the last elements.
+struct Outcome {
+  std::vector<float> parameters, m, v, average;
+  std::vector<std::uint16_t> copy;
+  bool operator==(const Outcome&) const = default;
+};
+
+Outcome step_with(int threads, const std::vector<std::int64_t>& table, double decay, std::int64_t copied = 3000) {
+  const std::int64_t count = 5003;
+  const Shape flat{count};
+  Context ctx(threads);
+  Outcome o{normal(count, 1), normal(count, 3, 1e-3), normal(count, 4, 1e-3), normal(count, 5), {}};
+  for (float& v : o.v) v = v * v;
+  auto gradients = normal(count, 2);
+  std::vector<BFloat16> copy(static_cast<std::size_t>(copied), BFloat16{0x4242});
+  std::vector<std::int64_t> held = table;
+  AdamWRates rates = adamw_rates({.lr = 3e-3, .weight_decay = decay}, 3, 1, 8, 0.9);
+  double norm = 7;
+  adamw_step(ctx, Tensor(rates.data(), {kAdamWRates}), scalar(norm), Tensor(), Tensor(o.parameters.data(), flat),
+             Tensor(gradients.data(), flat), Tensor(o.m.data(), flat), Tensor(o.v.data(), flat), Tensor(copy.data(), {copied}),
+             Tensor(o.average.data(), flat),
+             held.empty() ? Tensor() : Tensor(held.data(), {static_cast<std::int64_t>(held.size() / 2), 2}));
+  for (const BFloat16& value : copy) o.copy.push_back(value.bits);
+  return o;
+}
+
+TEST(AdamWTest, EachStretchIsTreatedAsItsTableSays) {
+  constexpr auto kDecays = static_cast<std::int64_t>(AdamWTreatment::Decays);
+  constexpr auto kNot = static_cast<std::int64_t>(AdamWTreatment::DoesNotDecay);
+  constexpr auto kFrozen = static_cast<std::int64_t>(AdamWTreatment::Frozen);
+  on_each_instruction_set([&] {
+    const Outcome all = step_with(2, {}, 0.1);
+    EXPECT_EQ(step_with(2, {5003, kDecays}, 0.1), all);
+    EXPECT_EQ(step_with(3, {1, kDecays, 1700, kDecays, 5003, kDecays}, 0.1), all);
+    const Outcome none = step_with(2, {}, 0);
+    EXPECT_EQ(step_with(2, {5003, kNot}, 0.1), none);
+    const auto before = normal(5003, 1);
+    const auto average = normal(5003, 5);
+    const auto m = normal(5003, 3, 1e-3);
+    for (const int threads : {1, 2, 5}) {
+      const Outcome mixed = step_with(threads, {1, kNot, 1023, kDecays, 2500, kFrozen, 4097, kNot, 5003, kDecays}, 0.1);
+      for (std::size_t i = 0; i < 5003; ++i) {
+        const bool frozen = i >= 1023 && i < 2500;
+        const Outcome& as = (i >= 1 && i < 1023) || i >= 4097 ? all : none;
+        ASSERT_EQ(mixed.parameters[i], frozen ? before[i] : as.parameters[i]) << i;
+        ASSERT_EQ(mixed.m[i], frozen ? m[i] : as.m[i]) << i;
+        ASSERT_EQ(mixed.average[i], frozen ? average[i] : as.average[i]) << i;
+        if (i >= 2003) {
+          ASSERT_EQ(mixed.copy[i - 2003], frozen ? 0x4242 : as.copy[i - 2003]) << i;
+        }
+      }
+    }
+  });
+}
+
+TEST(AdamWTest, TheAverageFollowsTheParameters) {
+  const Outcome o = step_with(2, {}, 0.1);
+  std::vector<double> truth;
+  const auto before = normal(5003, 5);
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    truth.push_back(0.9 * static_cast<double>(before[i]) + 0.1 * static_cast<double>(o.parameters[i]));
+  }
+  expect_close(o.average, truth, tolerance::kForward, "average");
 }
 
 TEST(AdamWTest, DecayAloneShrinksAndNoRateChangesNothing) {

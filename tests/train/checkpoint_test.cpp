@@ -52,6 +52,7 @@ TEST_F(CheckpointTest, GoesOnWithTheSameBits) {
       RunConfig c = config(mode, std::string("run_") + to_string(mode) + to_string(dtype) + std::to_string(at));
       c.train.accumulate = 2;
       c.train.dtype = dtype;
+      c.train.ema = mode == DataMode::Carry ? 0.9 : 0;
       std::vector<double> straight;
       const auto whole = trainer(c);
       for (int i = 0; i < 9; ++i) straight.push_back(whole->step().loss);
@@ -73,6 +74,10 @@ TEST_F(CheckpointTest, GoesOnWithTheSameBits) {
       EXPECT_EQ(values(second->model().flat()), values(whole->model().flat()));
       EXPECT_EQ(values(second->first_moment()), values(whole->first_moment()));
       EXPECT_EQ(values(second->second_moment()), values(whole->second_moment()));
+      ASSERT_EQ(second->average() != nullptr, mode == DataMode::Carry);
+      if (second->average()) {
+        EXPECT_EQ(values(second->average()->flat()), values(whole->average()->flat()));
+      }
     }
   }
 }
@@ -85,6 +90,28 @@ TEST_F(CheckpointTest, IsAModelFolder) {
   const auto model = load_model(folder);
   EXPECT_EQ(values(model->flat()), values(t->model().flat()));
   EXPECT_EQ(load_tokenizer(folder)->identity(), "bytes");
+}
+
+TEST_F(CheckpointTest, HoldsTheAverageAndCanBeginOne) {
+  RunConfig c = config();
+  c.train.ema = 0.9;
+  const auto t = trainer(c);
+  const std::string folder = advance(*t, 3);
+  const auto average = load_model(folder, {.average = true});
+  EXPECT_EQ(values(average->flat()), values(t->average()->flat()));
+  EXPECT_NE(values(average->flat()), values(t->model().flat()));
+  EXPECT_EQ(values(load_model(folder)->flat()), values(t->model().flat()));
+
+  c.train.ema = 0;
+  const auto without = trainer(c);
+  EXPECT_THAT(without->resume(folder), ElementsAre("train.ema was 0.9 and is 0.0 from here on"));
+  EXPECT_EQ(without->average(), nullptr);
+  const std::string later = advance(*without, 1);
+  EXPECT_THAT(error_of(ErrorKind::NotFound, [&] { load_model(later, {.average = true}); }), HasSubstr("train.ema = 0.999"));
+  c.train.ema = 0.5;
+  const auto again = trainer(c);
+  EXPECT_THAT(again->resume(later), ElementsAre("train.ema was 0.0 and is 0.5 from here on"));
+  EXPECT_EQ(values(again->average()->flat()), values(again->model().flat()));
 }
 
 TEST_F(CheckpointTest, NamesTheFileThatIsDamagedOrMissing) {

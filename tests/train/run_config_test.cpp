@@ -157,6 +157,20 @@ TEST_F(RunConfigTest, TokensOfAStepGiveTheAccumulation) {
   EXPECT_THAT(refusal("[data]\nlength = 0\n[train]\nbatch_tokens = 384\n"), HasSubstr("data.length = 0 must be at least 1"));
 }
 
+TEST_F(RunConfigTest, ReadsLists) {
+  const RunConfig config =
+      load_run_config(write("[optim]\nno_decay = [\"*.bias\", \"a\\\"b\"]\n"), {{"train.freeze", "embed.*,x"}});
+  EXPECT_EQ(config.optim.decay, (std::vector<std::string>{"*"}));
+  EXPECT_EQ(config.optim.no_decay, (std::vector<std::string>{"*.bias", "a\"b"}));
+  EXPECT_EQ(config.train.freeze, (std::vector<std::string>{"embed.*", "x"}));
+  const RunConfig again = load_run_config(write(run_config_to_toml(config)));
+  EXPECT_EQ(again.optim.no_decay, config.optim.no_decay);
+  EXPECT_EQ(again.train.freeze, config.train.freeze);
+  EXPECT_EQ(load_run_config(write("[optim]\ndecay = [\"a\"]\n"), {{"optim.decay", ""}}).optim.decay, std::vector<std::string>());
+  EXPECT_THAT(refusal("[optim]\nno_decay = \"*.bias\"\n"), HasSubstr("optim.no_decay must be a list of strings, not"));
+  EXPECT_THAT(refusal("[optim]\nno_decay = [1]\n"), HasSubstr("optim.no_decay must be a list of strings, not an array"));
+}
+
 TEST_F(RunConfigTest, NamesAnUnknownPresetWithItsPlace) {
   try {
     load_run_config(write("[model]\npreset = \"1.4B\"\n"));

@@ -222,6 +222,41 @@ TEST_F(TrainerTest, ValidationTakesAboutTheTokensAskedFor) {
   EXPECT_EQ(trainer(c)->validate(), whole);
 }
 
+TEST_F(TrainerTest, KeepsTheAverageOfTheParameters) {
+  for (const DType dtype : dtypes()) {
+    RunConfig c = config();
+    c.train.dtype = dtype;
+    c.train.ema = 0.3;  // reached at the third update: 2/11, 3/12, then 0.3
+    c.train.validate_every = 1;
+    c.train.validate_ema = true;
+    const auto t = trainer(c);
+    const auto plain = [&] {
+      RunConfig other = c;
+      other.train.ema = 0;
+      other.train.validate_ema = false;
+      return trainer(other);
+    }();
+    std::vector<double> truth = test::widen(values(t->model().flat()));
+    for (int update = 0; update < 5; ++update) {
+      t->step();
+      plain->step();
+      const double decay = std::min(0.3, (1.0 + update) / (10.0 + update));
+      for (std::size_t i = 0; i < truth.size(); ++i) {
+        truth[i] += (1 - decay) * (static_cast<double>(t->model().flat().data<float>()[i]) - truth[i]);
+      }
+    }
+    EXPECT_LT(test::relative_error(values(t->average()->flat()), truth), 1e-6);
+    EXPECT_EQ(values(t->model().flat()), values(plain->model().flat()));  // it changes nothing else
+
+    // Validation reads the average: the loss is that of a model with its parameters.
+    const double loss = t->validate();
+    EXPECT_NE(loss, plain->validate());
+    ctx_.copy(t->average()->flat(), plain->model().flat());
+    const_cast<Megalodon&>(plain->model()).round_matrices();
+    EXPECT_EQ(loss, plain->validate());
+  }
+}
+
 TEST_F(TrainerTest, RefusesDataThatDoesNotFit) {
   RunConfig c = config();
   c.model.vocab_size = 100;
