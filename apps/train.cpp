@@ -122,7 +122,7 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
             << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer)
             << (memory.average > 0 ? ", average " + mebi(memory.average) : "") << ", activations " << mebi(memory.activations)
             << ", workspace " << mebi(memory.workspace) << ", state " << mebi(memory.state) << ", validation "
-            << mebi(memory.validation) << "\n"
+            << mebi(memory.validation) << ", checkpoint " << mebi(memory.checkpoint) << "\n"
             << "device      "
             << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads") << "\n"
             << "run         " << config.out << ", " << with_commas(config.train.steps) << " steps\n"
@@ -184,6 +184,10 @@ class Printer : public TrainerObserver {
 
   void on_checkpoint(std::int64_t, const std::string& folder) override {
     std::cout << "  checkpoint    " << folder << "\n" << std::flush;
+  }
+
+  void on_checkpoint_failed(std::int64_t step, const std::string& what) override {
+    std::cout << "  checkpoint    of step " << step << " failed, the run goes on: " << what << "\n" << std::flush;
   }
 
  private:

@@ -168,13 +168,20 @@ FileWriter::~FileWriter() {
 
 void FileWriter::write(const void* data, std::size_t bytes) {
   if (fd_ < 0) throw Error(ErrorKind::Internal, "written to after finish()", path_);
-  if (bytes == 0) return;
-  checksum_.update(data, bytes);
   written_ += static_cast<std::int64_t>(bytes);
-  if (buffer_.size() + bytes > kBufferBytes) flush();
-  if (bytes >= kBufferBytes) return write_through(data, bytes);
-  const char* first = static_cast<const char*>(data);
-  buffer_.insert(buffer_.end(), first, first + bytes);
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {  // in pieces that are still in a cache when the kernel copies them after the checksum has read them
+    const std::size_t piece = std::min(bytes, kBufferBytes);
+    checksum_.update(next, piece);
+    if (buffer_.size() + piece > kBufferBytes) flush();
+    if (piece == kBufferBytes) {
+      write_through(next, piece);
+    } else {
+      buffer_.insert(buffer_.end(), next, next + piece);
+    }
+    next += piece;
+    bytes -= piece;
+  }
 }
 
 void FileWriter::flush() {
@@ -220,12 +227,17 @@ std::string read_text_file(const std::string& path, std::size_t limit) {
   }
 }
 
+std::uint64_t write_file(const std::string& path, std::string_view bytes) {
+  FileWriter file(path);
+  file.write(bytes);
+  file.finish();
+  return file.checksum();
+}
+
 void write_file_atomically(const std::string& path, std::string_view bytes) {
   const std::string partial = path + ".partial";
   try {
-    FileWriter file(partial);
-    file.write(bytes);
-    file.finish();
+    write_file(partial, bytes);
     rename_path(partial, path);
   } catch (...) {
     unlink(partial.c_str());

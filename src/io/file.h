@@ -94,6 +94,9 @@ class FileWriter {
 // The whole file. Throws Error(NotFound), Error(Io), Error(Corrupt) when it holds more than `limit` bytes.
 std::string read_text_file(const std::string& path, std::size_t limit = std::size_t{64} << 20);
 
+// Writes the file and fsyncs it; not atomic. Returns its XXH3 checksum. Throws as FileWriter does.
+std::uint64_t write_file(const std::string& path, std::string_view bytes);
+
 // Writes PATH.partial, fsyncs it, renames it to PATH and fsyncs the folder: whoever opens PATH sees the old bytes or the new.
 void write_file_atomically(const std::string& path, std::string_view bytes);
 

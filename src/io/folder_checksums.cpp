@@ -17,12 +17,13 @@ constexpr std::size_t kLargest = std::size_t{16} << 20;
 
 }  // namespace
 
-void write_checksums(const std::string& folder) {
+void write_checksums(const std::string& folder, const std::map<std::string, std::uint64_t>& known) {
   Json files = Json::object();
   for (const std::string& name : list_directory(folder)) {
+    const auto found = known.find(name);
     const std::string path = join_path(folder, name);
-    fsync_file(path);
-    files[name] = checksum_to_string(checksum_file(path));
+    if (found == known.end()) fsync_file(path);
+    files[name] = checksum_to_string(found == known.end() ? checksum_file(path) : found->second);
   }
   write_file_atomically(join_path(folder, kName), Json{{"algorithm", "xxh3-64"}, {"files", files}}.dump(2) + "\n");
 }

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <deque>
+#include <map>
 #include <nlohmann/json.hpp>
 
-#include "core/on_host.h"
+#include "core/device_memory.h"
 #include "io/file.h"
 #include "io/folder_checksums.h"
 #include "io/safetensors.h"
@@ -19,9 +19,14 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFormat = "megalodon-checkpoint-1";
-constexpr const char* kAverage = "ema.safetensors";
 constexpr const char* kSaving = ".saving-";
 constexpr const char* kRemoving = ".removing-";
+constexpr const char* kModelFile = "model.safetensors";
+constexpr const char* kOptimizerFile = "optimizer.safetensors";
+constexpr const char* kAverageFile = "ema.safetensors";
+constexpr const char* kStateFile = "state.safetensors";
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kTrainerFile = "trainer.json";
 constexpr std::size_t kMaxJson = std::size_t{16} << 20;
 
 std::string checkpoints_of(const std::string& run) { return join_path(run, "checkpoints"); }
@@ -54,35 +59,29 @@ auto read_json(const std::string& path, const Read& read) {
   }
 }
 
-std::vector<NamedTensor> optimizer_tensors(const CheckpointView& view, const Tensor& m, const Tensor& v) {
-  std::vector<NamedTensor> tensors;
-  for (const auto& [prefix, flat] : {std::pair("m.", m), std::pair("v.", v)}) {
-    for (const ParameterInfo& entry : view.model.layout().entries()) {
-      tensors.push_back({prefix + entry.name, flat.piece(entry.offset, entry.shape)});
-    }
+// A flat array of all parameters, and where its pieces lie in a checkpoint: PREFIX + the parameter's name in `file`.
+struct Flat {
+  const char* file;
+  const char* prefix;
+  Tensor values;
+};
+
+std::vector<Flat> flats_of(const CheckpointView& view) {
+  std::vector<Flat> flats{{kModelFile, "", view.model.flat()}, {kOptimizerFile, "m.", view.m}, {kOptimizerFile, "v.", view.v}};
+  if (view.average) flats.push_back({kAverageFile, "", view.average->flat()});
+  return flats;
+}
+
+void append_pieces(const ParameterLayout& layout, const char* prefix, const Tensor& flat, std::vector<NamedTensor>& tensors) {
+  for (const ParameterInfo& entry : layout.entries()) {
+    tensors.push_back({prefix + entry.name, flat.piece(entry.offset, entry.shape)});
   }
-  return tensors;
 }
 
 std::vector<NamedTensor> state_tensors(const CheckpointView& view) {
   std::vector<NamedTensor> tensors;
   for (const auto& [name, tensor] : view.state->tensors()) tensors.push_back({name, tensor});
   return tensors;
-}
-
-void write_optimizer(const std::string& path, const CheckpointView& view) {
-  const OnHost m(view.m, view.model.accelerator());
-  const OnHost v(view.v, view.model.accelerator());
-  write_safetensors(path, optimizer_tensors(view, m.tensor(), v.tensor()));
-}
-
-void write_state(const std::string& path, const CheckpointView& view) {
-  std::deque<OnHost> copies;
-  std::vector<NamedTensor> tensors;
-  for (const auto& [name, tensor] : view.state->tensors()) {
-    tensors.push_back({name, copies.emplace_back(tensor, view.model.accelerator()).tensor()});
-  }
-  write_safetensors(path, tensors);
 }
 
 void read_tensors(const std::string& path, const std::vector<NamedTensor>& targets, const AcceleratorPtr& accelerator) {
@@ -108,14 +107,15 @@ Json trainer_json(const CheckpointView& view) {
           {"run", run}};
 }
 
-void write_files(const std::string& folder, const CheckpointView& view, const Tokenizer& tokenizer) {
-  save_model(view.model, folder);
+void write_files(const std::string& folder, const CheckpointContent& content, const Tokenizer& tokenizer) {
+  std::map<std::string, std::uint64_t> checksums;
+  for (const auto& [name, text] : content.texts) checksums[name] = write_file(join_path(folder, name), text);
+  for (const auto& [name, tensors] : content.tensors) {
+    const std::map<std::string, std::string> metadata{{"format", "pt"}};  // what readers of the Hugging Face folder ask for
+    checksums[name] = write_safetensors(join_path(folder, name), tensors, metadata);
+  }
   tokenizer.save_to(folder);
-  write_optimizer(join_path(folder, "optimizer.safetensors"), view);
-  if (view.average) write_model_file(*view.average, join_path(folder, kAverage));
-  if (view.state) write_state(join_path(folder, "state.safetensors"), view);
-  write_file_atomically(join_path(folder, "trainer.json"), trainer_json(view).dump(2) + "\n");
-  write_checksums(folder);
+  write_checksums(folder, checksums);
 }
 
 // Out of the way first, so that no folder with a checkpoint's name is ever half removed.
@@ -194,15 +194,29 @@ void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t k
   for (std::int64_t i = 0; keep > 0 && i < count - keep; ++i) remove_checkpoint(run, steps[static_cast<std::size_t>(i)]);
 }
 
-std::string save_checkpoint(const std::string& run, const CheckpointView& view, const Tokenizer& tokenizer) {
-  const std::int64_t step = view.progress.step;
-  const std::string target = checkpoint_folder(run, step);
-  const std::string saving = join_path(checkpoints_of(run), kSaving + name_of(step));
+CheckpointContent checkpoint_content(const CheckpointView& view, const std::function<Tensor(const Tensor&)>& on_host) {
+  CheckpointContent content;
+  content.step = view.progress.step;
+  content.texts = {{kConfigFile, config_to_json(view.model.config())}, {kTrainerFile, trainer_json(view).dump(2) + "\n"}};
+  for (const Flat& flat : flats_of(view)) {
+    if (content.tensors.empty() || content.tensors.back().name != flat.file) content.tensors.push_back({flat.file, {}});
+    append_pieces(view.model.layout(), flat.prefix, on_host(flat.values), content.tensors.back().tensors);
+  }
+  if (view.state) {
+    content.tensors.push_back({kStateFile, state_tensors(view)});
+    for (NamedTensor& entry : content.tensors.back().tensors) entry.tensor = on_host(entry.tensor);
+  }
+  return content;
+}
+
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, const Tokenizer& tokenizer) {
+  const std::string target = checkpoint_folder(run, content.step);
+  const std::string saving = join_path(checkpoints_of(run), kSaving + name_of(content.step));
   try {
     create_directories(checkpoints_of(run));
     remove_all(saving);
     create_directories(saving);
-    write_files(saving, view, tokenizer);
+    write_files(saving, content, tokenizer);
     replace_directory(saving, target);
   } catch (const Error& error) {
     try {
@@ -219,7 +233,7 @@ std::string save_checkpoint(const std::string& run, const CheckpointView& view, 
 void verify_checkpoint(const std::string& folder) {
   if (!is_directory(folder)) throw Error(ErrorKind::NotFound, "no such checkpoint", folder);
   const std::map<std::string, std::string> files = read_checksums(folder);
-  for (const char* name : {"config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}) {
+  for (const char* name : {kConfigFile, kModelFile, kOptimizerFile, kTrainerFile}) {
     if (!files.contains(name)) throw Error(ErrorKind::Corrupt, std::string("checksums.json does not list ") + name, folder);
   }
   for (const auto& [name, checksum] : files) verify_checksum(folder, name, checksum);
@@ -255,7 +269,7 @@ std::string set_aside_checkpoint(const std::string& run, std::int64_t step) {
 
 std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view) {
   Progress progress;
-  const std::string path = join_path(folder, "trainer.json");
+  const std::string path = join_path(folder, kTrainerFile);
   const std::vector<std::string> notes = read_json(path, [&](const Json& json) {
     if (json.at("format") != kFormat) {
       throw Error(ErrorKind::Unsupported, "a checkpoint of the unknown format " + json.at("format").dump(), path);
@@ -266,15 +280,20 @@ std::vector<std::string> load_checkpoint(const std::string& folder, const Checkp
   for (const std::int64_t count : {progress.step, progress.updates, progress.skipped, progress.bad_in_a_row, progress.batches}) {
     if (count < 0) throw Error(ErrorKind::Corrupt, "a negative counter", path);
   }
-  read_parameters(view.model, SafetensorsFile(join_path(folder, "model.safetensors")), "");
   const AcceleratorPtr& accelerator = view.model.accelerator();
-  read_tensors(join_path(folder, "optimizer.safetensors"), optimizer_tensors(view, view.m, view.v), accelerator);
-  if (view.average && is_file(join_path(folder, kAverage))) {
-    read_parameters(*view.average, SafetensorsFile(join_path(folder, kAverage)), "");
+  read_parameters(view.model, SafetensorsFile(join_path(folder, kModelFile)), "");
+  if (view.average && is_file(join_path(folder, kAverageFile))) {
+    read_parameters(*view.average, SafetensorsFile(join_path(folder, kAverageFile)), "");
   } else if (view.average) {  // the run kept none so far
     copy_tensor(accelerator, view.model.flat(), view.average->flat());
   }
-  if (view.state) read_tensors(join_path(folder, "state.safetensors"), state_tensors(view), accelerator);
+  for (const Flat& flat : flats_of(view)) {
+    if (flat.file != std::string_view(kOptimizerFile)) continue;
+    std::vector<NamedTensor> targets;
+    append_pieces(view.model.layout(), flat.prefix, flat.values, targets);
+    read_tensors(join_path(folder, flat.file), targets, accelerator);
+  }
+  if (view.state) read_tensors(join_path(folder, kStateFile), state_tensors(view), accelerator);
   view.progress = progress;
   return notes;
 }

@@ -11,9 +11,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "io/safetensors.h"
 #include "io/shards.h"
 #include "io/tokenizer.h"
 #include "model/megalodon.h"
@@ -44,6 +47,25 @@ struct CheckpointView {
   Megalodon* average = nullptr;  // null without train.ema
 };
 
+// A checkpoint's files but for the tokenizer's, on the host.
+struct CheckpointContent {
+  struct TensorFile {
+    std::string name;
+    std::vector<NamedTensor> tensors;
+  };
+
+  std::int64_t step = 0;
+  std::vector<std::pair<std::string, std::string>> texts;  // file name and content
+  std::vector<TensorFile> tensors;
+};
+
+// How many flat arrays of all parameters a checkpoint holds: the parameters, both moments, the average where there is one.
+inline int checkpoint_flats(const RunConfig& config) { return config.train.ema > 0 ? 4 : 3; }
+
+// What the view shows now. on_host gives for each tensor of the view, in always the same order, one of the same content that the
+// host can read: itself or a copy.
+CheckpointContent checkpoint_content(const CheckpointView& view, const std::function<Tensor(const Tensor&)>& on_host);
+
 // RUN/checkpoints/step-00000100
 std::string checkpoint_folder(const std::string& run, std::int64_t step);
 // The steps of the checkpoints there are, ascending, looked at by name alone.
@@ -54,7 +76,7 @@ void clean_checkpoints(const std::string& run);
 void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep);
 
 // Returns the folder. Throws Error(Io), for a full disk too; then nothing is left of the new checkpoint and the others are whole.
-std::string save_checkpoint(const std::string& run, const CheckpointView& view, const Tokenizer& tokenizer);
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, const Tokenizer& tokenizer);
 
 // Reads every file and compares checksums. Throws Error(NotFound), Error(Corrupt) naming the first file that is missing or
 // damaged.

@@ -126,6 +126,8 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.sample_tokens", &c.train.sample_tokens, "Tokens of a sample"},
       {"train.checkpoint_every", &c.train.checkpoint_every, "Steps between checkpoints; 0: at the end only"},
       {"train.keep", &c.train.keep, "Checkpoints that stay; 0: all"},
+      {"train.async_checkpoint", &c.train.async_checkpoint,
+       "Go on training while a checkpoint is written, from a copy in memory"},
       {"train.max_bad_steps", &c.train.max_bad_steps, "Skipped steps in a row that end the run"},
   };
 }

@@ -69,6 +69,7 @@ struct TrainConfig {
   std::int64_t sample_tokens = 64;
   std::int64_t checkpoint_every = 0;  // besides the one at the end
   std::int64_t keep = 2;              // checkpoints that stay; 0 keeps all
+  bool async_checkpoint = true;       // training goes on while one is written
   std::int64_t max_bad_steps = 10;    // skipped steps in a row that end the run
 };
 

@@ -40,12 +40,15 @@ double average_decay(double decay, std::int64_t updates) {
   return std::min(decay, (1 + t) / (10 + t));
 }
 
+// What is written beside the training is a copy, and so is what the host cannot read where it lies.
+bool copies_checkpoint(const RunConfig& config, Device device) { return config.train.async_checkpoint || device != Device::Cpu; }
+
 std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_t>(config.train.seed); }
 
 }  // namespace
 
 std::size_t TrainingMemory::total() const noexcept {
-  return parameters + gradients + optimizer + average + activations + workspace + validation + state;
+  return parameters + gradients + optimizer + average + activations + workspace + validation + state + checkpoint;
 }
 
 TrainingMemory plan_training(const RunConfig& config, const Place& place) {
@@ -63,6 +66,8 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   memory.workspace = training.workspace;
   const std::size_t state = ModelState(config.model, 1, dtype).bytes() * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
+  if (copies_checkpoint(config, place.device))
+    memory.checkpoint = CheckpointWriter::copy_bytes(checkpoint_flats(config), layout.total(), memory.state);
   if (config.train.validate_every > 0) {
     const MemoryPlan inference = Inference::plan(config.model, dtype, config.data.batch, config.data.length, place);
     memory.validation = inference.activations + state;
@@ -85,7 +90,9 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& trai
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
       update_(ctx, stretches_of(model_.layout(), config.optim, config.train)),
-      training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute) {
+      training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute),
+      writer_(config.out, config.train.keep, tokenizer, plan_training(config, ctx.place()).checkpoint,
+              config.train.async_checkpoint) {
   ctx.zero(m_);
   ctx.zero(v_);
   model_.initialize(seed_of(config_));
@@ -124,11 +131,19 @@ std::vector<std::string> Trainer::resume(const std::string& folder) {
   return notes;
 }
 
+void Trainer::note(const SavedCheckpoint& saved) {
+  if (saved.folder.empty()) return;
+  last_checkpoint_ = saved.folder;
+  last_saved_step_ = saved.step;
+}
+
 std::string Trainer::save() {
-  last_checkpoint_ = save_checkpoint(config_.out, view(), tokenizer_);
-  last_saved_step_ = progress_.step;
-  prune_checkpoints(config_.out, progress_.step, config_.train.keep);
-  return last_checkpoint_;
+  if (const auto before = writer_.collect(true)) note(*before);
+  writer_.save(view());
+  const SavedCheckpoint saved = writer_.collect(true).value();
+  note(saved);
+  if (saved.error) throw Error(*saved.error);
+  return saved.folder;
 }
 
 StepReport Trainer::step() {
@@ -187,23 +202,38 @@ void Trainer::check_bad_steps() const {
           ". Try a smaller optim.lr or a longer optim.warmup");
 }
 
-void Trainer::save_and_tell(TrainerObserver& observer) {
+void Trainer::begin_save(TrainerObserver& observer) {
+  collect_save(observer, /*wait=*/true);
   observer.before_checkpoint();
-  observer.on_checkpoint(progress_.step, save());
+  writer_.save(view());
 }
 
-bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop) {
+void Trainer::collect_save(TrainerObserver& observer, bool wait) {
+  const auto saved = writer_.collect(wait);
+  if (!saved) return;
+  note(*saved);
+  if (!saved->folder.empty()) observer.on_checkpoint(saved->step, saved->folder);
+  if (saved->error) observer.on_checkpoint_failed(saved->step, saved->error->what());
+}
+
+bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop, const std::function<bool()>& save_now) {
   const TrainConfig& train = config_.train;
   while (progress_.step < train.steps && !stop()) {
     StepReport report = step();
     const bool last = report.step == train.steps;
     if (validator_ && (last || due(report.step, train.validate_every))) report.valid_loss = validate();
     observer.on_step(report);
+    collect_save(observer, /*wait=*/progress_.bad_in_a_row >= train.max_bad_steps);
     check_bad_steps();
     if (train.sample_every > 0 && (last || due(report.step, train.sample_every))) observer.on_sample(report.step, model_);
-    if (last || due(report.step, train.checkpoint_every)) save_and_tell(observer);
+    const bool asked = save_now && save_now();
+    if (!last && (asked || due(report.step, train.checkpoint_every))) begin_save(observer);
   }
-  if (progress_.step > 0 && last_saved_step_ != progress_.step) save_and_tell(observer);
+  collect_save(observer, /*wait=*/true);
+  if (progress_.step > 0 && last_saved_step_ != progress_.step) {
+    observer.before_checkpoint();
+    observer.on_checkpoint(progress_.step, save());
+  }
   return progress_.step >= train.steps;
 }
 

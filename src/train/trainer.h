@@ -14,6 +14,7 @@
 #include "io/tokenizer.h"
 #include "model/megalodon.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_writer.h"
 #include "train/loader.h"
 #include "train/run_config.h"
 #include "train/update.h"
@@ -30,7 +31,8 @@ struct TrainingMemory {
   std::size_t activations = 0;
   std::size_t workspace = 0;
   std::size_t validation = 0;
-  std::size_t state = 0;  // carried by the streams
+  std::size_t state = 0;       // carried by the streams
+  std::size_t checkpoint = 0;  // the copy that is written while training goes on, on the host whatever the device is
 
   std::size_t total() const noexcept;
 };
@@ -59,7 +61,9 @@ class TrainerObserver {
   virtual void on_step(const StepReport& report) = 0;
   virtual void on_sample(std::int64_t step, const Megalodon& model) = 0;  // every train.sample_every steps
   virtual void before_checkpoint() = 0;  // what was told so far is to be as lasting as the checkpoint
-  virtual void on_checkpoint(std::int64_t step, const std::string& folder) = 0;
+  virtual void on_checkpoint(std::int64_t step, const std::string& folder) = 0;  // it is there, whole
+  // The checkpoint of that step was not saved or old ones not pruned; the run goes on. `what` names the one before it.
+  virtual void on_checkpoint_failed(std::int64_t step, const std::string& what) = 0;
 };
 
 class Trainer {
@@ -74,17 +78,18 @@ class Trainer {
 
   // Goes on from a checkpoint; throws and returns as load_checkpoint does.
   std::vector<std::string> resume(const std::string& folder);
-  // Saves to config.out and prunes. Returns the folder. Throws Error(Io).
+  // Saves to config.out, prunes and waits for both. Returns the folder. Throws Error(Io).
   std::string save();
 
   // One step. A loss or gradient that is not finite leaves parameters and moments as they were, and empties the carried state.
   StepReport step();
   // Mean nats per token of the valid split. Throws Error(InvalidArgument) where there is none.
   double validate();
-  // Steps, validations, samples and checkpoints up to train.steps or until stop() is true, which is asked between steps; ends
-  // with a checkpoint. Returns whether all steps are done. Throws what the above throw, and Error(NotFinite) naming the last
+  // Steps, validations, samples and checkpoints up to train.steps or until stop() is true; ends with a checkpoint. stop() and
+  // save_now(), which asks for a checkpoint besides, are asked between steps. A checkpoint that fails on the way is told, the
+  // last one throws. Returns whether all steps are done. Throws what the above throw, and Error(NotFinite) naming the last
   // checkpoint after train.max_bad_steps skipped steps in a row.
-  bool run(TrainerObserver& observer, const std::function<bool()>& stop);
+  bool run(TrainerObserver& observer, const std::function<bool()>& stop, const std::function<bool()>& save_now = {});
 
   const Progress& progress() const noexcept { return progress_; }
   const Megalodon& model() const noexcept { return model_; }
@@ -95,7 +100,9 @@ class Trainer {
 
  private:
   CheckpointView view();
-  void save_and_tell(TrainerObserver& observer);
+  void begin_save(TrainerObserver& observer);
+  void collect_save(TrainerObserver& observer, bool wait);
+  void note(const SavedCheckpoint& saved);
   void check_bad_steps() const;
 
   Context& ctx_;
@@ -115,6 +122,7 @@ class Trainer {
   Progress progress_;
   std::string last_checkpoint_;
   std::int64_t last_saved_step_ = -1;
+  CheckpointWriter writer_;
 };
 
 }  // namespace megalodon

@@ -5,6 +5,8 @@
 
 #include <csignal>
 #include <fstream>
+#include <map>
+#include <optional>
 
 #include "megalodon/error.h"
 #include "model/model_folder.h"
@@ -278,6 +280,97 @@ class FileSizeLimit {
   void (*handler_)(int);
   bool set_;
 };
+
+// The files of a checkpoint, without the line that says how it was saved.
+std::map<std::string, std::string> files_of(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const std::string& name : list_directory(folder)) files[name] = read_text_file(join_path(folder, name));
+  files.erase("checksums.json");
+  std::string& trainer = files.at("trainer.json");
+  const std::size_t at = trainer.find("\"train.async_checkpoint\"");
+  trainer.erase(at, trainer.find('\n', at) - at);
+  const std::size_t out = trainer.find("\"out\"");
+  trainer.erase(out, trainer.find('\n', out) - out);
+  return files;
+}
+
+TEST_F(CheckpointTest, WrittenBesideTheTrainingItHasTheSameBytes) {
+  for (const DType dtype : dtypes()) {
+    std::vector<std::string> runs;
+    for (const bool beside : {false, true}) {
+      RunConfig c = config(DataMode::Carry, std::string(to_string(dtype)) + (beside ? "_beside" : "_between"));
+      c.train.dtype = dtype;
+      c.train.async_checkpoint = beside;
+      c.train.steps = 5;
+      c.train.checkpoint_every = 1;
+      c.train.keep = 0;
+      test::Recorder recorder;
+      EXPECT_TRUE(trainer(c)->run(recorder, [] { return false; }));
+      EXPECT_EQ(recorder.checkpoints, (std::vector<std::int64_t>{1, 2, 3, 4, 5}));
+      EXPECT_THAT(recorder.failed, IsEmpty());
+      runs.push_back(c.out);
+    }
+    for (std::int64_t step = 1; step <= 5; ++step) {
+      verify_checkpoint(checkpoint_folder(runs[1], step));
+      EXPECT_EQ(files_of(checkpoint_folder(runs[1], step)), files_of(checkpoint_folder(runs[0], step))) << step;
+    }
+  }
+}
+
+TEST_F(CheckpointTest, IsSavedWhenAskedFor) {
+  RunConfig c = config();
+  c.train.keep = 0;
+  test::Recorder recorder;
+  const auto t = trainer(c);
+  t->run(
+      recorder, [] { return false; }, [&] { return t->progress().step == 5 || t->progress().step == 7; });
+  EXPECT_EQ(recorder.checkpoints, (std::vector<std::int64_t>{5, 7, 12}));
+}
+
+// A disk that is full from the checkpoint of one step on, and not any more from another step.
+struct FullFor : test::Recorder {
+  FullFor(std::int64_t from, std::int64_t to) : from_(from), to_(to) {}
+  void on_step(const StepReport& report) override {
+    Recorder::on_step(report);
+    if (report.step == to_) limit.reset();
+  }
+  void on_checkpoint(std::int64_t step, const std::string& folder) override {
+    Recorder::on_checkpoint(step, folder);
+    if (step == from_) limit.emplace(rlim_t{5000});
+  }
+  std::optional<FileSizeLimit> limit;
+
+ private:
+  std::int64_t from_, to_;
+};
+
+TEST_F(CheckpointTest, TheRunGoesOnWhenOneFailsAndEndsWithAnErrorWhenTheLastDoes) {
+  for (const bool beside : {false, true}) {
+    RunConfig c = config(DataMode::Fresh, beside ? "beside" : "between");
+    c.train.async_checkpoint = beside;
+    c.train.checkpoint_every = 2;
+    c.train.keep = 2;
+    const std::string before = checkpoint_folder(c.out, 2);
+    FullFor passing(2, 9);  // those of steps 4 and 6 fail; that of step 8 may be over before or after step 9
+    EXPECT_TRUE(trainer(c)->run(passing, [] { return false; }));
+    ASSERT_GE(passing.failed.size(), 2U);
+    EXPECT_THAT((std::vector<std::int64_t>{passing.failed[0], passing.failed[1]}), ElementsAre(4, 6));
+    for (const std::string& what : passing.failures) {
+      EXPECT_THAT(what, AllOf(HasSubstr("cannot save the checkpoint"), HasSubstr("File too large"), HasSubstr(before)));
+    }
+    EXPECT_EQ(passing.checkpoints.back(), 12);
+    EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{10, 12}));
+
+    remove_all(c.out);
+    FullFor lasting(2, 99);
+    const auto t = trainer(c);
+    EXPECT_THAT(error_of(ErrorKind::Io, [&] { t->run(lasting, [] { return false; }); }),
+                AllOf(HasSubstr("cannot save the checkpoint"), HasSubstr(before)));
+    EXPECT_EQ(t->progress().step, 12);
+    EXPECT_THAT(lasting.failed, ElementsAre(4, 6, 8, 10));
+    EXPECT_EQ(find_checkpoint(c.out).folder, before);
+  }
+}
 
 TEST_F(CheckpointTest, FullDiskLeavesTheCheckpointsBeforeIntact) {
   const RunConfig c = config();

@@ -89,15 +89,21 @@ class TinyRun : public ::testing::Test {
 struct Recorder : TrainerObserver {
   void on_step(const StepReport& report) override { reports.push_back(report); }
   void on_sample(std::int64_t step, const Megalodon&) override { samples.push_back(step); }
-  void before_checkpoint() override { synced = reports.size(); }
+  void before_checkpoint() override { synced = reports.back().step; }
   void on_checkpoint(std::int64_t step, const std::string&) override {
     checkpoints.push_back(step);
-    EXPECT_EQ(synced, reports.size());
+    EXPECT_GE(synced, step);
+  }
+  void on_checkpoint_failed(std::int64_t step, const std::string& what) override {
+    failed.push_back(step);
+    failures.push_back(what);
   }
 
   std::vector<StepReport> reports;
-  std::size_t synced = 0;
+  std::int64_t synced = 0;  // the last step that was told before a checkpoint was begun
   std::vector<std::int64_t> samples;
+  std::vector<std::int64_t> failed;  // checkpoints that were not saved
+  std::vector<std::string> failures;
   std::vector<std::int64_t> checkpoints;
 };
 

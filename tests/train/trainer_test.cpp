@@ -287,6 +287,8 @@ TEST_F(TrainerTest, MemoryIsPlanned) {
   EXPECT_GT(without.activations, 0U);
   EXPECT_GE(without.state, ModelState(c.model, 2).bytes());
   EXPECT_EQ(without.validation, 0U);
+  EXPECT_GE(without.checkpoint, without.state + 3 * parameters * 4);
+  EXPECT_LT(without.checkpoint, without.state + 3 * parameters * 4 + 1024);
   c.train.validate_every = 1;
   EXPECT_GT(plan_training(c, {Device::Cpu, 2}).validation, 0U);
 }
