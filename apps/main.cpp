@@ -115,6 +115,7 @@ int run(int argc, char** argv) {
   megalodon::apps::add_prepare_command(app);  // the command table, in the order of --help
   megalodon::apps::add_init_command(app);
   megalodon::apps::add_train_command(app);
+  megalodon::apps::add_plot_command(app);
   megalodon::apps::add_eval_command(app);
   megalodon::apps::add_generate_command(app);
   megalodon::apps::add_inspect_command(app);

@@ -21,6 +21,7 @@
 #include "io/file.h"
 #include "megalodon/error.h"
 #include "train/metrics.h"
+#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace megalodon::apps {
@@ -137,10 +138,12 @@ class Printer : public TrainerObserver {
         config_(config),
         tokenizer_(tokenizer),
         metrics_(join_path(config.out, "metrics.jsonl"), first_step),
+        board_(config.out, first_step),
         first_step_(first_step) {}
 
   void on_step(const StepReport& r) override {
     metrics_.append(r);
+    board_.append(r);
     tokens_ += r.tokens;
     seconds_ += r.seconds;
     if (r.skipped) {
@@ -208,6 +211,7 @@ class Printer : public TrainerObserver {
   const RunConfig& config_;
   const Tokenizer& tokenizer_;
   MetricsLog metrics_;
+  TensorBoardLog board_;
   std::int64_t first_step_;
   Clock::time_point begin_ = Clock::now();
   std::int64_t tokens_ = 0;  // since the last line

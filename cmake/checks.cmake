@@ -23,5 +23,12 @@ megalodon_check(clang_tidy ${Python3_EXECUTABLE} tools/run_clang_tidy.py ${PROJE
 megalodon_check(commands ${Python3_EXECUTABLE} tests/apps/cli_test.py $<TARGET_FILE:megalodon_cli>)
 megalodon_check(kill ${Python3_EXECUTABLE} tests/kill/kill_test.py $<TARGET_FILE:megalodon_cli> --kills 8)
 megalodon_check(train_command ${Python3_EXECUTABLE} tests/kill/damage_test.py $<TARGET_FILE:megalodon_cli>)
+# scripts/setup test puts the package there; without it the test says that it is skipped.
+set(python_with_packages ${PROJECT_SOURCE_DIR}/build/python/bin/python3)
+if(NOT EXISTS ${python_with_packages})
+  set(python_with_packages ${Python3_EXECUTABLE})
+endif()
+megalodon_check(tensorboard ${python_with_packages} tests/apps/tensorboard_test.py $<TARGET_FILE:megalodon_cli>)
+set_tests_properties(checks.tensorboard PROPERTIES SKIP_RETURN_CODE 77)
 # The longest first, and those that use every processor not beside others.
 set_tests_properties(checks.clang_tidy checks.headers_alone PROPERTIES COST 1000 PROCESSORS ${processors})

@@ -7,6 +7,7 @@ find_package(tomlplusplus 3 REQUIRED CONFIG)
 find_package(CLI11 2 REQUIRED CONFIG)
 pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(cairo REQUIRED IMPORTED_TARGET cairo)  # the pictures of `plot`
 pkg_check_modules(highway REQUIRED IMPORTED_TARGET libhwy)
 
 # Highway: SSE4 (our -march, hence no scalar fallback; we use neither AES nor PCLMUL, which Highway would otherwise ask of it),

@@ -49,6 +49,7 @@ THIRD_PARTY = {
     "xxhash.h": ["io", "train"],
     "toml++": ["train"],
     "CLI": ["apps"],
+    "cairo.h": ["apps"],
     "gtest": ["tests"],
     "gmock": ["tests"],
 }

@@ -157,6 +157,21 @@ std::size_t FileReader::read(void* buffer, std::size_t bytes) {
   return done;
 }
 
+namespace {
+
+void write_all(int fd, const void* data, std::size_t bytes, const std::string& path) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t put = ::write(fd, next, std::min(bytes, kLargestTransfer));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail(errno, "write", path);
+    next += put;
+    bytes -= static_cast<std::size_t>(put);
+  }
+}
+
+}  // namespace
+
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   buffer_.reserve(kBufferBytes);
   fd_ = Descriptor(path, O_WRONLY | O_CREAT | O_TRUNC, "create").release();
@@ -189,16 +204,7 @@ void FileWriter::flush() {
   buffer_.clear();
 }
 
-void FileWriter::write_through(const void* data, std::size_t bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t put = ::write(fd_, next, std::min(bytes, kLargestTransfer));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail(errno, "write", path_);
-    next += put;
-    bytes -= static_cast<std::size_t>(put);
-  }
-}
+void FileWriter::write_through(const void* data, std::size_t bytes) { write_all(fd_, data, bytes, path_); }
 
 void FileWriter::finish() {
   if (fd_ < 0) return;
@@ -206,6 +212,20 @@ void FileWriter::finish() {
   sync_descriptor(fd_, path_);
   if (close(std::exchange(fd_, -1)) != 0) fail(errno, "close", path_);
 }
+
+AppendFile::AppendFile(const std::string& path, std::int64_t kept, bool must_be_new)
+    : path_(path), fd_(Descriptor(path, O_WRONLY | O_CREAT | O_APPEND | (must_be_new ? O_EXCL : 0), "open").release()) {
+  if (ftruncate(fd_, kept) == 0 || errno == EINVAL) return;  // EINVAL: a pipe or a device
+  const int reason = errno;
+  close(fd_);
+  fail(reason, "cut short", path_);
+}
+
+AppendFile::~AppendFile() { close(fd_); }
+
+void AppendFile::write(std::string_view text) { write_all(fd_, text.data(), text.size(), path_); }
+
+void AppendFile::sync() { sync_descriptor(fd_, path_); }
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
   FileReader file(path);

@@ -94,8 +94,30 @@ class FileWriter {
 // The whole file. Throws Error(NotFound), Error(Io), Error(Corrupt) when it holds more than `limit` bytes.
 std::string read_text_file(const std::string& path, std::size_t limit = std::size_t{64} << 20);
 
+<<<<<<< HEAD
 // Writes the file and fsyncs it; not atomic. Returns its XXH3 checksum. Throws as FileWriter does.
 std::uint64_t write_file(const std::string& path, std::string_view bytes);
+=======
+// A log: what is written is in the file at once, behind what was there.
+class AppendFile {
+ public:
+  // Goes on behind the first `kept` bytes of the file at `path`, which is made if missing; what followed them is dropped.
+  // must_be_new  refuse a file that is there. Throws Error(Io), Error(NotFound).
+  explicit AppendFile(const std::string& path, std::int64_t kept = 0, bool must_be_new = false);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+
+  // Throws Error(Io), for a full disk too.
+  void write(std::string_view text);
+  // Waits until all that was written is on the disk. Throws Error(Io).
+  void sync();
+
+ private:
+  std::string path_;
+  int fd_;
+};
+>>>>>>> 49dabc1 (megalodon plot, contexts compared by eval, event files for TensorBoard)
 
 // Writes PATH.partial, fsyncs it, renames it to PATH and fsyncs the folder: whoever opens PATH sees the old bytes or the new.
 void write_file_atomically(const std::string& path, std::string_view bytes);

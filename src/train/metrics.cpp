@@ -1,22 +1,11 @@
 #include "train/metrics.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
-
-#include "megalodon/error.h"
 
 namespace megalodon {
 
 namespace {
-
-[[noreturn]] void fail(const std::string& path, const char* what) {
-  throw Error(ErrorKind::Io, std::string(what) + ": " + std::strerror(errno), path);
-}
 
 // The bytes up to the first line that is not of a step up to `after`.
 std::int64_t bytes_up_to(const std::string& path, std::int64_t after) {
@@ -32,18 +21,7 @@ std::int64_t bytes_up_to(const std::string& path, std::int64_t after) {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& path, std::int64_t after) : path_(path) {
-  const std::int64_t kept = bytes_up_to(path, after);
-  fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail(path_, "cannot open");
-  if (ftruncate(fd_, kept) == 0) return;
-  const int reason = errno;
-  close(fd_);
-  errno = reason;
-  fail(path_, "cannot cut short");
-}
-
-MetricsLog::~MetricsLog() { close(fd_); }
+MetricsLog::MetricsLog(const std::string& path, std::int64_t after) : file_(path, bytes_up_to(path, after)) {}
 
 void MetricsLog::append(const StepReport& report) {
   nlohmann::ordered_json json{{"step", report.step},           {"loss", report.loss},     {"lr", report.lr},
@@ -51,21 +29,7 @@ void MetricsLog::append(const StepReport& report) {
                               {"epoch", report.epoch}};
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;
   if (report.skipped) json["skipped"] = true;
-  const std::string line = json.dump() + "\n";
-  const char* next = line.data();
-  std::size_t left = line.size();
-  while (left > 0) {
-    const ssize_t put = write(fd_, next, left);
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail(path_, "cannot write");
-    next += put;
-    left -= static_cast<std::size_t>(put);
-  }
-}
-
-void MetricsLog::sync() {
-  // A pipe or a device has nothing to sync and says EINVAL.
-  if (fsync(fd_) != 0 && errno != EINVAL) fail(path_, "cannot write to the disk (fsync)");
+  file_.write(json.dump() + "\n");
 }
 
 }  // namespace megalodon

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "io/file.h"
 #include "train/trainer.h"
 
 namespace megalodon {
@@ -13,18 +14,14 @@ class MetricsLog {
   // Goes on with the file at `path` behind the line of step `after`: what follows it, and a line that was cut off, is dropped, so
   // that no step is there twice. Throws Error(Io).
   MetricsLog(const std::string& path, std::int64_t after);
-  ~MetricsLog();
-  MetricsLog(const MetricsLog&) = delete;
-  MetricsLog& operator=(const MetricsLog&) = delete;
 
   // Throws Error(Io), for a full disk too. A number that is not finite becomes null.
   void append(const StepReport& report);
   // Waits until all that was appended is on the disk. Throws Error(Io).
-  void sync();
+  void sync() { file_.sync(); }
 
  private:
-  std::string path_;
-  int fd_ = -1;
+  AppendFile file_;
 };
 
 }  // namespace megalodon

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 
 PROGRAM = None
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ class Help(CliTest):
 
     def test_every_command_has_help_and_is_documented(self):
         commands = self.commands()
-        self.assertEqual(commands, ["prepare", "init", "train", "eval", "generate", "inspect", "verify", "bench"])
+        self.assertEqual(commands, ["prepare", "init", "train", "plot", "eval", "generate", "inspect", "verify", "bench"])
         documented = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.M)
         sections = {section.split("\n")[0]: section for section in documented}
         for command in commands:
@@ -243,6 +244,47 @@ class HappyPath(CliTest):
         self.assertEqual({e["predicted"] for e in results}, {len(TEXT.encode()) - 1})
         self.assertEqual(results[0]["nats"], results[3]["nats"])
         self.assertEqual(len({e["nats"] for e in results}), 3)
+
+    def test_eval_compares_contexts(self):
+        picture = self.folder / "context.svg"
+        both = json.loads(self.ok("eval", self.model, "--json", "--data", self.text, "--context", "20,whole", "--plot", picture))
+        for row, context in zip(both["contexts"], (20, 0)):
+            alone = self.evaluate(self.text, "--context", context)
+            self.assertEqual({k: v for k, v in row.items() if "second" not in k},
+                             {k: alone[k] for k in row if "second" not in k})
+        self.assertIn("tokens of context", picture.read_text())
+        self.assertIn("whole", self.ok("eval", self.model, "--data", self.text, "--context", "20,whole").decode())
+
+    def test_plot_draws_runs(self):
+        for run, losses in (("first", [3.0, 2.5, None, 2.0]), ("a<b", [3.5, 3.0, 2.5, 2.25])):
+            lines = [{"step": i + 1, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens": 64, "seconds": 0.5}
+                     for i, loss in enumerate(losses)]
+            lines[-1]["valid_loss"] = 2.125
+            (self.folder / run).mkdir()
+            (self.folder / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
+        runs = (self.folder / "first", self.folder / "a<b")
+        for over in ("steps", "tokens", "time"):
+            self.ok("plot", *runs, "--over", over, "--out", self.folder / "runs.svg")
+            picture = xml.etree.ElementTree.parse(self.folder / "runs.svg").getroot()
+            texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+            self.assertLessEqual({"first", "a<b", "training loss (nats per token)", "validation loss (nats per token)"}, texts)
+            self.assertIn("minutes" if over == "time" else over, texts)
+        self.ok("plot", *runs, "--out", self.folder / "runs.html")
+        page = (self.folder / "runs.html").read_text()
+        self.assertIn("2.125", page)
+        self.assertNotIn("a<b", page)
+        self.assertNotIn("http://", page.replace("http://www.w3.org/2000/svg", ""))  # one file that needs no other
+        self.ok("plot", *runs, "--dark", "--out", self.folder / "runs.png")
+        self.assertEqual((self.folder / "runs.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+
+    def test_plot_says_what_is_wrong(self):
+        self.refused(NOT_FOUND, ("no metrics", self.folder / "nowhere"), "plot", self.folder / "nowhere")
+        empty = self.write("empty.jsonl", "")
+        self.refused(WRONG_USE, ("no step", empty), "plot", empty)
+        broken = self.write("broken.jsonl", '{"step": 1, "loss": 2}\n[]\n{"step": 2, "loss": 2}\n')
+        self.refused(CORRUPT, ("line 2", broken), "plot", broken)
+        fine = self.write("fine.jsonl", '{"step": 1, "loss": 2}\n')
+        self.refused(WRONG_USE, (".html", ".svg", ".png", "loss.pdf"), "plot", fine, "--out", self.folder / "loss.pdf")
 
     def test_eval_reads_jsonl_and_several_files(self):
         lines = self.write("two.jsonl", '{"text": "hello there"}\n{"text": "and goodbye"}\n')
@@ -377,7 +419,7 @@ class WrongUse(CliTest):
             self.refused(WRONG_USE, (flag, part, "megalodon generate --help"), "generate", self.model, flag, value)
         for flag, value in (("temperature", "nan"), ("temperature", -1), ("temperature", "inf"), ("top_p", 0), ("top_p", 1.5)):
             self.refused(WRONG_USE, (flag + " is ", "must be"), "generate", self.model, "--" + flag.replace("_", "-"), value)
-        self.refused(WRONG_USE, ("--context", "whole number"), "eval", self.model, "--data", self.text, "--context", -1)
+        self.refused(WRONG_USE, ("--context", "-1", "number of tokens"), "eval", self.model, "--data", self.text, "--context", -1)
         self.refused(WRONG_USE, ("--prompt",), "generate", self.model, "--prompt", "a", "--prompt-file", self.text)
 
     def test_what_is_missing_is_named(self):
