@@ -94,10 +94,9 @@ class FileWriter {
 // The whole file. Throws Error(NotFound), Error(Io), Error(Corrupt) when it holds more than `limit` bytes.
 std::string read_text_file(const std::string& path, std::size_t limit = std::size_t{64} << 20);
 
-<<<<<<< HEAD
 // Writes the file and fsyncs it; not atomic. Returns its XXH3 checksum. Throws as FileWriter does.
 std::uint64_t write_file(const std::string& path, std::string_view bytes);
-=======
+
 // A log: what is written is in the file at once, behind what was there.
 class AppendFile {
  public:
@@ -117,7 +116,6 @@ class AppendFile {
   std::string path_;
   int fd_;
 };
->>>>>>> 49dabc1 (megalodon plot, contexts compared by eval, event files for TensorBoard)
 
 // Writes PATH.partial, fsyncs it, renames it to PATH and fsyncs the folder: whoever opens PATH sees the old bytes or the new.
 void write_file_atomically(const std::string& path, std::string_view bytes);

@@ -31,7 +31,7 @@ TEST_F(AdamWCudaTest, StepsAgreeWithTheCpu) {
     const auto clipped = test.input(std::vector<std::int64_t>{0}, {1});  // a finite loss in double: all bits zero
     std::vector<BothDevices::Handle> rates;
     for (const std::int64_t step : {7, 8}) {
-      rates.push_back(test.updated("rates", values_of(adamw_rates({.lr = 3e-3}, step, 0.5)), {kAdamWRates}, 1e-15));
+      rates.push_back(test.updated("rates", values_of(adamw_rates({.lr = 3e-3}, step, 0.5, 1e9)), {kAdamWRates}, 1e-15));
     }
     test.run([&](Context& ctx, const BothDevices::Tensors& t) {
       gradient_norm(ctx, t(gradients), t(norm));
