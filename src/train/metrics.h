@@ -12,7 +12,7 @@ namespace megalodon {
 class MetricsLog {
  public:
   // Goes on with the file at `path` behind the line of step `after`: what follows it, and a line that was cut off, is dropped, so
-  // that no step is there twice. Throws Error(Io).
+  // that no step is there twice. Throws Error(Io), Error(NotFound) for a folder that is not there.
   MetricsLog(const std::string& path, std::int64_t after);
 
   // Throws Error(Io), for a full disk too. A number that is not finite becomes null.

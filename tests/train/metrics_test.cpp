@@ -97,7 +97,7 @@ TEST_F(MetricsTest, RefusesAFolderThatIsNotThere) {
     MetricsLog metrics("/nonexistent/metrics.jsonl", 0);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::Io);
+    EXPECT_EQ(error.kind(), ErrorKind::NotFound);
     EXPECT_THAT(error.what(), ::testing::HasSubstr("/nonexistent/metrics.jsonl"));
   }
 }
