@@ -6,6 +6,7 @@
 #include <string>
 
 #include "apps/commands.h"
+#include "apps/flags.h"
 #include "apps/format.h"
 #include "apps/progress.h"
 
@@ -34,6 +35,9 @@ void run(const Options& options) {
   }
   print_part("train", result.train_tokens, result.train_documents);
   if (result.valid_tokens > 0) print_part("valid", result.valid_tokens, result.valid_documents);
+  if (result.replaced_interrupted) {
+    std::cerr << "what an interrupted call had left at " << options.prepare.out << ".partial was replaced\n";
+  }
   std::cout << format(
       "%s of text, %.2f bytes a token, in %s (%.1f MB/s): %s\n", format_bytes(static_cast<double>(result.all.bytes)).c_str(),
       static_cast<double>(result.all.bytes) / static_cast<double>(result.all.tokens), format_duration(seconds).c_str(),
@@ -46,7 +50,10 @@ void add_prepare_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   PrepareOptions& prepare = options->prepare;
   CLI::App* command = app.add_subcommand("prepare", "Turn text into token shards that training and evaluation read");
-  command->add_option("--input", prepare.inputs, "Text files (one document each) or .jsonl (one a line, its `text`)")
+  command
+      ->add_option(
+          "--input", prepare.inputs,
+          "Text (a file is a document) or .jsonl (a line is one), each also .gz or .zst; folders; patterns; - for standard input")
       ->required()
       ->type_name("FILE...");
   command->add_option("--tokenizer", options->tokenizer, "`bytes`, or a SentencePiece model")
@@ -55,9 +62,13 @@ void add_prepare_command(CLI::App& app) {
   command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");
   command
       ->add_option("--valid-fraction", prepare.valid_fraction,
-                   "The part of each input, at its end, that is set aside in OUT/valid, from 0 to below 1")
+                   "The part of each file, at its end, that is set aside in OUT/valid, from 0 to below 1")
       ->capture_default_str()
       ->type_name("F");
+  command->add_option("--text-key", prepare.text.text_key, "JSONL: the key whose string is the document")
+      ->capture_default_str()
+      ->type_name("KEY");
+  add_threads_flag(command, prepare.threads);
   command->add_flag("--force", prepare.force, "Replace a data set that is at OUT already");
   command->add_flag("--add-bos", prepare.text.add_bos, "Put the tokenizer's beginning-of-sequence token before each document");
   command->add_flag("--add-eos", prepare.text.add_eos, "Put its end-of-sequence token after each document");

@@ -8,6 +8,9 @@ find_package(CLI11 2 REQUIRED CONFIG)
 pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(cairo REQUIRED IMPORTED_TARGET cairo)  # the pictures of `plot`
+pkg_check_modules(simdjson REQUIRED IMPORTED_TARGET simdjson)
+pkg_check_modules(zlib REQUIRED IMPORTED_TARGET zlib)
+pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(highway REQUIRED IMPORTED_TARGET libhwy)
 
 # Highway: SSE4 (our -march, hence no scalar fallback; we use neither AES nor PCLMUL, which Highway would otherwise ask of it),

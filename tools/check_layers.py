@@ -46,7 +46,10 @@ THIRD_PARTY = {
     "hwy": ["cpu", "ops", "train", "apps", "tests", "bench"],
     "nlohmann": ["io", "model", "train", "infer", "apps", "tests", "bench"],
     "sentencepiece_processor.h": ["io"],
+    "simdjson.h": ["io"],
     "xxhash.h": ["io", "train"],
+    "zlib.h": ["io", "tests"],
+    "zstd.h": ["io", "tests"],
     "toml++": ["train"],
     "CLI": ["apps"],
     "cairo.h": ["apps"],
@@ -54,7 +57,7 @@ THIRD_PARTY = {
     "gmock": ["tests"],
 }
 # POSIX, which every layer but the installed API may use
-SYSTEM = re.compile(r"(sys/\w+|unistd|fcntl|sched|signal|cpuid|fnmatch|immintrin|cxxabi|dlfcn|link|poll|errno|pthread|termios|linux/\w+)\.h$")
+SYSTEM = re.compile(r"(sys/\w+|unistd|fcntl|sched|signal|cpuid|fnmatch|glob|immintrin|cxxabi|dlfcn|link|poll|errno|pthread|termios|linux/\w+)\.h$")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 # pattern in code with comments and strings taken out, and why it is refused there

@@ -80,6 +80,10 @@ struct stat examine(const Descriptor& file, const std::string& path) {
   return status;
 }
 
+std::array<std::int64_t, 4> version_of(const struct stat& status) {
+  return {static_cast<std::int64_t>(status.st_ino), status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+}
+
 void sync_descriptor(int fd, const std::string& path) {
   // Pipes and devices have nothing to sync and say EINVAL.
   if (fsync(fd) != 0 && errno != EINVAL) fail(errno, "write to the disk (fsync)", path);
@@ -139,7 +143,10 @@ void MappedFile::advise(Access access) const noexcept {
 
 FileReader::FileReader(const std::string& path) : path_(path) {
   Descriptor file(path, O_RDONLY, "open");
-  size_ = examine(file, path).st_size;
+  const struct stat status = examine(file, path);
+  size_ = status.st_size;
+  regular_ = S_ISREG(status.st_mode);
+  version_ = version_of(status);
   fd_ = file.release();
 }
 
@@ -171,6 +178,13 @@ void write_all(int fd, const void* data, std::size_t bytes, const std::string& p
 }
 
 }  // namespace
+
+void FileReader::expect_unchanged() const {
+  struct stat status {};
+  if (!regular_ || (stat(path_.c_str(), &status) == 0 && version_of(status) == version_)) return;
+  throw Error(ErrorKind::Io, "the file was changed or taken away while it was read", path_,
+              "Try again when nothing writes to it any more");
+}
 
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   buffer_.reserve(kBufferBytes);

@@ -2,6 +2,7 @@
 // Throughout: Error(NotFound) for what is not there, Error(Io) for what the system refuses (permission, disk full, device fault).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -52,11 +53,17 @@ class FileReader {
   std::size_t read(void* buffer, std::size_t bytes);
   // The file's size when it was opened; 0 for a pipe.
   std::int64_t size() const noexcept { return size_; }
+  bool is_regular() const noexcept { return regular_; }  // no pipe or device
+  // Throws Error(Io) when what lies at the path is no longer the file that was opened, or has been written to since. A pipe or a
+  // device may change.
+  void expect_unchanged() const;
 
  private:
   std::string path_;
   int fd_ = -1;
   std::int64_t size_ = 0;
+  bool regular_ = false;
+  std::array<std::int64_t, 4> version_{};  // what tells the file and its content from others
 };
 
 // Writes a file from front to back through a buffer of its own. A file that was not finished stays behind, cut short: write

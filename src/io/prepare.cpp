@@ -1,12 +1,21 @@
 #include "io/prepare.h"
 
+#include <fcntl.h>
+#include <glob.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <array>
+#include <cerrno>
 #include <cmath>
+#include <filesystem>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "io/file.h"
+#include "io/input_file.h"
 #include "megalodon/error.h"
 
 namespace megalodon {
@@ -15,7 +24,6 @@ namespace {
 
 constexpr const char* kTrain = "train";
 constexpr const char* kValid = "valid";
-constexpr const char* kSpool = "spool";  // the tokens of one input, until its length is known
 
 bool is_one_of(const std::string& name, const std::vector<std::string>& names) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -30,7 +38,7 @@ bool is_ours(const std::string& folder) {
       if (!is_one_of(name, {"tokenizer", "tokenizer.model", "tokenizer.partial", "tokenizer.model.partial"})) return false;
       continue;
     }
-    if (!is_one_of(name, {kTrain, kValid, kSpool})) return false;
+    if (!is_one_of(name, {kTrain, kValid})) return false;
     for (const std::string& file : list_directory(path)) {
       const bool shard = file.ends_with(".tokens") || file.ends_with(".documents");
       if (!shard && !is_one_of(file, {"index.json", "index.json.partial"})) return false;
@@ -54,27 +62,52 @@ void check_options(const PrepareOptions& options) {
   if (!is_ours(options.out)) refuse("this is not a data set, so it is not replaced", options.out, "Name another folder");
 }
 
-// Copies tokens [begin, end) of the data set in the folder `from`, with their documents, cut at both bounds.
-void copy_part(const std::string& from, std::int64_t begin, std::int64_t end, ShardWriter& to) {
-  // Pages that were read count as this process's memory until they are unmapped, so each stretch is mapped anew.
-  constexpr std::int64_t kStretch = std::int64_t{1} << 22;
-  std::array<std::int32_t, 4096> ids{};
-  while (begin < end) {
-    const TokenDataset data(from);
-    const std::int64_t stretch_end = std::min(end, begin + kStretch);
-    for (std::int64_t document = data.document_at(begin); begin < stretch_end; ++document) {
-      const std::int64_t document_end = data.document_begin(document + 1);
-      while (begin < std::min(document_end, stretch_end)) {
-        const std::int64_t count = std::min(std::min(document_end, stretch_end) - begin, static_cast<std::int64_t>(ids.size()));
-        data.read(begin, count, ids.data());
-        to.append({ids.data(), static_cast<std::size_t>(count)});
-        begin += count;
-      }
-      if (begin == document_end) to.end_document();
+// The folder that a data set is written in before it is whole. It is locked, so that no other process takes it for what an
+// interrupted one left; the system lets go of the lock however this one ends.
+class PartialFolder {
+ public:
+  explicit PartialFolder(std::string path) : path_(std::move(path)) {
+    if (exists(path_) && !is_ours(path_)) {
+      throw Error(ErrorKind::InvalidArgument, "the data set is written here first, and something else is in the way", path_,
+                  "Move it away");
+    }
+    was_there_ = exists(path_);
+    create_directories(path_);
+    fd_ = open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    // The process that had the lock may have finished in between: then what is locked now is its data set.
+    struct stat locked {};
+    struct stat named {};
+    const bool alone = fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) == 0 && fstat(fd_, &locked) == 0 &&
+                       stat(path_.c_str(), &named) == 0 && locked.st_ino == named.st_ino;
+    if (!alone) {
+      if (fd_ >= 0) close(fd_);
+      throw Error(ErrorKind::Io, "another process prepares this data set", path_, "Wait for it, or name another folder");
     }
   }
-  to.end_document();
-}
+  ~PartialFolder() { close(fd_); }
+  PartialFolder(const PartialFolder&) = delete;
+  PartialFolder& operator=(const PartialFolder&) = delete;
+
+  const std::string& path() const noexcept { return path_; }
+  bool was_there() const noexcept { return was_there_; }
+
+  void clear() {
+    for (const std::string& name : list_directory(path_)) remove_all(join_path(path_, name));
+  }
+
+  void remove() noexcept {
+    try {
+      remove_all(path_);
+    } catch (const Error&) {
+      // What went wrong before is what is to be reported; the next call removes what is left.
+    }
+  }
+
+ private:
+  std::string path_;
+  bool was_there_ = false;
+  int fd_ = -1;
+};
 
 // Writes the data set of one call of prepare() in the folder `folder`.
 class Preparation {
@@ -87,100 +120,156 @@ class Preparation {
     }
   }
 
-  void add(const std::string& input, const std::function<void(std::int64_t)>& progress) {
-    const TextCounts counts = valid_ ? add_in_parts(input, progress) : tokenize_into(*train_, input, progress);
-    result_.all.bytes += counts.bytes;
-    result_.all.tokens += counts.tokens;
-    result_.all.documents += counts.documents;
+  void write(const EncodedText& text) {
+    if (text.second_part) train_->end_document();
+    ShardWriter& writer = text.second_part ? *valid_ : *train_;
+    std::size_t begin = 0;
+    for (const std::size_t end : text.document_ends) {
+      writer.append(std::span(text.ids).subspan(begin, end - begin));
+      writer.end_document();
+      begin = end;
+    }
+    writer.append(std::span(text.ids).subspan(begin));
   }
 
-  PrepareResult finish() {
-    result_.train_tokens = train_->tokens();
-    result_.train_documents = train_->documents();
+  void finish(PrepareResult& result) {
+    result.train_tokens = train_->tokens();
+    result.train_documents = train_->documents();
     if (valid_) {
-      result_.valid_tokens = valid_->tokens();
-      result_.valid_documents = valid_->documents();
+      result.valid_tokens = valid_->tokens();
+      result.valid_documents = valid_->documents();
     }
-    if (result_.train_tokens == 0 || (valid_ && result_.valid_tokens == 0)) {
+    if (result.train_tokens == 0 || (valid_ && result.valid_tokens == 0)) {
       throw Error(ErrorKind::InvalidArgument,
                   "a fraction of " + std::to_string(options_.valid_fraction) + " for validation leaves " +
-                      std::to_string(result_.train_tokens) + " tokens to train on and " + std::to_string(result_.valid_tokens) +
+                      std::to_string(result.train_tokens) + " tokens to train on and " + std::to_string(result.valid_tokens) +
                       " to validate on",
                   "prepare", "Give more text or another fraction");
     }
     train_->finish();
     if (valid_) valid_->finish();
     tokenizer_.save_to(folder_);
-    return result_;
   }
 
  private:
-  TextCounts tokenize_into(ShardWriter& writer, const std::string& input, const std::function<void(std::int64_t)>& progress) {
-    const TextSink sink{[&](std::span<const std::int32_t> tokens) { writer.append(tokens); }, [&] { writer.end_document(); },
-                        progress};
-    return tokenize_file(input, tokenizer_, options_.text, sink);
-  }
-
-  // Where the last part begins is known only when all tokens are counted, so they are written to disk twice.
-  TextCounts add_in_parts(const std::string& input, const std::function<void(std::int64_t)>& progress) {
-    const std::string spool = join_path(folder_, kSpool);
-    ShardWriter writer(spool, tokenizer_.identity(), tokenizer_.vocab_size());
-    const TextCounts counts = tokenize_into(writer, input, progress);
-    writer.finish();
-    const auto valid = static_cast<std::int64_t>(std::floor(static_cast<double>(counts.tokens) * options_.valid_fraction));
-    copy_part(spool, 0, counts.tokens - valid, *train_);
-    copy_part(spool, counts.tokens - valid, counts.tokens, *valid_);
-    remove_all(spool);
-    return counts;
-  }
-
   const PrepareOptions& options_;
   const Tokenizer& tokenizer_;
   std::string folder_;
   std::optional<ShardWriter> train_;
   std::optional<ShardWriter> valid_;
-  PrepareResult result_;
 };
 
+bool is_text_name(std::string_view name) {
+  name = without_compression(name);
+  return name.ends_with(".txt") || name.ends_with(".jsonl");
+}
+
+std::vector<std::string> text_files_below(const std::string& folder) {
+  std::vector<std::string> files;
+  for (const std::string& name : list_directory(folder)) {
+    const std::string path = join_path(folder, name);
+    if (is_directory(path)) {
+      const std::vector<std::string> more = text_files_below(path);
+      files.insert(files.end(), more.begin(), more.end());
+    } else if (is_text_name(name)) {
+      files.push_back(path);
+    }
+  }
+  return files;
+}
+
+std::vector<std::string> files_matching(const std::string& pattern) {
+  std::vector<std::string> files;
+  glob_t found = {};
+  if (glob(pattern.c_str(), 0, nullptr, &found) == 0) {
+    for (std::size_t i = 0; i < found.gl_pathc; ++i) {
+      if (!is_directory(found.gl_pathv[i])) files.emplace_back(found.gl_pathv[i]);
+    }
+  }
+  globfree(&found);
+  return files;
+}
+
+// The inputs, and the bytes that will be read of them.
+struct Plan {
+  std::vector<TextInput> inputs;
+  std::int64_t counted = 0;  // bytes read to learn how much the compressed ones hold
+  std::int64_t total = 0;    // 0: not known
+};
+
+Plan plan_of(const PrepareOptions& options, const std::function<void(std::int64_t, std::int64_t)>& progress) {
+  Plan plan;
+  const bool split = options.valid_fraction > 0;
+  bool known = true;
+  for (const std::string& path : expand_inputs(options.inputs)) {
+    const InputFile file(path);  // what cannot be read is said before work begins
+    plan.inputs.push_back({path});
+    known = known && file.is_regular();
+    plan.total += file.size() * (split && file.is_compressed() ? 2 : 1);
+    if (split && !file.is_regular()) {
+      throw Error(ErrorKind::InvalidArgument, "a part for validation cannot be cut off what has no known end", path,
+                  "Leave --valid-fraction out, or write the text to a file first");
+    }
+  }
+  if (!known) plan.total = 0;
+  for (TextInput& input : plan.inputs) {
+    if (!split) break;
+    const std::int64_t bytes = content_bytes(input.path, [&](std::int64_t done) {
+      if (progress) progress(plan.counted + done, plan.total);
+    });
+    const InputFile file(input.path);
+    if (file.is_compressed()) plan.counted += file.size();
+    input.second_part = bytes - static_cast<std::int64_t>(std::floor(static_cast<double>(bytes) * options.valid_fraction));
+  }
+  return plan;
+}
+
 }  // namespace
+
+std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
+  std::vector<std::string> files;
+  for (const std::string& input : inputs) {
+    std::vector<std::string> found{input};
+    if (is_directory(input)) {
+      found = text_files_below(input);
+      if (found.empty()) {
+        throw Error(ErrorKind::NotFound, "the folder holds no text files (.txt, .jsonl, each also .gz and .zst)", input,
+                    "Name files, or a pattern as 'FOLDER/*.md'");
+      }
+    } else if (!exists(input) && input.find_first_of("*?[") != std::string::npos) {
+      found = files_matching(input);
+      if (found.empty()) throw Error(ErrorKind::NotFound, "no file matches", input, "Check the pattern");
+    }
+    files.insert(files.end(), found.begin(), found.end());
+  }
+  return files;
+}
 
 PrepareResult prepare(const PrepareOptions& options, const Tokenizer& tokenizer,
                       const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
   check_options(options);
-  std::int64_t total = 0;
-  for (const std::string& input : options.inputs) total += FileReader(input).size();
-
+  const Plan plan = plan_of(options, progress);
   std::string out = options.out;
   while (out.size() > 1 && out.back() == '/') out.pop_back();
-  const std::string partial = out + ".partial";
-  if (exists(partial) && !is_ours(partial)) {
-    throw Error(ErrorKind::InvalidArgument, "the data set is written here first, and something else is in the way", partial,
-                "Move it away");
-  }
-  remove_all(partial);  // what an interrupted call left
+  PartialFolder partial(out + ".partial");
+  PrepareResult result;
+  result.files = std::ssize(plan.inputs);
+  result.replaced_interrupted = partial.was_there();
+  const int threads = options.threads > 0 ? options.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   try {
-    PrepareResult result;
+    partial.clear();
     {
-      Preparation preparation(options, tokenizer, partial);
-      std::int64_t before = 0;
-      for (const std::string& input : options.inputs) {
-        std::int64_t done = 0;
-        preparation.add(input, [&](std::int64_t bytes) {
-          done = bytes;
-          if (progress) progress(before + done, total);
-        });
-        before += done;
-      }
-      result = preparation.finish();
+      Preparation preparation(options, tokenizer, partial.path());
+      result.all = encode_texts(plan.inputs, tokenizer, options.text, threads, [&](const EncodedText& text) {
+        preparation.write(text);
+        if (progress) progress(plan.counted + text.position, plan.total);
+      });
+      preparation.finish(result);
     }
-    replace_directory(partial, out);
+    replace_directory(partial.path(), out);
     return result;
   } catch (...) {
-    try {
-      remove_all(partial);
-    } catch (const Error&) {
-      // The first error is the one to report; the next call removes what is left.
-    }
+    partial.remove();
     throw;
   }
 }

@@ -134,8 +134,12 @@ ShardWriter::~ShardWriter() = default;
 void ShardWriter::append(std::span<const std::int32_t> tokens) {
   State& state = *state_;
   if (state.finished) throw Error(ErrorKind::Internal, "tokens after finish()", state.folder);
+  const auto vocab_size = static_cast<std::uint32_t>(state.vocab_size);
+  std::uint32_t largest = 0;  // a negative id is larger than any vocabulary
+  for (const std::int32_t id : tokens) largest = std::max(largest, static_cast<std::uint32_t>(id));
   for (const std::int32_t id : tokens) {
-    if (id < 0 || id >= state.vocab_size) {
+    if (largest < vocab_size) break;
+    if (static_cast<std::uint32_t>(id) >= vocab_size) {
       throw Error(ErrorKind::InvalidArgument,
                   "token " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(state.vocab_size),
                   state.folder);

@@ -1,5 +1,7 @@
 #include "io/utf8.h"
 
+#include <simdjson.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -43,6 +45,7 @@ Utf8Char next_utf8(std::string_view text) noexcept {
 }
 
 std::size_t valid_utf8_prefix(std::string_view text) noexcept {
+  if (simdjson::validate_utf8(text)) return text.size();
   constexpr std::uint64_t kNotAscii = 0x8080808080808080U;
   std::size_t done = 0;
   while (done < text.size()) {

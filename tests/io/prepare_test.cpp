@@ -1,14 +1,18 @@
 #include "io/prepare.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <cmath>
 #include <csignal>
+#include <map>
 
 #include "io/file.h"
+#include "support/compress.h"
 #include "support/files.h"
 
 namespace megalodon {
@@ -109,16 +113,13 @@ TEST_F(PrepareTest, TheEndOfEachInputIsForValidation) {
   const PrepareResult result = prepare(options_, *tokenizer_);
   EXPECT_EQ(result.all.tokens, 150);
   EXPECT_EQ(result.all.documents, 11);
-  EXPECT_EQ(result.train_tokens, 75 + 38);
-  EXPECT_EQ(result.valid_tokens, 25 + 12);
+  EXPECT_EQ(result.train_tokens, 80 + 38);  // the line that the quarter begins in stays whole
+  EXPECT_EQ(result.valid_tokens, 20 + 12);
   const std::string whole = "0123456789";
-  const std::vector<std::string> last{whole, whole, std::string(12, 'b')};
-  std::vector<std::string> first(7, whole);
-  first.insert(first.end(), {"01234", std::string(35, 'a') + "bbb"});
+  std::vector<std::string> first(8, whole);
+  first.push_back(std::string(35, 'a') + "bbb");
   EXPECT_EQ(documents_of(train(), *tokenizer_), first);
-  std::vector<std::string> second{"56789"};
-  second.insert(second.end(), last.begin(), last.end());
-  EXPECT_EQ(documents_of(valid(), *tokenizer_), second);
+  EXPECT_EQ(documents_of(valid(), *tokenizer_), (std::vector<std::string>{whole, whole, std::string(12, 'b')}));
   EXPECT_EQ(list_directory(options_.out), (std::vector<std::string>{"tokenizer", "train", "valid"}));
 }
 
@@ -164,8 +165,6 @@ TEST_F(PrepareTest, BadOptionsAreRefused) {
   options_.text = {};
   options_.inputs = {folder_ / "a.txt", folder_ / "missing.txt"};
   expect_error(ErrorKind::NotFound, {folder_ / "missing.txt"}, [&] { prepare(options_, *tokenizer_); });
-  options_.inputs = {folder_.path()};
-  expect_error(ErrorKind::Io, {folder_.path(), "Is a directory"}, [&] { prepare(options_, *tokenizer_); });
   options_.inputs = {};
   expect_error(ErrorKind::InvalidArgument, {"no input"}, [&] { prepare(options_, *tokenizer_); });
 }
@@ -208,15 +207,17 @@ TEST_F(PrepareTest, AKilledCallLeavesNoDataSet) {
     ASSERT_EQ(waitpid(child, &status, 0), child);
     EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
     EXPECT_FALSE(exists(options_.out));
-    for (const char* part : {"/train", "/valid", "/spool"}) {
+    for (const char* part : {"/train", "/valid"}) {
       const std::string left = options_.out + ".partial" + part;
       EXPECT_TRUE(is_directory(left));
       expect_error(ErrorKind::NotFound, {left}, [&] { TokenDataset{left}; });
     }
   }
-  prepare_one("a.txt", text);
+  EXPECT_TRUE(prepare_one("a.txt", text).replaced_interrupted);
   EXPECT_EQ(text_of(train(), *tokenizer_), text);
   EXPECT_EQ(list_directory(folder_.path()), (std::vector<std::string>{"a.txt", "out"}));
+  options_.force = true;
+  EXPECT_FALSE(prepare_one("a.txt", text).replaced_interrupted);
 }
 
 TEST_F(PrepareTest, WhatIsNotOursIsLeftInTheWay) {
@@ -227,8 +228,7 @@ TEST_F(PrepareTest, WhatIsNotOursIsLeftInTheWay) {
 }
 
 TEST_F(PrepareTest, InvalidUtf8IsFoundAcrossReads) {
-  // The file is read 2^18 bytes at a time and encoded 2^16 at a time.
-  for (const std::size_t boundary : {std::size_t{1} << 16, std::size_t{1} << 18}) {
+  for (const std::size_t boundary : {std::size_t{1} << 16, std::size_t{1} << 17, std::size_t{1} << 18}) {
     for (std::size_t before = boundary - 4; before <= boundary; ++before) {
       const std::string good(before, 'x');
       const std::string at = "byte " + std::to_string(before) + " is not UTF-8";
@@ -267,7 +267,7 @@ TEST_F(PrepareTest, AFullDiskIsAnErrorAndLeavesNothing) {
     const auto before = std::signal(SIGXFSZ, SIG_IGN);
     rlimit limit{};
     getrlimit(RLIMIT_FSIZE, &limit);
-    const rlimit low{2 << 20, limit.rlim_max};
+    const rlimit low{1 << 20, limit.rlim_max};
     setrlimit(RLIMIT_FSIZE, &low);
     expect_error(ErrorKind::Io, {options_.out + ".partial/", "00000.tokens", "File too large"},
                  [&] { prepare(options_, *tokenizer_); });
@@ -350,6 +350,207 @@ TEST_F(PrepareTest, SentencePieceTakesJsonlAndRefusesOtherText) {
   options_.out = folder_ / "second";
   options_.text.allow_binary = true;
   expect_refused(ErrorKind::InvalidArgument, {"bytes alone"}, "a.txt", "text");
+}
+
+// Every file of the data set, by its name.
+std::map<std::string, std::string> files_of(const std::string& out) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(out)) {
+    if (entry.is_regular_file()) files[entry.path().string().substr(out.size())] = read_bytes(entry.path().string());
+  }
+  return files;
+}
+
+std::string many_words(std::size_t bytes) {
+  std::string text;
+  for (std::size_t i = 0; text.size() < bytes; ++i) {
+    text += "naïve 鯊魚 " + std::to_string(i * i) + (i % 7 == 0 ? ".\n" : " word ") + (i % 1000 == 0 ? std::string(i, 'x') : "");
+  }
+  return text;
+}
+
+std::string as_jsonl(std::size_t lines) {
+  std::string text;
+  for (std::size_t i = 0; i < lines; ++i) {
+    text += R"({"id": )" + std::to_string(i) + R"(, "text": "line )" + std::string(i % 900, 'y') + R"(\u00e9\n end"})" + "\n";
+    if (i == lines / 2) text += R"({"text": "one )" + std::string(500000, 'z') + R"( two"})" + "\n";
+  }
+  return text;
+}
+
+TEST_F(PrepareTest, TheSameBytesWithAnyNumberOfThreads) {
+  write_bytes(folder_ / "a.txt", many_words(700000));
+  write_bytes(folder_ / "b.jsonl", as_jsonl(2000));
+  write_bytes(folder_ / "c.jsonl.zst", zstd(as_jsonl(1000)));
+  write_bytes(folder_ / "d.txt.gz", gzip(many_words(300000)));
+  options_.inputs = {folder_ / "a.txt", folder_ / "b.jsonl", folder_ / "c.jsonl.zst", folder_ / "d.txt.gz"};
+  options_.max_shard_tokens = 300000;
+  std::vector<std::string> tokenizers{"bytes"};
+  for (const char* name : {"llama2.tokenizer.model", "sentencepiece.test_model.model"}) {
+    const std::string model = shared_path(std::string("data/tokenizers/") + name);
+    if (exists(model)) tokenizers.push_back(model);
+  }
+  for (const std::string& name : tokenizers) {
+    tokenizer_ = load_tokenizer(name);
+    for (const double valid_fraction : {0.0, 0.3}) {
+      options_.valid_fraction = valid_fraction;
+      std::map<std::string, std::string> expected;
+      for (const int threads : {1, 2, 5}) {
+        options_.threads = threads;
+        options_.out = folder_ / ("out" + std::to_string(threads));
+        options_.force = true;
+        const PrepareResult result = prepare(options_, *tokenizer_);
+        EXPECT_EQ(result.all.tokens, result.train_tokens + result.valid_tokens);
+        EXPECT_EQ(result.files, 4);
+        if (threads == 1) expected = files_of(options_.out);
+        EXPECT_EQ(expected, files_of(options_.out)) << name << " on " << threads << " threads";
+      }
+      if (valid_fraction > 0) {
+        EXPECT_NEAR(static_cast<double>(valid().tokens()) / static_cast<double>(train().tokens()), 3.0 / 7, 0.2);
+      }
+    }
+  }
+}
+
+TEST_F(PrepareTest, CompressedFilesAreTheirContent) {
+  const std::string text = many_words(700000);
+  const std::string jsonl = as_jsonl(1000);
+  const auto prepared = [&](const std::string& name, const std::string& content) {
+    options_.force = true;
+    prepare_one(name, content, 0.25);
+    return files_of(options_.out);
+  };
+  const auto of_text = prepared("a.txt", text);
+  const auto of_lines = prepared("a.jsonl", jsonl);
+  EXPECT_NE(of_text, of_lines);
+  EXPECT_EQ(prepared("a.txt.gz", gzip(text)), of_text);
+  EXPECT_EQ(prepared("a.txt.zst", zstd(text)), of_text);
+  EXPECT_EQ(prepared("a.jsonl.gz", gzip(jsonl)), of_lines);
+  EXPECT_EQ(prepared("a.jsonl.zst", zstd(jsonl)), of_lines);
+  const auto in_two = [&](std::string (*compress)(const std::string&)) {
+    return compress(text.substr(0, 300001)) + compress(text.substr(300001));
+  };
+  EXPECT_EQ(prepared("a.txt.gz", in_two(gzip)), of_text);
+  EXPECT_EQ(prepared("a.txt.zst", in_two(zstd)), of_text);
+}
+
+TEST_F(PrepareTest, DamagedCompressedFilesAreRefusedByFileAndPlace) {
+  const std::string text = many_words(400000);
+  for (const bool gz : {true, false}) {
+    const std::string name = gz ? "a.txt.gz" : "a.txt.zst";
+    const std::string good = gz ? gzip(text) : zstd(text);
+    for (const std::size_t kept : {std::size_t{1}, std::size_t{5}, good.size() / 2, good.size() - 1}) {
+      expect_refused(ErrorKind::Corrupt, {folder_ / name, "ends early, at byte " + std::to_string(kept)}, name,
+                     good.substr(0, kept));
+      expect_refused(ErrorKind::Corrupt, {folder_ / name, "ends early"}, name, good.substr(0, kept), 0.1);
+    }
+    for (const std::size_t flipped : {std::size_t{0}, good.size() / 2, good.size() - 2}) {
+      std::string bad = good;
+      bad[flipped] ^= 0x10;
+      expect_refused(ErrorKind::Corrupt, {folder_ / name, "byte"}, name,
+                     bad);  // what comes out may be no UTF-8, which is seen first
+    }
+    expect_refused(ErrorKind::Corrupt, {folder_ / name, "data is damaged"}, name, good + "behind it");
+    expect_refused(ErrorKind::Corrupt, {folder_ / name, "ends early, at byte 0"}, name, "");
+    expect_refused(ErrorKind::Corrupt, {folder_ / name, "empty"}, name, gz ? gzip("") : zstd(""));
+    expect_refused(ErrorKind::Corrupt, {folder_ / name, "byte 3 is not UTF-8"}, name, gz ? gzip("abc\xff") : zstd("abc\xff"));
+  }
+}
+
+TEST_F(PrepareTest, TheTextIsUnderTheKeyThatIsAskedFor) {
+  options_.text.text_key = "content";
+  prepare_one("a.jsonl", "{\"text\": \"no\", \"content\": \"yes\"}\n{\"content\": \"" + std::string(300000, 'w') + "\"}\n");
+  EXPECT_EQ(documents_of(train(), *tokenizer_), (std::vector<std::string>{"yes", std::string(300000, 'w')}));
+  options_.out = folder_ / "second";
+  expect_refused(ErrorKind::Corrupt, {folder_ / "a.jsonl:1", "no key \"content\""}, "a.jsonl", "{\"text\": \"no\"}\n");
+}
+
+TEST_F(PrepareTest, LongLinesAreDocumentsOfTheirOwnAndCounted) {
+  const std::string good = "{\"text\": \"good\"}\n";
+  const std::string long_line = "{\"text\": \"" + std::string(200000, 'x') + "\"}\n";
+  const std::string blank(200000, ' ');
+  prepare_one("a.jsonl", good + long_line + blank + "\n" + long_line + good);
+  EXPECT_EQ(train().documents(), 4);
+  options_.out = folder_ / "second";
+  expect_refused(ErrorKind::Corrupt, {folder_ / "a.jsonl:4", "not JSON"}, "a.jsonl", good + long_line + blank + "\n" + "{");
+  expect_refused(ErrorKind::Corrupt, {folder_ / "a.jsonl:3", "not JSON", "byte 200012"}, "a.jsonl",
+                 good + long_line + "{\"text\": \"" + std::string(200000, 'x') + "\"}}\n");
+  expect_refused(ErrorKind::Corrupt, {folder_ / "a.jsonl:3", "no key"}, "a.jsonl",
+                 good + long_line + "{\"txt\": \"" + std::string(200000, 'x') + "\"}\n");
+}
+
+TEST_F(PrepareTest, WhatComesFirstIsRefusedFirst) {
+  write_bytes(folder_ / "a.txt", std::string(900000, 'x') + "\xff" + std::string(900000, 'x') + "\xff");
+  write_bytes(folder_ / "b.txt", "");
+  options_.inputs = {folder_ / "a.txt", folder_ / "b.txt"};
+  for (const int threads : {1, 2, 5}) {
+    options_.threads = threads;
+    expect_error(ErrorKind::Corrupt, {folder_ / "a.txt", "byte 900000 "}, [&] { prepare(options_, *tokenizer_); });
+  }
+}
+
+TEST_F(PrepareTest, AnInputThatChangesWhileItIsReadIsRefused) {
+  const std::string text(1 << 20, 'x');
+  const std::string path = folder_ / "a.txt";
+  const std::vector<std::function<void()>> changes{
+      [&] { std::ofstream(path, std::ios::app) << "more"; },
+      [&] { std::filesystem::resize_file(path, 1 << 19); },
+      [&] { write_bytes(path, text); },  // another file of the same name and size
+      [&] { std::filesystem::remove(path); },
+  };
+  for (const auto& change : changes) {
+    write_bytes(path, text);
+    options_.inputs = {path};
+    bool changed = false;
+    const auto progress = [&](std::int64_t, std::int64_t) {
+      if (!std::exchange(changed, true)) change();
+    };
+    expect_error(ErrorKind::Io, {path, "changed or taken away"}, [&] { prepare(options_, *tokenizer_, progress); });
+    EXPECT_FALSE(exists(options_.out));
+    EXPECT_FALSE(exists(options_.out + ".partial"));
+  }
+}
+
+// The first page of a process's memory cannot be read: the system says "input/output error", as it does for a broken disk.
+TEST_F(PrepareTest, AReadErrorIsSaid) {
+  write_bytes(folder_ / "a.txt", "text");
+  options_.inputs = {folder_ / "a.txt", "/proc/self/mem"};
+  expect_error(ErrorKind::Io, {"/proc/self/mem", "cannot read"}, [&] { prepare(options_, *tokenizer_); });
+  EXPECT_FALSE(exists(options_.out));
+  EXPECT_FALSE(exists(options_.out + ".partial"));
+}
+
+TEST_F(PrepareTest, OneProcessAtATimePreparesADataSet) {
+  create_directories(options_.out + ".partial/train");
+  const int other = open((options_.out + ".partial").c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
+  expect_error(ErrorKind::Io, {options_.out, "another process"}, [&] { prepare_one("a.txt", "text"); });
+  EXPECT_TRUE(exists(options_.out + ".partial/train"));
+  close(other);
+  EXPECT_TRUE(prepare_one("a.txt", "text").replaced_interrupted);
+}
+
+TEST_F(PrepareTest, FoldersAndPatternsStandForTheirFiles) {
+  create_directories(folder_ / "texts/deep");
+  for (const char* name : {"b.txt", "a.txt", "deep/d.jsonl.gz", "e.md", "f.jsonl", "g.txt.zst", "h.gz"}) {
+    write_bytes(folder_ / "texts/" + name, "x");
+  }
+  const auto names = [&](const std::vector<std::string>& inputs) {
+    std::vector<std::string> given;
+    for (const std::string& input : inputs) given.push_back(folder_ / input);
+    std::vector<std::string> found = expand_inputs(given);
+    for (std::string& path : found) path.erase(0, (folder_ / "texts/").size());
+    return found;
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(names({"texts"}), (Names{"a.txt", "b.txt", "deep/d.jsonl.gz", "f.jsonl", "g.txt.zst"}));
+  EXPECT_EQ(names({"texts/*.md", "texts/[ab].txt"}), (Names{"e.md", "a.txt", "b.txt"}));
+  EXPECT_EQ(names({"texts/h.gz", "texts/missing"}), (Names{"h.gz", "missing"}));  // said when it is opened
+  write_bytes(folder_ / "texts/[ab].txt", "x");
+  EXPECT_EQ(names({"texts/[ab].txt"}), (Names{"[ab].txt"}));
+  expect_error(ErrorKind::NotFound, {"no file matches", "*.c"}, [&] { names({"texts/*.c"}); });
+  create_directories(folder_ / "none");
+  expect_error(ErrorKind::NotFound, {"holds no text files"}, [&] { names({"none"}); });
 }
 
 }  // namespace
