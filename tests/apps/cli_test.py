@@ -33,8 +33,8 @@ TEXT = "It was the best of times, it was the worst of times. W\u00e4re es sch\u0
 
 
 def start(*arguments, **options):
-    return subprocess.Popen([PROGRAM, *map(str, arguments)], stdin=subprocess.DEVNULL,
-                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+    return subprocess.Popen([PROGRAM, *map(str, arguments)],
+                            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
 
 
 def run(*arguments, **options):
@@ -229,6 +229,18 @@ class HappyPath(CliTest):
         text = self.ok("eval", self.model, "--data", self.text).decode()
         for line in (f"nats per token  {e['nats_per_token']:.6f}", f"bits per byte   {e['bits_per_byte']:.6f}", "context         unlimited"):
             self.assertIn(line, text)
+
+    def test_prepare_reads_standard_input(self):
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
+        with open(self.text, "rb") as text:
+            self.ok("prepare", "--input", "-", "--tokenizer", "bytes", "--out", self.folder / "piped", stdin=text)
+        for name in ("index.json", "00000.tokens"):
+            self.assertEqual((self.folder / "piped" / "train" / name).read_bytes(), (self.folder / "data" / "train" / name).read_bytes())
+        read, write = os.pipe()
+        os.close(write)
+        self.refused(WRONG_USE, ("no known end", "--valid-fraction"), "prepare", "--input", "-", "--tokenizer", "bytes", "--out",
+                     self.folder / "part", "--valid-fraction", 0.5, stdin=read)
+        os.close(read)
 
     def test_eval_of_prepared_data_is_that_of_its_text(self):
         self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
