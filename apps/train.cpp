@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <deque>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -88,19 +89,40 @@ class RunLock {
 
 // The text data of a run, opened.
 struct Data {
-  explicit Data(const std::string& path) : tokenizer(load_tokenizer(path)), train(join_path(path, "train")) {
-    if (is_directory(join_path(path, "valid"))) valid.emplace(join_path(path, "valid"));
-    for (const TokenDataset* part : {&train, valid ? &*valid : &train}) {
+  // The first data set has the tokenizer, and what is validated on.
+  explicit Data(const std::vector<WeightedFolder>& sets) : tokenizer(load_tokenizer(sets.at(0).folder)) {
+    for (const WeightedFolder& set : sets) train.emplace_back(join_path(set.folder, "train"));
+    const std::string beside = join_path(sets[0].folder, "valid");
+    if (is_directory(beside)) valid.emplace(beside);
+    for (const TokenDataset* part : {&train[0], valid ? &*valid : &train[0]}) {
       if (part->tokenizer() == tokenizer->identity()) continue;
       throw Error(ErrorKind::Mismatch, "made by the tokenizer " + part->tokenizer() + ", beside it lies " + tokenizer->identity(),
                   part->folder(), "Prepare the data again");
     }
+    std::vector<DataMix::Part> parts;
+    for (std::size_t i = 0; i < sets.size(); ++i) parts.push_back({&train[i], sets[i].weight});
+    mix.emplace(parts);
   }
 
   std::unique_ptr<Tokenizer> tokenizer;
-  TokenDataset train;
+  std::deque<TokenDataset> train;
+  std::optional<DataMix> mix;  // of `train`
   std::optional<TokenDataset> valid;
 };
+
+// "books: 1,000" or "books (70 %): 1,000, code (30 %): 500"
+std::string data_text(const RunConfig& config, const Data& data) {
+  const std::vector<WeightedFolder> sets = config.data.sets();
+  double weights = 0;
+  for (const WeightedFolder& set : sets) weights += set.weight;
+  std::string text;
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + sets[i].folder;
+    if (sets.size() > 1) text += format(" (%.3g %%)", 100 * sets[i].weight / weights);
+    text += ": " + with_commas(data.train[i].tokens());
+  }
+  return text;
+}
 
 void print_header(const RunConfig& config, const Data& data, const Context& ctx) {
   const ModelConfig& m = config.model;
@@ -111,7 +133,7 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
             << ", F " << m.ffn_hidden_dim << (m.swiglu ? " (SwiGLU)" : "") << ", H " << m.num_heads << ", N " << m.cema_ndim
             << ", chunk " << m.chunk_size << ", vocabulary " << with_commas(m.vocab_size) << "\n"
             << "parameters  " << with_commas(layout.total()) << "\n"
-            << "data        " << config.data.path << ": " << with_commas(data.train.tokens()) << " tokens to train on, "
+            << "data        " << data_text(config, data) << " tokens to train on, "
             << (data.valid ? with_commas(data.valid->tokens()) : "none") << " to validate on (" << data.tokenizer->identity()
             << ")\n"
             << "batches     " << config.data.batch << " x " << config.data.length << " tokens, " << to_string(config.data.mode)
@@ -146,6 +168,8 @@ class Printer : public TrainerObserver {
     board_.append(r);
     tokens_ += r.tokens;
     seconds_ += r.seconds;
+    all_seconds_ += r.seconds;
+    data_seconds_ += r.data_seconds;
     if (r.skipped) {
       std::cout << "step " << r.step << " skipped: loss " << r.loss << ", gradient norm " << r.grad_norm << " ("
                 << r.skipped_total << " skipped so far)\n"
@@ -183,6 +207,9 @@ class Printer : public TrainerObserver {
     std::cout << "  sample\n      " << lines << "\n" << std::flush;
   }
 
+  // The part of the steps that went by waiting for batches.
+  double data_share() const { return data_seconds_ / std::max(all_seconds_, 1e-9); }
+
   void before_checkpoint() override { metrics_.sync(); }
 
   void on_checkpoint(std::int64_t, const std::string& folder) override {
@@ -216,6 +243,8 @@ class Printer : public TrainerObserver {
   Clock::time_point begin_ = Clock::now();
   std::int64_t tokens_ = 0;  // since the last line
   double seconds_ = 0;
+  double all_seconds_ = 0;   // since the beginning
+  double data_seconds_ = 0;  // of those, waited for batches
 };
 
 RunConfig configure(Options& options) {
@@ -228,7 +257,8 @@ RunConfig configure(Options& options) {
   const auto need = [&](const std::string& value, const char* key, const char* hint) {
     if (value.empty()) throw Error(ErrorKind::InvalidArgument, std::string(key) + " is missing", options.file, hint);
   };
-  need(config.data.path, "data.path", "Set it in the run file or with --data.path to a folder that `megalodon prepare` wrote");
+  need(config.data.sets().empty() ? "" : "given", "data.path",
+       "Set it in the run file or with --data.path to a folder that `megalodon prepare` wrote");
   need(config.out, "out", "Set it in the run file or with --out to the folder of the run");
   return config;
 }
@@ -277,10 +307,10 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
 void run(Options& options) {
   const RunConfig config = configure(options);
   if (!options.resume) refuse_used_folder(config.out);
-  const Data data(config.data.path);
+  const Data data(config.data.sets());
   Context ctx = open_context(config.train.device, static_cast<int>(config.train.threads));
   print_header(config, data, ctx);
-  Trainer trainer(ctx, config, data.train, data.valid ? &*data.valid : nullptr, *data.tokenizer);
+  Trainer trainer(ctx, config, *data.mix, data.valid ? &*data.valid : nullptr, *data.tokenizer);
 
   create_directories(config.out);
   const RunLock lock(config.out);
@@ -289,6 +319,7 @@ void run(Options& options) {
   Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
   catch_signals();
   const bool done = trainer.run(printer, [] { return stop_wanted.load(); });
+  std::cout << format("waiting for data took %.2f %% of the steps\n", 100 * printer.data_share());
   print_end(config, data, trainer, done);
 }
 

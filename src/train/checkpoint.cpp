@@ -92,6 +92,15 @@ void read_tensors(const std::string& path, const std::vector<NamedTensor>& targe
   }
 }
 
+// What tells the data of a run from other data; the weights of a mix decide which window is which.
+Json data_json(const DataMix& data) {
+  Json json{{"tokens", data.tokens()}, {"tokenizer", data.tokenizer()}};
+  for (const DataMix::Part& part : data.parts()) {
+    if (data.parts().size() > 1) json["parts"].push_back({{"tokens", part.dataset->tokens()}, {"weight", part.weight}});
+  }
+  return json;
+}
+
 Json trainer_json(const CheckpointView& view) {
   const Progress& progress = view.progress;
   Json run = Json::object();
@@ -102,7 +111,7 @@ Json trainer_json(const CheckpointView& view) {
           {"skipped", progress.skipped},
           {"bad_in_a_row", progress.bad_in_a_row},
           {"batches", progress.batches},
-          {"data", {{"tokens", view.dataset.tokens()}, {"tokenizer", view.dataset.tokenizer()}}},
+          {"data", data_json(view.dataset)},
           {"threads", view.threads},
           {"run", run}};
 }
@@ -134,7 +143,8 @@ bool is_fixed(const std::string& key) {
 
 // Whether another value changes what is computed from here on.
 bool is_worth_a_note(const std::string& key) {
-  return key.starts_with("optim.") || key == "train.steps" || key == "data.path" || key == "train.freeze" || key == "train.ema";
+  return key.starts_with("optim.") || key == "train.steps" || key == "data.path" || key == "data.mix" || key == "train.freeze" ||
+         key == "train.ema";
 }
 
 std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where) {
@@ -151,10 +161,13 @@ std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView&
     if (is_worth_a_note(key)) notes.push_back(key + " was " + there + " and is " + value + " from here on");
   }
   const Json& data = trainer.at("data");
+  if (data.value("parts", Json()) != data_json(view.dataset).value("parts", Json())) {
+    throw Error(ErrorKind::Mismatch, "the checkpoint is of other data sets or of other weights than data.mix", where, hint);
+  }
   if (data.at("tokens") != view.dataset.tokens() || data.at("tokenizer") != view.dataset.tokenizer()) {
     throw Error(ErrorKind::Mismatch,
                 "the checkpoint is of a data set of " + data.at("tokens").dump() + " tokens by " + data.at("tokenizer").dump() +
-                    "; data.path " + view.config.data.path + " has " + std::to_string(view.dataset.tokens()) + " by \"" +
+                    "; " + view.dataset.folder() + " has " + std::to_string(view.dataset.tokens()) + " by \"" +
                     view.dataset.tokenizer() + "\"",
                 where, hint);
   }

@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "io/safetensors.h"
-#include "io/shards.h"
 #include "io/tokenizer.h"
 #include "model/megalodon.h"
 #include "model/state.h"
+#include "train/data_mix.h"
 #include "train/run_config.h"
 
 namespace megalodon {
@@ -42,7 +42,7 @@ struct CheckpointView {
   Tensor v;           // [P] f32
   ModelState* state;  // null in fresh mode
   Progress& progress;
-  const TokenDataset& dataset;
+  const DataMix& dataset;
   int threads;
   Megalodon* average = nullptr;  // null without train.ema
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <string>
+#include <system_error>
+#include <utility>
 
 #include "core/rng.h"
 #include "megalodon/error.h"
@@ -16,9 +18,9 @@ constexpr std::uint64_t kOrder = 1;
 constexpr std::uint64_t kShift = 2;
 
 // What the epoch-th pass over the data starts later by, in [0, spare].
-std::int64_t shift_of(std::int64_t epoch, std::int64_t spare, std::int64_t seed) noexcept {
+std::int64_t shift_of(std::int64_t epoch, std::int64_t spare, std::uint64_t seed) noexcept {
   if (epoch == 0) return 0;
-  const auto word = philox(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(epoch), kShift)[0];
+  const auto word = philox(seed, static_cast<std::uint64_t>(epoch), kShift)[0];
   return static_cast<std::int64_t>(word) % (spare + 1);
 }
 
@@ -58,43 +60,137 @@ std::int64_t permuted(std::int64_t index, std::int64_t size, std::uint64_t key, 
   return static_cast<std::int64_t>(value);
 }
 
-Loader::Loader(const TokenDataset& dataset, const DataConfig& config)
-    : dataset_(dataset),
-      config_(config),
-      windows_(windows_in(dataset, config)),
-      window_(static_cast<std::size_t>(config.length + 1)),
-      tokens_(static_cast<std::size_t>(config.batch * config.length)),
-      targets_(tokens_.size()) {}
+Loader::Loader(const DataMix& data, const DataConfig& config)
+    : data_(data), config_(config), window_(static_cast<std::size_t>(config.length + 1)) {
+  for (const DataMix::Part& part : data_.parts()) windows_.push_back(windows_in(*part.dataset, config));
+  if (config.mode == DataMode::Carry && windows_.size() > 1) {
+    throw Error(ErrorKind::InvalidArgument, "streams of running text are of one data set", "data.mix",
+                "Use data.mode = \"fresh\" or \"packed\", or one data set");
+  }
+  for (Buffer* buffer : {&current_, &ahead_}) {
+    buffer->tokens.resize(static_cast<std::size_t>(config.batch * config.length));
+    buffer->targets.resize(buffer->tokens.size());
+    if (config.mode == DataMode::Packed) buffer->documents.reserve(buffer->tokens.size());
+  }
+  try {
+    reader_ = std::thread([this] { serve(); });
+  } catch (const std::system_error& error) {
+    throw Error(ErrorKind::Io, std::string("cannot start a thread: ") + error.what());
+  }
+}
 
-std::int64_t Loader::begin_of(std::int64_t window) const noexcept {
-  const std::int64_t epoch = window / windows_;
-  const std::int64_t spare = dataset_.tokens() - 1 - windows_ * config_.length;
-  const std::int64_t shift = shift_of(epoch, spare, config_.seed);
-  std::int64_t place = window % windows_;
-  if (config_.mode == DataMode::Fresh) {
-    place =
-        permuted(place, windows_, static_cast<std::uint64_t>(config_.seed), (static_cast<std::uint64_t>(epoch) << 8) | kOrder);
-  } else {  // windows are handed out stream by stream within a batch; in the text each stream lies on its own
-    place = place % config_.batch * (windows_ / config_.batch) + place / config_.batch;
+Loader::~Loader() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  reader_.join();
+}
+
+std::int64_t Loader::begin_of(std::size_t part, std::int64_t window) const noexcept {
+  const std::int64_t windows = windows_[part];
+  const std::int64_t epoch = window / windows;
+  const std::int64_t spare = data_.parts()[part].dataset->tokens() - 1 - windows * config_.length;
+  // Each data set has an order of its own, were they of the same size.
+  const auto key = static_cast<std::uint64_t>(config_.seed) + part * 0x9E3779B97F4A7C15U;
+  const std::int64_t shift = shift_of(epoch, spare, key);
+  std::int64_t place = window % windows;
+  if (config_.mode == DataMode::Carry) {
+    // Windows are handed out stream by stream within a batch; in the text each stream lies on its own.
+    place = place % config_.batch * (windows / config_.batch) + place / config_.batch;
+  } else {
+    place = permuted(place, windows, key, (static_cast<std::uint64_t>(epoch) << 8) | kOrder);
   }
   return shift + place * config_.length;
 }
 
-Batch Loader::next() {
+void Loader::read(Buffer& buffer) {
   const std::int64_t length = config_.length;
+  buffer.documents.clear();
+  buffer.predicted = config_.batch * length;
   for (std::int64_t row = 0; row < config_.batch; ++row) {
-    dataset_.read(begin_of(position_ * config_.batch + row), length + 1, window_.data());
-    std::copy_n(window_.data(), length, tokens_.data() + row * length);
-    std::copy_n(window_.data() + 1, length, targets_.data() + row * length);
+    const DataMix::Draw draw = data_.draw(buffer.position * config_.batch + row);
+    const TokenDataset& dataset = *data_.parts()[draw.part].dataset;
+    const std::int64_t begin = begin_of(draw.part, draw.nth);
+    dataset.read(begin, length + 1, window_.data());
+    std::copy_n(window_.data(), length, buffer.tokens.data() + row * length);
+    std::copy_n(window_.data() + 1, length, buffer.targets.data() + row * length);
+    if (config_.mode == DataMode::Packed) mark_documents(dataset, row, begin, buffer);
   }
-  const bool carried = config_.mode == DataMode::Carry && position_ * config_.batch % windows_ != 0;
-  ++position_;
-  const Shape shape{config_.batch, length};
-  return {Tensor(tokens_.data(), shape), Tensor(targets_.data(), shape), !carried};
+  buffer.reset = config_.mode != DataMode::Carry || buffer.position * config_.batch % windows_[0] == 0;
 }
 
-double Loader::epoch() const noexcept {
-  return static_cast<double>(position_) * static_cast<double>(config_.batch) / static_cast<double>(windows_);
+void Loader::mark_documents(const TokenDataset& dataset, std::int64_t row, std::int64_t begin, Buffer& buffer) const {
+  const std::int64_t first = row * config_.length;
+  const std::int64_t end = begin + config_.length;  // of the window, and the place of its last target
+  buffer.documents.push_back(static_cast<std::int32_t>(first));
+  for (std::int64_t next = dataset.document_at(begin) + 1;; ++next) {
+    const std::int64_t place = dataset.document_begin(next);  // of the one after the last: the end of the data
+    if (place > end) return;
+    buffer.targets[static_cast<std::size_t>(first + place - begin - 1)] = -1;
+    --buffer.predicted;
+    if (place < end) buffer.documents.push_back(static_cast<std::int32_t>(first + place - begin));
+  }
+}
+
+// The thread must not be reading.
+void Loader::ask_for(std::int64_t position) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ahead_.position = position;
+    ahead_.error = nullptr;
+    reading_ = true;
+  }
+  changed_.notify_all();
+}
+
+void Loader::serve() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return stopping_ || reading_; });
+    if (stopping_) return;
+    lock.unlock();
+    try {
+      read(ahead_);
+    } catch (...) {
+      ahead_.error = std::current_exception();
+    }
+    lock.lock();
+    reading_ = false;
+    changed_.notify_all();
+  }
+}
+
+Batch Loader::next() {
+  const auto wait = [&] {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return !reading_; });
+  };
+  wait();
+  if (ahead_.position != position_) {  // the first batch, or the first after a seek
+    ask_for(position_);
+    wait();
+  }
+  if (ahead_.error) {
+    ahead_.position = -1;
+    std::rethrow_exception(ahead_.error);
+  }
+  std::swap(current_, ahead_);
+  ++position_;
+  ask_for(position_);
+  Batch batch;
+  const Shape shape{config_.batch, config_.length};
+  batch.tokens = Tensor(current_.tokens.data(), shape);
+  batch.targets = Tensor(current_.targets.data(), shape);
+  if (config_.mode == DataMode::Packed) batch.documents = Tensor(current_.documents.data(), {std::ssize(current_.documents)});
+  batch.predicted = current_.predicted;
+  batch.reset = current_.reset;
+  return batch;
+}
+
+double Loader::epoch(std::size_t part) const noexcept {
+  return static_cast<double>(data_.turns(part, position_ * config_.batch)) / static_cast<double>(windows_[part]);
 }
 
 }  // namespace megalodon

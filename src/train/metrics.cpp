@@ -27,6 +27,8 @@ void MetricsLog::append(const StepReport& report) {
   nlohmann::ordered_json json{{"step", report.step},           {"loss", report.loss},     {"lr", report.lr},
                               {"grad_norm", report.grad_norm}, {"tokens", report.tokens}, {"seconds", report.seconds},
                               {"epoch", report.epoch}};
+  json["data_seconds"] = report.data_seconds;
+  if (!report.epochs.empty()) json["epochs"] = report.epochs;
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;
   if (report.skipped) json["skipped"] = true;
   file_.write(json.dump() + "\n");

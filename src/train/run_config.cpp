@@ -17,7 +17,9 @@
 
 namespace megalodon {
 
-const char* to_string(DataMode mode) noexcept { return mode == DataMode::Fresh ? "fresh" : "carry"; }
+const char* to_string(DataMode mode) noexcept {
+  return mode == DataMode::Fresh ? "fresh" : mode == DataMode::Carry ? "carry" : "packed";
+}
 
 namespace {
 
@@ -31,7 +33,7 @@ concept Enumeration = std::is_enum_v<E>;
 template <Enumeration E>
 inline constexpr std::array<E, 0> kChoices{};
 template <>
-inline constexpr std::array kChoices<DataMode>{DataMode::Fresh, DataMode::Carry};
+inline constexpr std::array kChoices<DataMode>{DataMode::Fresh, DataMode::Carry, DataMode::Packed};
 template <>
 inline constexpr std::array kChoices<Scheduler>{Scheduler::Linear, Scheduler::Cosine, Scheduler::Constant, Scheduler::Wsd,
                                                 Scheduler::InverseSqrt};
@@ -87,9 +89,11 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"model.attention_dropout", &m.attention_dropout, "Dropout of attention weights, after the softmax"},
       {"model.dropkey", &m.dropkey, "Dropout of attention keys, before the softmax"},
       {"data.path", &c.data.path, "Data set that `megalodon prepare` wrote"},
+      {"data.mix", &c.data.mix, "Instead: several data sets with their weights, [\"books 0.7\", \"code 0.3\"]"},
       {"data.length", &c.data.length, "Tokens of a window"},
       {"data.batch", &c.data.batch, "Windows of a batch"},
-      {"data.mode", &c.data.mode, "fresh: windows in random order; carry: running text, state carried along"},
+      {"data.mode", &c.data.mode,
+       "fresh: windows in random order; carry: running text, state carried along; packed: fresh, documents apart"},
       {"data.seed", &c.data.seed, "Seed of the order of the windows"},
       {"optim.lr", &c.optim.lr, "Peak learning rate"},
       {"optim.warmup", &c.optim.warmup, "Steps up to the peak"},
@@ -366,9 +370,32 @@ Schedule RunConfig::schedule() const {
           optim.lr_end_ratio, optim.cycles, optim.decay_fraction, optim.decay_shape};
 }
 
+std::vector<WeightedFolder> DataConfig::sets() const {
+  const auto refuse = [](const std::string& what) {
+    throw Error(ErrorKind::InvalidArgument, what, "data.mix", "Each entry must be a folder and its weight, as \"books 0.7\"");
+  };
+  if (mix.empty()) return path.empty() ? std::vector<WeightedFolder>{} : std::vector<WeightedFolder>{{path, 1.0}};
+  if (!path.empty()) refuse("data.path and data.mix are both given");
+  std::vector<WeightedFolder> sets;
+  for (const std::string& entry : mix) {
+    const std::size_t space = entry.find_last_of(' ');
+    const auto weight = space == std::string::npos ? std::nullopt : whole<double>(entry.substr(space + 1));
+    if (!weight || !(*weight > 0 && *weight < HUGE_VAL)) refuse("\"" + entry + "\" does not end in a weight above 0");
+    const std::string folder = entry.substr(0, entry.find_last_not_of(' ', space) + 1);
+    if (folder.empty()) refuse("\"" + entry + "\" names no folder");
+    sets.push_back({folder, *weight});
+  }
+  return sets;
+}
+
 void RunConfig::validate() const {
   constexpr double kInfinity = HUGE_VAL;
   model.validate();
+  if (data.sets().size() > 1 && data.mode == DataMode::Carry) {
+    throw Error(ErrorKind::InvalidArgument,
+                "data.mode = \"carry\" reads one data set, data.mix has " + std::to_string(data.mix.size()), "data.mix",
+                "Use \"fresh\" or \"packed\"");
+  }
   check_count(data.length, 1, "data.length", "at least 1");
   check_count(data.batch, 1, "data.batch", "at least 1");
   check(data.length <= (std::int64_t{1} << 31) / data.batch, "data.length", std::to_string(data.length),

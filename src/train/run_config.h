@@ -16,18 +16,30 @@ namespace megalodon {
 
 // How training walks through the text.
 enum class DataMode {
-  Fresh,  // windows in random order, each read from an empty state
-  Carry,  // B streams of running text, the state carried from each window to the next
+  Fresh,   // windows in random order, each read from an empty state
+  Carry,   // B streams of running text, the state carried from each window to the next
+  Packed,  // as fresh, with the documents of a window kept apart
 };
 
-const char* to_string(DataMode mode) noexcept;  // "fresh", "carry"
+const char* to_string(DataMode mode) noexcept;  // "fresh", "carry", "packed"
+
+// A data set, and its weight among those that a run trains on.
+struct WeightedFolder {
+  std::string folder;
+  double weight = 1;
+};
 
 struct DataConfig {
-  std::string path;  // what `megalodon prepare` wrote
+  std::string path;              // what `megalodon prepare` wrote
+  std::vector<std::string> mix;  // instead of path: several of those, each "FOLDER WEIGHT"
   std::int64_t length = 512;
   std::int64_t batch = 8;
   DataMode mode = DataMode::Fresh;
   std::int64_t seed = 1;  // of the order of the windows
+
+  // The data sets, taken apart; none where neither path nor mix is given. Throws Error(InvalidArgument) for an entry of mix that
+  // is not as it must be, and where both are given.
+  std::vector<WeightedFolder> sets() const;
 };
 
 struct OptimConfig {

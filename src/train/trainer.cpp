@@ -10,8 +10,12 @@ namespace megalodon {
 
 namespace {
 
-const RunConfig& checked(const RunConfig& config, const TokenDataset& dataset) {
+const RunConfig& checked(const RunConfig& config, const DataMix& dataset) {
   config.validate();
+  if (config.data.mode == DataMode::Packed) {
+    throw Error(ErrorKind::Unsupported, "documents of a window are not kept apart in training yet", "data.mode = \"packed\"",
+                "Use \"fresh\" or \"carry\"");
+  }
   if (dataset.vocab_size() > config.model.vocab_size) {
     throw Error(ErrorKind::Mismatch,
                 "the data's vocabulary has " + std::to_string(dataset.vocab_size()) + " tokens, model.vocab_size is " +
@@ -76,11 +80,11 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   return memory;
 }
 
-Trainer::Trainer(Context& ctx, const RunConfig& config, const TokenDataset& train, const TokenDataset* valid,
+Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid,
                  const Tokenizer& tokenizer)
     : ctx_(ctx),
       config_(checked(config, train)),
-      dataset_(train),
+      data_(train),
       tokenizer_(tokenizer),
       schedule_(config.schedule()),
       loader_(train, config.data),
@@ -118,7 +122,7 @@ CheckpointView Trainer::view() {
           v_,
           state_ ? &*state_ : nullptr,
           progress_,
-          dataset_,
+          data_,
           ctx_.threads().size(),
           average_ ? &*average_ : nullptr};
 }
@@ -158,7 +162,9 @@ StepReport Trainer::step() {
   double sum = 0;
   for (std::int64_t i = 0; i < config_.train.accumulate; ++i) {
     const DropoutKey dropout{seed_of(config_), static_cast<std::uint64_t>(loader_.position())};
+    const auto asked = std::chrono::steady_clock::now();
     const Batch batch = loader_.next();
+    report.data_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
     if (state_ && batch.reset) state_->reset();
     sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout);
   }
@@ -182,6 +188,8 @@ StepReport Trainer::step() {
   report.step = progress_.step;
   report.skipped_total = progress_.skipped;
   report.epoch = loader_.epoch();
+  const std::size_t parts = data_.parts().size();
+  for (std::size_t part = 0; parts > 1 && part < parts; ++part) report.epochs.push_back(loader_.epoch(part));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return report;
 }

@@ -15,6 +15,7 @@
 #include "model/megalodon.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_writer.h"
+#include "train/data_mix.h"
 #include "train/loader.h"
 #include "train/run_config.h"
 #include "train/update.h"
@@ -48,8 +49,10 @@ struct StepReport {
   double grad_norm = 0;  // before clipping
   std::int64_t tokens = 0;
   double seconds = 0;
-  double epoch = 0;      // passes over the data
-  bool skipped = false;  // the loss or the norm was not finite: parameters and moments are as they were
+  double data_seconds = 0;     // of them, spent waiting for batches
+  double epoch = 0;            // passes over the data; of a mix over its first set
+  std::vector<double> epochs;  // of a mix: over each set
+  bool skipped = false;        // the loss or the norm was not finite: parameters and moments are as they were
   std::int64_t skipped_total = 0;
   std::optional<double> valid_loss;  // where this step was followed by a validation
 };
@@ -68,11 +71,10 @@ class TrainerObserver {
 
 class Trainer {
  public:
-  // Initializes the parameters from train.seed. valid may be null when train.validate_every is 0. ctx, the data sets and the
-  // tokenizer must outlive this. Throws Error(InvalidArgument) for the configuration or too little text, Error(Mismatch) for data
-  // whose vocabulary the model does not hold, Error(OutOfMemory).
-  Trainer(Context& ctx, const RunConfig& config, const TokenDataset& train, const TokenDataset* valid,
-          const Tokenizer& tokenizer);
+  // Initializes the parameters from train.seed. train may be one data set. valid may be null when train.validate_every is 0. ctx,
+  // the data sets and the tokenizer must outlive this. Throws Error(InvalidArgument) for the configuration or too little text,
+  // Error(Mismatch) for data whose vocabulary the model does not hold, Error(OutOfMemory).
+  Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid, const Tokenizer& tokenizer);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -107,7 +109,7 @@ class Trainer {
 
   Context& ctx_;
   RunConfig config_;
-  const TokenDataset& dataset_;
+  DataMix data_;
   const Tokenizer& tokenizer_;
   Schedule schedule_;
   Loader loader_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <set>
@@ -175,6 +176,180 @@ TEST(Loader, TakesTheSmallestDataSetAndRefusesASmallerOne) {
   EXPECT_THAT(refusal(1, DataMode::Fresh, 2), HasSubstr("has 1"));
   EXPECT_THAT(refusal(30, DataMode::Carry, 3), HasSubstr("need 31 tokens; the data set has 30"));
   EXPECT_EQ(refusal(31, DataMode::Carry, 3), "");
+}
+
+// A data set whose token at position i is i, with documents of these lengths over and over.
+TokenDataset with_documents(std::int64_t tokens, const std::vector<std::int64_t>& lengths,
+                            const std::string& name = "documents") {
+  const std::string test = ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  const std::string folder = ::testing::TempDir() + "/loader_test_" + test + "_" + name;
+  remove_all(folder);
+  ShardWriter writer(folder, "bytes", tokens, 97);
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
+  std::iota(ids.begin(), ids.end(), 0);
+  std::span<const std::int32_t> rest(ids);
+  for (std::size_t i = 0; !rest.empty(); ++i) {
+    const auto length = std::min(rest.size(), static_cast<std::size_t>(lengths[i % lengths.size()]));
+    writer.append_document(rest.first(length));
+    rest = rest.subspan(length);
+  }
+  writer.finish();
+  return TokenDataset(folder);
+}
+
+TEST(Loader, PackedSaysWhereDocumentsBeginAndNeverPredictsTheNextOne) {
+  for (const std::vector<std::int64_t>& lengths :
+       std::vector<std::vector<std::int64_t>>{{1}, {3, 1, 8}, {10}, {100, 7}, {5000}}) {
+    const TokenDataset dataset = with_documents(1003, lengths);
+    std::set<std::int64_t> begins_of_documents;
+    for (std::int64_t i = 0; i < dataset.documents(); ++i) begins_of_documents.insert(dataset.document_begin(i));
+    Loader packed(dataset, data_config(DataMode::Packed, 4, 10));
+    Loader fresh(dataset, data_config(DataMode::Fresh, 4, 10));
+    for (int i = 0; i < 60; ++i) {
+      const Batch batch = packed.next();
+      const Batch same = fresh.next();
+      EXPECT_TRUE(batch.reset);
+      ASSERT_EQ(values(batch.tokens), values(same.tokens));
+      EXPECT_EQ(same.predicted, 40);
+      EXPECT_FALSE(same.documents);
+      const std::vector<std::int32_t> tokens = values(batch.tokens);
+      std::vector<std::int32_t> documents;
+      std::vector<std::int32_t> targets;
+      std::int64_t predicted = 0;
+      for (std::int32_t at = 0; at < 40; ++at) {
+        const std::int32_t token = tokens[static_cast<std::size_t>(at)];
+        if (at % 10 == 0 || begins_of_documents.contains(token)) documents.push_back(at);
+        targets.push_back(begins_of_documents.contains(token + 1) ? -1 : token + 1);
+        predicted += targets.back() >= 0;
+      }
+      ASSERT_EQ(values(batch.documents), documents);
+      ASSERT_EQ(values(batch.targets), targets);
+      EXPECT_EQ(batch.predicted, predicted);
+    }
+  }
+}
+
+// Sets of 300 and of 50 windows of 10, the second with tokens from 100000 on.
+struct TwoSets {
+  TwoSets() {
+    const std::string test = ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    for (const std::int64_t first : {0, 100000}) {
+      const std::string folder = ::testing::TempDir() + "/loader_test_" + test + "_from" + std::to_string(first);
+      remove_all(folder);
+      ShardWriter writer(folder, "bytes", 200000);
+      std::vector<std::int32_t> ids(first == 0 ? 3001 : 501);
+      std::iota(ids.begin(), ids.end(), static_cast<std::int32_t>(first));
+      writer.append(ids);
+      writer.finish();
+      sets.emplace_back(folder);
+    }
+  }
+  DataMix mix(double first, double second) const { return DataMix({{&sets[0], first}, {&sets[1], second}}); }
+  std::vector<TokenDataset> sets;
+};
+
+TEST(Loader, AMixGivesEachSetItsShareAndItsOwnEpochs) {
+  const TwoSets two;
+  Loader loader(two.mix(3, 1), data_config(DataMode::Fresh, 4, 10));
+  EXPECT_EQ(loader.windows(0), 300);
+  EXPECT_EQ(loader.windows(1), 50);
+  std::vector<std::vector<std::int64_t>> read(2);
+  for (int i = 0; i < 100; ++i) {
+    const std::vector<std::int64_t> places = begins(loader.next());
+    EXPECT_EQ(std::count_if(places.begin(), places.end(), [](std::int64_t place) { return place >= 100000; }), 1);
+    for (const std::int64_t place : places) read[place >= 100000 ? 1 : 0].push_back(place);
+  }
+  EXPECT_DOUBLE_EQ(loader.epoch(0), 1.0);
+  EXPECT_DOUBLE_EQ(loader.epoch(1), 2.0);
+  EXPECT_EQ(std::set<std::int64_t>(read[0].begin(), read[0].end()).size(), 300U);
+  const std::set<std::int64_t> first(read[1].begin(), read[1].begin() + 50);
+  const std::set<std::int64_t> second(read[1].begin() + 50, read[1].end());
+  EXPECT_EQ(first.size(), 50U);
+  EXPECT_EQ(first, second);
+  EXPECT_FALSE(std::equal(read[1].begin(), read[1].begin() + 50, read[1].begin() + 50));
+
+  Loader straight(two.mix(0.7, 0.3), data_config(DataMode::Fresh, 3, 10));
+  std::vector<std::vector<std::int32_t>> batches;
+  for (int i = 0; i < 50; ++i) batches.push_back(values(straight.next().tokens));
+  Loader resumed(two.mix(0.7, 0.3), data_config(DataMode::Fresh, 3, 10));
+  for (const std::int64_t at : {0, 7, 31, 49, 3}) {
+    resumed.seek(at);
+    ASSERT_EQ(values(resumed.next().tokens), batches[static_cast<std::size_t>(at)]);
+  }
+  EXPECT_THROW(Loader(two.mix(1, 1), data_config(DataMode::Carry, 2, 10)), Error);
+}
+
+TEST(DataMix, SharesAreExactInTheLongRunAndEvenlySpread) {
+  const TwoSets two;
+  const TokenDataset* set = &two.sets[0];
+  for (const std::vector<double>& weights :
+       std::vector<std::vector<double>>{{1}, {0.5, 0.5}, {0.7, 0.2, 0.1}, {1, 1000000}, {3, 1, 4, 1, 5, 9, 2, 6}}) {
+    std::vector<DataMix::Part> parts;
+    for (const double weight : weights) parts.push_back({set, weight});
+    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+    const DataMix mix(parts);
+    std::vector<std::int64_t> had(parts.size());
+    for (std::int64_t window = 0; window < 20000; ++window) {
+      for (std::size_t part = 0; part < parts.size(); ++part) {
+        ASSERT_EQ(mix.turns(part, window), had[part]);
+        ASSERT_NEAR(static_cast<double>(had[part]), static_cast<double>(window) * weights[part] / sum,
+                    static_cast<double>(parts.size()));
+      }
+      const DataMix::Draw draw = mix.draw(window);
+      ASSERT_EQ(draw.nth, had[draw.part]);
+      ++had[draw.part];
+    }
+    // Far along, where a product of doubles would not be exact any more.
+    for (std::int64_t window = (std::int64_t{1} << 45) - 5; window < (std::int64_t{1} << 45) + 5; ++window) {
+      std::int64_t all = 0;
+      for (std::size_t part = 0; part < parts.size(); ++part) {
+        const std::int64_t grows = mix.turns(part, window + 1) - mix.turns(part, window);
+        ASSERT_EQ(grows, mix.draw(window).part == part ? 1 : 0);
+        all += mix.turns(part, window);
+      }
+      ASSERT_EQ(all, window);
+    }
+  }
+}
+
+TEST(DataMix, RefusesWeightsAndTokenizersThatDoNotFit) {
+  const TwoSets two;
+  for (const double weight : {0.0, -1.0, HUGE_VAL, std::nan("")}) EXPECT_THROW(two.mix(1, weight), Error);
+  EXPECT_THROW(DataMix(std::vector<DataMix::Part>{}), Error);
+  const TokenDataset other = counting(517);
+  try {
+    DataMix({{&two.sets[0], 1}, {&other, 1}});
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::Mismatch);
+    EXPECT_THAT(error.what(), HasSubstr("same tokenizer"));
+  }
+}
+
+TEST(Loader, DamageIsSaidWhenItsBatchIsAskedFor) {
+  const TokenDataset whole = counting(1001);
+  Loader before(whole, data_config(DataMode::Fresh, 1, 10));
+  const std::string file = whole.folder() + "/00000.tokens";
+  std::string bytes = read_text_file(file);
+  bytes[5] = '\xff';  // token 2 is now outside the vocabulary: its window is that of tokens 0 to 9
+  remove_all(file);
+  write_file_atomically(file, bytes);
+  const TokenDataset damaged(whole.folder());
+  Loader loader(damaged, data_config(DataMode::Fresh, 1, 10));
+  int errors = 0;
+  for (int i = 0; i < 100; ++i) {
+    const std::int64_t begin = begins(before.next())[0];
+    const auto next = [&] { return begins(loader.next())[0]; };
+    if (begin == 0) {
+      EXPECT_THROW(next(), Error);
+      EXPECT_THROW(next(), Error);  // and so again
+      loader.seek(loader.position() + 1);
+      ++errors;
+    } else {
+      EXPECT_EQ(next(), begin);
+    }
+  }
+  EXPECT_EQ(errors, 1);
 }
 
 }  // namespace

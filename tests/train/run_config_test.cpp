@@ -117,7 +117,7 @@ TEST_F(RunConfigTest, RefusesWrongTypes) {
               AllOf(HasSubstr(".toml:2: optim.warmup must be an integer, not"), HasSubstr("ten")));
   EXPECT_THAT(refusal("[train]\nsteps = 1e3\n"), HasSubstr("train.steps must be an integer, not 1000"));
   EXPECT_THAT(refusal("[model]\nswiglu = 1\n"), HasSubstr("model.swiglu must be true or false, not 1"));
-  EXPECT_THAT(refusal("[data]\nmode = \"random\"\n"), HasSubstr("data.mode must be \"fresh\" or \"carry\""));
+  EXPECT_THAT(refusal("[data]\nmode = \"random\"\n"), HasSubstr("data.mode must be \"fresh\", \"carry\" or \"packed\""));
   EXPECT_THAT(refusal("[optim]\nscheduler = \"step\"\n"),
               HasSubstr("optim.scheduler must be \"linear\", \"cosine\", \"constant\", \"wsd\" or \"inverse_sqrt\", not"));
   EXPECT_THAT(refusal("[data]\npath = [1]\n"), HasSubstr("data.path must be a string, not an array"));
@@ -190,6 +190,25 @@ TEST_F(RunConfigTest, ShortNamesAreThoseThatAreNotAmbiguous) {
       EXPECT_EQ(key.short_name, "");
     }
   }
+}
+
+TEST_F(RunConfigTest, AMixIsFoldersWithWeights) {
+  const RunConfig config = load_run_config(write("[data]\nmix = [\"my books 0.7\", \"code  3\"]\n"));
+  const std::vector<WeightedFolder> sets = config.data.sets();
+  ASSERT_EQ(sets.size(), 2U);
+  EXPECT_EQ(sets[0].folder, "my books");
+  EXPECT_EQ(sets[0].weight, 0.7);
+  EXPECT_EQ(sets[1].folder, "code");
+  EXPECT_EQ(sets[1].weight, 3.0);
+  EXPECT_EQ(load_run_config(write(run_config_to_toml(config))).data.mix, config.data.mix);
+  EXPECT_EQ(load_run_config("", {{"data.mix", "a 1,b 2"}}).data.sets().size(), 2U);
+  EXPECT_EQ(load_run_config("", {{"data.path", "a"}}).data.sets().size(), 1U);
+  EXPECT_TRUE(RunConfig{}.data.sets().empty());
+  for (const char* entry : {"books", "books 0", "books -1", "books nan", "books inf", "books 1x", " 1", ""}) {
+    EXPECT_THAT(refusal("[data]\nmix = [\"code 1\", \"" + std::string(entry) + "\"]\n"), HasSubstr("books 0.7")) << entry;
+  }
+  EXPECT_THAT(refusal("[data]\npath = \"a\"\nmix = [\"b 1\"]\n"), HasSubstr("both given"));
+  EXPECT_THAT(refusal("[data]\nmode = \"carry\"\nlength = 2048\nmix = [\"a 1\", \"b 1\"]\n"), HasSubstr("carry"));
 }
 
 }  // namespace

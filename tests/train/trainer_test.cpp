@@ -293,5 +293,42 @@ TEST_F(TrainerTest, MemoryIsPlanned) {
   EXPECT_GT(plan_training(c, {Device::Cpu, 2}).validation, 0U);
 }
 
+TEST_F(TrainerTest, AMixGoesOnFromACheckpointToTheSameBits) {
+  const TokenDataset other(write_data("other", 500));
+  const DataMix mix({{train_.get(), 0.7}, {&other, 0.3}});
+  const auto start = [&](const DataMix& data) {
+    return std::make_unique<Trainer>(ctx_, config(), data, valid_.get(), *tokenizer_);
+  };
+  const auto straight = start(mix);
+  StepReport report;
+  for (int i = 0; i < 8; ++i) report = straight->step();
+  ASSERT_EQ(report.epochs.size(), 2U);
+  EXPECT_EQ(report.epochs[0], report.epoch);
+  EXPECT_GT(report.epochs[1], report.epochs[0]);
+  const auto first = start(mix);
+  for (int i = 0; i < 3; ++i) first->step();
+  const std::string saved = first->save();
+  const auto second = start(mix);
+  second->resume(saved);
+  for (int i = 3; i < 8; ++i) second->step();
+  EXPECT_EQ(values(second->model().flat()), values(straight->model().flat()));
+  for (const DataMix& wrong : {DataMix({{train_.get(), 0.6}, {&other, 0.4}}), DataMix({{&other, 0.7}, {train_.get(), 0.3}}),
+                               DataMix(*train_), DataMix({{train_.get(), 0.7}, {&other, 0.2}, {&other, 0.1}})}) {
+    EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { start(wrong)->resume(saved); }), HasSubstr("weights"));
+  }
+}
+
+TEST_F(TrainerTest, SaysHowLongItWaitedForData) {
+  const auto t = trainer(config());
+  const StepReport report = t->step();
+  EXPECT_GT(report.data_seconds, 0);
+  EXPECT_LT(report.data_seconds, report.seconds);
+  EXPECT_TRUE(report.epochs.empty());
+}
+
+TEST_F(TrainerTest, RefusesPackedDocumentsThatItWouldMix) {
+  EXPECT_THAT(error_of(ErrorKind::Unsupported, [&] { trainer(config(DataMode::Packed)); }), HasSubstr("packed"));
+}
+
 }  // namespace
 }  // namespace megalodon
