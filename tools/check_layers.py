@@ -38,6 +38,8 @@ THIRD_PARTY = {
     "dnnl_version.h": ["cpu", "apps"],
     "omp.h": ["cpu"],
     "cublasLt.h": ["cuda"],
+    "cuda.h": ["cuda", "ops"],
+    "cudaTypedefs.h": ["cuda", "ops"],
     "cuda_runtime.h": ["cuda", "ops"],
     "cuda_bf16.h": ["cuda", "ops"],
     "cub": ["cuda", "ops"],

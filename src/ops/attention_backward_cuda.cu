@@ -1,7 +1,8 @@
 // Blocks of keys of a chunk, each against the queries that see any of them: dk and dv of a block are one product over all those
 // queries, written once. Logits and do . v are products into workspace; weights and gradients of logits take their places. dq is
-// the sum over blocks: the first, which all queries see, overwrites it, the others add, in order.
-#include "ops/attention_cuda.cuh"
+// the sum over blocks: the first, which all queries see, overwrites it, the others add, in order. What attention_tiles.cuh is for
+// goes there.
+#include "ops/attention_tiles.cuh"
 
 namespace megalodon::cuda {
 
@@ -112,9 +113,12 @@ void launch_gradients(Context& ctx, const Gradients& a) {
 }
 
 struct Scratch {
-  Tensor delta;             // [B, L, H] f32
   Tensor logits, products;  // [most, queries, pitch] f32
 };
+
+Tensor take_delta(Arena& arena, const Attention& op, std::int64_t batch, std::int64_t length) {
+  return arena.allocate(DType::F32, {batch * length, op.heads});
+}
 
 // Queries of one piece or head that see a block's keys, at most.
 std::int64_t most_queries(const Attention& op, std::int64_t length) { return std::min(op.chunk, length); }
@@ -132,34 +136,33 @@ Scratch take_scratch(Arena& arena, const Attention& op, std::int64_t batch, std:
   const std::int64_t most = most_at_once(op, batch, length);
   const std::int64_t stride = stride_of(op, length);
   Scratch scratch;
-  scratch.delta = arena.allocate(DType::F32, {batch * length, op.heads});
   scratch.logits = arena.allocate(DType::F32, {most, stride});
   scratch.products = arena.allocate(DType::F32, {most, stride});
   return scratch;
 }
 
+void take_deltas(Context& ctx, const Attention& op, const Tensor& do_, const Tensor& o, const Tensor& delta) {
+  with_type(o.dtype(), [&](auto tag) {
+    using T = decltype(tag);
+    constexpr int kWide = 16 / sizeof(T);
+    const std::int64_t blocks = ceil_div(o.rows() * op.heads, kThreads / kWarp);
+    const auto launch = [&](auto kernel) {
+      kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(ctx)>>>(
+          matrix<const T>(do_), matrix<const T>(o), o.rows(), static_cast<int>(op.heads), static_cast<int>(op.v_head_dim),
+          pointer<float>(delta));
+      check_launch(kName);
+    };
+    const bool packs = op.v_head_dim % kWide == 0 && can_pack<kWide>(o) && can_pack<kWide>(do_);
+    packs ? launch(delta_kernel<T, kWide>) : launch(delta_kernel<T, 1>);
+  });
+}
+
 struct Backward {
   const Attention& op;
-  const Tensor &q, &k, &v, &o, &lse, &do_, &dq, &dk, &dv;
+  const Tensor &q, &k, &v, &lse, &delta, &do_, &dq, &dk, &dv;
   const Scratch& scratch;
 
   std::int64_t length() const { return q.shape()[1]; }
-
-  void deltas(Context& ctx) const {
-    with_type(o.dtype(), [&](auto tag) {
-      using T = decltype(tag);
-      constexpr int kWide = 16 / sizeof(T);
-      const std::int64_t blocks = ceil_div(o.rows() * op.heads, kThreads / kWarp);
-      const auto launch = [&](auto kernel) {
-        kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(ctx)>>>(
-            matrix<const T>(do_), matrix<const T>(o), o.rows(), static_cast<int>(op.heads), static_cast<int>(op.v_head_dim),
-            pointer<float>(scratch.delta));
-        check_launch(kName);
-      };
-      const bool packs = op.v_head_dim % kWide == 0 && can_pack<kWide>(o) && can_pack<kWide>(do_);
-      packs ? launch(delta_kernel<T, kWide>) : launch(delta_kernel<T, 1>);
-    });
-  }
 
   // Keys [begin, begin + keys) of the batch's pieces, against the rows from there to the piece's end.
   void block(Context& ctx, const AttentionBatch& batch, std::int64_t begin, std::int64_t keys, std::int64_t queries) const {
@@ -198,7 +201,7 @@ struct Backward {
                         length(),
                         op.heads,
                         pointer<const float>(lse),
-                        pointer<const float>(scratch.delta),
+                        pointer<const float>(delta),
                         attention_masks(op)};
     gradients.batch.row = row;
     with_type(dtype, [&](auto tag) {
@@ -240,9 +243,17 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
   const std::int64_t length = q.shape()[1];
   const std::int64_t height = tiling(op).rows;
   ArenaScope scope(ctx.workspace());
+  const Tensor delta = take_delta(ctx.workspace(), op, batch, length);
+  take_deltas(ctx, op, do_, o, delta);
+  if (attention_fits_tiles(ctx, op, {&q, &k, &v, &do_, &dq, &dk, &dv})) {
+    const AttentionBackward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv};
+    for (const AttentionChunks& pieces : attention_chunks(batch, length, op.chunk, 0)) {
+      attention_backward_tiles(ctx, backward, pieces);
+    }
+    return;
+  }
   const Scratch scratch = take_scratch(ctx.workspace(), op, batch, length);
-  const Backward backward{op, q, k, v, o, saved.lse, do_, dq, dk, dv, scratch};
-  backward.deltas(ctx);
+  const Backward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv, scratch};
   for (const AttentionChunks& pieces : attention_chunks(batch, length, op.chunk, 0)) {
     for_each_batch(pieces, op.heads, scratch.logits.rows(), [&](const AttentionBatch& part) {
       for (std::int64_t begin = 0; begin < pieces.rows; begin += height) {
@@ -254,8 +265,10 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
 
 std::size_t attention_backward_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
   Arena arena = Arena::counter();
+  take_delta(arena, op, batch, length);
+  const std::size_t tiles = arena.peak() + attention_backward_tiles_bytes(op, batch, length);
   take_scratch(arena, op, batch, length);
-  return arena.peak();
+  return std::max(arena.peak(), tiles);
 }
 
 }  // namespace megalodon::cuda

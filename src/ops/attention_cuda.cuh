@@ -1,6 +1,6 @@
 // What the files of attention on the GPU share. Windows whose place in their chunks the host knows go through products
-// (attention_forward_cuda.cu, attention_backward_cuda.cu); single tokens, and windows at places that only the device knows,
-// row by row (attention_rows_cuda.cu).
+// (attention_forward_cuda.cu, attention_backward_cuda.cu), on Hopper in bfloat16 of our own (attention_tiles.cuh); single tokens,
+// and windows at places that only the device knows, row by row (attention_rows_cuda.cu).
 #pragma once
 
 #include <algorithm>

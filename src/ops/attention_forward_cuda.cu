@@ -1,6 +1,6 @@
 // Blocks of rows of a chunk, each against only the keys that its last row may see: logits by a product into workspace, softmax
-// over them in place, and the product of the weights with the values.
-#include "ops/attention_cuda.cuh"
+// over them in place, and the product of the weights with the values. What attention_tiles.cuh is for goes there.
+#include "ops/attention_tiles.cuh"
 
 namespace megalodon::cuda {
 
@@ -196,8 +196,12 @@ void by_products(Context& ctx, const AttentionForward& a, std::int64_t begin) {
   const AttentionTiling tiles = tiling(a.op);
   const std::int64_t stride = tiles.rows * attention_pitch(a.op.chunk);
   const std::int64_t most = tiles.most(stride * static_cast<std::int64_t>(sizeof(float)));
-  ArenaScope scope(ctx.workspace());
+  const bool by_tiles = attention_fits_tiles(ctx, a.op, {&a.q, &a.k, &a.v, &a.o, &a.state.k, &a.state.v});
   for (const AttentionChunks& pieces : attention_chunks(a.batch(), a.length(), a.op.chunk, begin)) {
+    if (by_tiles) {
+      attention_forward_tiles(ctx, a, pieces);
+      continue;
+    }
     const ArenaScope of_piece(ctx.workspace());
     const std::int64_t at_once = std::min(most, std::max(a.op.heads, pieces.count));
     const auto logits = pointer<float>(ctx.workspace().allocate(DType::F32, {at_once, stride}));
@@ -242,7 +246,8 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
 
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
   const auto products = static_cast<std::size_t>(fits_softmax(op) ? products_bytes(op, batch, length) : 0);
-  return std::max({products, attention_by_rows_bytes(op, batch, length), attention_backward_bytes(op, batch, length)});
+  return std::max({products, attention_forward_tiles_bytes(op, batch, length), attention_by_rows_bytes(op, batch, length),
+                   attention_backward_bytes(op, batch, length)});
 }
 
 }  // namespace megalodon::cuda

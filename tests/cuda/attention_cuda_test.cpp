@@ -12,8 +12,9 @@ using namespace test;
 using Handle = BothDevices::Handle;
 using Tensors = BothDevices::Tensors;
 
-std::vector<float> queries(const Attention& op, std::int64_t rows, std::uint64_t seed = 1) {
-  return normal(rows * op.heads * op.z_head_dim, seed, 1.5 / std::sqrt(static_cast<double>(op.z_head_dim)));
+// Logits have a deviation of 1.5 times `scale`.
+std::vector<float> queries(const Attention& op, std::int64_t rows, std::uint64_t seed = 1, double scale = 1) {
+  return normal(rows * op.heads * op.z_head_dim, seed, 1.5 * scale / std::sqrt(static_cast<double>(op.z_head_dim)));
 }
 std::vector<float> keys(const Attention& op, std::int64_t rows, std::uint64_t seed = 2) {
   return normal(rows * op.heads * op.z_head_dim, seed);
@@ -71,12 +72,34 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnGpu,
                                          Case{1, 700, {2, 32, 40, 300}}, Case{3, 512, {1, 96, 768, 512}, 16},
                                          Case{2, 511, {3, 64, 256, 512}}, Case{1, 513, {3, 64, 256, 512}},
                                          Case{1, 1733, {1, 32, 48, 700}}, Case{1, 1500, {1, 256, 512, 1500}},
-                                         Case{1, 2111, {1, 16, 32, 2100}}));
+                                         Case{1, 2111, {1, 16, 32, 2100}}, Case{3, 300, {2, 192, 264, 200}, 8},
+                                         Case{2, 1030, {2, 8, 8, 515}}, Case{1, 2600, {2, 128, 136, 1300}}));
 
 INSTANTIATE_TEST_SUITE_P(Masks, AttentionOnGpu,
                          testing::Values(Case{2, 90, {2, 8, 12, 40, 0.3, 0, 7, 3}}, Case{2, 90, {2, 8, 12, 40, 0, 0.4, 7, 3}},
                                          Case{1, 13, {2, 8, 12, 40, 0.3, 0.4, 7, 3}},
                                          Case{2, 601, {2, 8, 16, 290, 0.2, 0.3, 7, 3}, 2}));
+
+using LargeAttentionOnGpu = OnGpu;
+
+// Logits of hundreds: what is subtracted before exp, and what is not seen of a row's first keys, decides whether sums are finite.
+TEST_F(LargeAttentionOnGpu, ForwardAgreesWithTheCpu) {
+  for (const Attention& op : {Attention{1, 64, 64, 900}, Attention{2, 256, 72, 700}}) {
+    const std::int64_t length = 1400;
+    const Shape z{1, length, op.heads * op.z_head_dim};
+    const Shape w{1, length, op.heads * op.v_head_dim};
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      BothDevices both = devices(op, 1, length);
+      const auto q = both.input(queries(op, length, 1, 60), z, dtype);
+      const auto k = both.input(keys(op, length), z, dtype);
+      const auto v = both.input(values(op, length), w, dtype);
+      // The exponential's argument is a difference of numbers around 300, 2^-16 apart.
+      const auto o = both.output("o", w, product_bound(dtype, 0x1p-16), dtype);
+      const auto lse = both.output("lse", {1, length, op.heads}, tolerance::kForward);
+      both.run([&](Context& ctx, const Tensors& t) { attention_forward(ctx, op, {}, t(q), t(k), t(v), {}, t(o), {t(lse)}); });
+    }
+  }
+}
 
 // Windows one after the other, each of as many tokens of every sequence, with a state.
 struct Windows {
@@ -164,7 +187,8 @@ INSTANTIATE_TEST_SUITE_P(Known, AttentionStateOnGpu,
                                          Windows{{2, 6, 10, 40, 0.3, 0.4, 7, 3}, {23, 63}, {18, 33, 90, 1}, true},
                                          Windows{{2, 16, 24, 150}, {0, 150}, {63, 64, 100, 149, 150, 151, 1, 300}, true},
                                          Windows{{1, 96, 768, 300}, {100}, {17, 200, 300, 40, 700, 1}, true},
-                                         Windows{{3, 64, 72, 1100}, {0, 2200}, {500, 17, 700}, true}));
+                                         Windows{{3, 64, 72, 1100}, {0, 2200}, {500, 17, 700}, true},
+                                         Windows{{2, 256, 264, 700}, {127, 827}, {300, 129, 800, 128}, true}));
 
 using AttentionSplitOnGpu = OnGpu;
 

@@ -1,0 +1,313 @@
+#include "ops/attention_tiles.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+constexpr const char* kName = "attention_backward";
+constexpr int kColumns = 256;  // of a tile of a result
+
+// Weights and gradients of logits: w = exp(q . k - lse), w (do . v - delta), 128 rows by two tiles of keys at once.
+struct Gradients {
+  CUtensorMap q, k, v, do_;
+  AttentionPairs pairs;
+  int z_blocks, v_blocks;
+  unsigned char *weights, *gradients;
+  const float *lse, *delta;  // [rows of the window, heads]
+  int* next;                 // set to 0 for the kernel that follows
+};
+
+// Row tiles 2 i and 2 i + 1 of a pair have i + 1 pairs of key tiles each.
+constexpr int gradient_tiles(int rows) { return rows / 2 * (rows / 2 + 1) + rows % 2 * (rows / 2 + 1); }
+
+#if MEGALODON_HOPPER
+
+// The i'th of them.
+struct GradientTile {
+  int pair, r, key;  // its first tile of keys; the second is above the diagonal where key == r
+
+  __device__ GradientTile(int tile, int of_pair) : pair(tile / of_pair) {
+    const int i = tile % of_pair;
+    int half = 0;
+    while ((half + 1) * (half + 2) <= i) ++half;
+    const int rest = i - half * (half + 1);
+    r = 2 * half + rest / (half + 1);
+    key = rest % (half + 1) * 2;
+  }
+  __device__ int keys() const { return key == r ? kTile : 2 * kTile; }
+};
+
+template <int Keys>
+__device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& ring, ProductRing::Place& at,
+                                               const GradientTile& tile) {
+  const int group = attention_group();
+  const int row = tile.r * kTile + group * hopper::kBlock + attention_row();
+  // Rows past the last weigh nothing.
+  float lse[2] = {INFINITY, INFINITY};
+  float delta[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (row + 8 * i >= a.pairs.rows) continue;
+    const std::int64_t value = a.pairs.at(tile.pair, row + 8 * i);
+    lse[i] = a.lse[value] * kLog2E;
+    delta[i] = a.delta[value];
+  }
+  float s[Keys / 2] = {};
+  multiply<false, false>(ring, at, a.z_blocks, s);
+  const std::int64_t first =
+      (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.count() + a.pairs.tiles.before(tile.r) + tile.key) * kTileBytes +
+      attention_warp() * kLinesBytes;
+  const auto write = [&](const std::uint32_t(&values)[16], unsigned char* tiles, int part) {
+    unsigned char* const lines = ring.out[attention_warp()][part % 2];
+    put_lines(lines, values);
+    __syncwarp();  // and what was read of the other lines has been
+    copy_lines(lines, tiles + first + part * 2LL * hopper::kBlockBytes);
+  };
+  constexpr int kParts = Keys / hopper::kBlock;
+  std::uint32_t weights[kParts][16];
+  const int column = tile.key * kTile + attention_column();
+  const bool all_seen = tile.key * kTile + Keys <= tile.r * kTile;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      float w[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool seen = all_seen || column + part * hopper::kBlock + j / 2 * 8 + i <= row + j % 2 * 8;
+        w[i] = seen ? hopper::exp2_fast(s[32 * part + 2 * j + i] * kLog2E - lse[j % 2]) : 0.0F;
+      }
+      weights[part][j] = hopper::pack_halves(w[0], w[1]);
+    }
+    write(weights[part], a.weights, part);
+  }
+  multiply<false, false>(ring, at, a.v_blocks, s);
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    std::uint32_t ds[16];
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const float low = __uint_as_float(weights[part][j] << 16);
+      const float high = __uint_as_float(weights[part][j] & 0xFFFF0000U);
+      const float* const products = s + 32 * part + 2 * j;
+      ds[j] = hopper::pack_halves(low * (products[0] - delta[j % 2]), high * (products[1] - delta[j % 2]));
+    }
+    write(ds, a.gradients, part);
+  }
+}
+
+#endif
+
+__global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __grid_constant__ Gradients a) {
+#if MEGALODON_HOPPER
+  extern __shared__ __align__(1024) unsigned char shared[];
+  auto& ring = *reinterpret_cast<ProductRing*>(shared);
+  ring.init();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *a.next = 0;
+  ProductRing::Place at;
+  const int of_pair = gradient_tiles(a.pairs.tiles.rows);
+  if (attention_group() == 2) {
+    hopper::fewer_registers<40>();
+    if (threadIdx.x != 2 * hopper::kGroup) return;
+    for (int i = static_cast<int>(blockIdx.x); i < of_pair * a.pairs.count; i += static_cast<int>(gridDim.x)) {
+      const GradientTile tile(i, of_pair);
+      const int head = a.pairs.head(tile.pair);
+      const int piece = a.pairs.piece(tile.pair);
+      const int keys = tile.keys();
+      const auto fetch = [&](const CUtensorMap& rows, const CUtensorMap& columns, int steps) {
+        for (int step = 0; step < steps; ++step, at.next()) {
+          ProductRing::Stage& stage = ring.fill(at, keys, i);
+          hopper::Barrier& full = ring.full[at.stage];
+          for (int n = 0; n < 2; ++n) {
+            hopper::load(stage.a[n], rows, full, step * hopper::kBlock, head, tile.r * kTile + n * hopper::kBlock, piece);
+          }
+          for (int n = 0; n < keys / hopper::kBlock; ++n) {
+            hopper::load(stage.b[n], columns, full, step * hopper::kBlock, head, tile.key * kTile + n * hopper::kBlock, piece);
+          }
+        }
+      };
+      fetch(a.q, a.k, a.z_blocks);
+      fetch(a.do_, a.v, a.v_blocks);
+    }
+    ring.finish(at);
+  } else {
+    hopper::more_registers<232>();
+    for (int i = 0; (i = ring.next(at)) >= 0;) {
+      const GradientTile tile(i, of_pair);
+      if (tile.keys() == kTile) {
+        gradients_tile<kTile>(a, ring, at, tile);
+      } else {
+        gradients_tile<2 * kTile>(a, ring, at, tile);
+      }
+    }
+  }
+#else
+  __trap();
+#endif
+}
+
+// dv = weights^T do, dk = gradients^T q, dq = gradients k.
+struct Results {
+  CUtensorMap q, k, do_;
+  AttentionResult dq, dk, dv;
+  AttentionPairs pairs;
+  int columns;  // tiles of dv's columns
+  const unsigned char *weights, *gradients;
+  int* next;
+};
+
+#if MEGALODON_HOPPER
+
+// The results' tiles of a pair in the order of their lengths: tiles `at` of keys of dv and dk, and the at'th row tile from the
+// end of dq, sum over as many.
+struct ResultTile {
+  int pair, at, result;  // below `columns` a tile of dv's columns, then dk, then dq
+
+  __device__ ResultTile(int tile, const Results& a) {
+    const int of_tile = a.columns + 2;
+    pair = tile / of_tile / a.pairs.tiles.rows;
+    at = tile / of_tile % a.pairs.tiles.rows;
+    result = tile % of_tile;
+  }
+};
+
+#endif
+
+// Z: columns of dq and dk, rounded up to 128 or 256.
+template <int Z>
+__global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __grid_constant__ Results a) {
+#if MEGALODON_HOPPER
+  extern __shared__ __align__(1024) unsigned char shared[];
+  auto& ring = *reinterpret_cast<ProductRing*>(shared);
+  ring.init();
+  ProductRing::Place place;
+  const AttentionTiles& tiles = a.pairs.tiles;
+  if (attention_group() == 2) {
+    hopper::fewer_registers<40>();
+    if (threadIdx.x != 2 * hopper::kGroup) return;
+    const int all = (a.columns + 2) * tiles.rows * a.pairs.count;
+    for (int i = static_cast<int>(blockIdx.x); i < all; i = static_cast<int>(gridDim.x) + atomicAdd(a.next, 1)) {
+      const ResultTile tile(i, a);
+      const int head = a.pairs.head(tile.pair);
+      const int piece = a.pairs.piece(tile.pair);
+      const std::int64_t of_pair = static_cast<std::int64_t>(tile.pair) * tiles.count();
+      const int steps = 2 * (tiles.rows - tile.at);
+      if (tile.result == a.columns + 1) {
+        const unsigned char* const from = a.gradients + (of_pair + tiles.before(tiles.rows - 1 - tile.at)) * kTileBytes;
+        for (int step = 0; step < steps; ++step, place.next()) {
+          ProductRing::Stage& stage = ring.fill(place, Z, i);
+          hopper::Barrier& full = ring.full[place.stage];
+          hopper::load(stage.a, from + step * 2LL * hopper::kBlockBytes, 2 * hopper::kBlockBytes, full);
+          for (int n = 0; n < Z / hopper::kBlock; ++n) {
+            hopper::load(stage.b[n], a.k, full, n * hopper::kBlock, head, step * hopper::kBlock, piece);
+          }
+        }
+      } else {
+        const bool of_values = tile.result < a.columns;
+        const int width = of_values ? kColumns : Z;
+        const int column = of_values ? tile.result * kColumns : 0;
+        for (int step = 0; step < steps; ++step, place.next()) {
+          const int r = tile.at + step / 2;
+          const unsigned char* const from = (of_values ? a.weights : a.gradients) +
+                                            (of_pair + tiles.before(r) + tile.at) * kTileBytes + step % 2 * hopper::kBlockBytes;
+          ProductRing::Stage& stage = ring.fill(place, width, i);
+          hopper::Barrier& full = ring.full[place.stage];
+          for (int n = 0; n < 2; ++n) {
+            hopper::load(stage.a[n], from + n * 2LL * hopper::kBlockBytes, hopper::kBlockBytes, full);
+          }
+          for (int n = 0; n < width / hopper::kBlock; ++n) {
+            hopper::load(stage.b[n], of_values ? a.do_ : a.q, full, column + n * hopper::kBlock, head,
+                         r * kTile + step % 2 * hopper::kBlock, piece);
+          }
+        }
+      }
+    }
+    ring.finish(place);
+  } else {
+    hopper::more_registers<232>();
+    for (int i = 0; (i = ring.next(place)) >= 0;) {
+      const ResultTile tile(i, a);
+      const int head = a.pairs.head(tile.pair);
+      const int piece = a.pairs.piece(tile.pair);
+      const int steps = 2 * (tiles.rows - tile.at);
+      if (tile.result < a.columns) {
+        float sums[kColumns / 2] = {};
+        multiply<true, true>(ring, place, steps, sums);
+        write_halves(ring, sums, 1, 1, a.dv, tile.result * kColumns, head, tile.at * kTile, piece);
+      } else if (tile.result == a.columns) {
+        float sums[Z / 2] = {};
+        multiply<true, true>(ring, place, steps, sums);
+        write_floats(ring, sums, a.dk, head, tile.at * kTile, piece);
+      } else {
+        float sums[Z / 2] = {};
+        multiply<false, true>(ring, place, steps, sums);
+        write_floats(ring, sums, a.dq, head, (tiles.rows - 1 - tile.at) * kTile, piece);
+      }
+    }
+  }
+#else
+  __trap();
+#endif
+}
+
+AttentionAtOnce most_at_once(const Attention& op, std::int64_t batch, std::int64_t length) {
+  const std::int64_t rows = std::min(op.chunk, length);
+  return attention_at_once(op.heads * batch * ceil_div(length, op.chunk), 2 * kTileBytes * attention_tiles(rows, 0).count());
+}
+
+}  // namespace
+
+std::size_t attention_backward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
+  return static_cast<std::size_t>(most_at_once(op, batch, length).bytes) + 3 * 256;
+}
+
+void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const AttentionChunks& pieces) {
+  const Attention& op = a.op;
+  const AttentionTiles tiles = attention_tiles(pieces.rows, 0);
+  const std::int64_t pairs = op.heads * pieces.count;
+  const std::int64_t bytes = most_at_once(op, a.q.shape()[0], a.q.shape()[1]).bytes;
+  const std::int64_t each = tiles.count() * kTileBytes;
+  const std::int64_t at_once = ceil_div(pairs, ceil_div(pairs, std::max<std::int64_t>(1, bytes / (2 * each))));
+  ArenaScope scope(ctx.workspace());
+  const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {1}).raw());
+  const auto weights = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
+  const auto gradients = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
+
+  const auto map = [&](const Tensor& tensor) {
+    return attention_map(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads);
+  };
+  const auto result = [&](const Tensor& tensor) { return attention_result(tensor, pieces, op.heads); };
+  AttentionPairs part{0, 0, static_cast<int>(op.heads), static_cast<int>(pieces.rows), pieces.row, pieces.row_step, tiles};
+  Gradients first{map(a.q),
+                  map(a.k),
+                  map(a.v),
+                  map(a.do_),
+                  part,
+                  static_cast<int>(ceil_div(op.z_head_dim, hopper::kBlock)),
+                  static_cast<int>(ceil_div(op.v_head_dim, hopper::kBlock)),
+                  weights,
+                  gradients,
+                  pointer<const float>(a.lse),
+                  pointer<const float>(a.delta),
+                  next};
+  Results second{first.q,      first.k,      first.do_, result(a.dq),
+                 result(a.dk), result(a.dv), part,      static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
+                 weights,      gradients,    next};
+  const auto results = op.z_head_dim <= 128 ? results_kernel<128> : results_kernel<256>;
+  check(cudaFuncSetAttribute(gradients_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
+    part.first = static_cast<int>(begin);
+    part.count = static_cast<int>(std::min(at_once, pairs - begin));
+    first.pairs = part;
+    second.pairs = part;
+    const auto launch = [&](auto kernel, const auto& arguments, int all) {
+      kernel<<<std::min(gpu_of(ctx).multiprocessors(), all), kProductThreads, kProductShared, stream_of(ctx)>>>(arguments);
+      check_launch(kName);
+    };
+    launch(gradients_kernel, first, gradient_tiles(tiles.rows) * part.count);
+    launch(results, second, (second.columns + 2) * tiles.rows * part.count);
+  }
+}
+
+}  // namespace megalodon::cuda
