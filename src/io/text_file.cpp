@@ -13,6 +13,8 @@ namespace megalodon {
 
 namespace {
 
+constexpr std::size_t kPieceBytes = std::size_t{1} << 14;
+
 void check_options(const Tokenizer& tokenizer, const TextOptions& options) {
   const auto refuse = [](const char* what) {
     throw Error(ErrorKind::InvalidArgument, what, "tokenizer", "Leave the option out, or use another tokenizer");
@@ -78,8 +80,17 @@ class Encoder {
   }
 
   void append(std::string_view text, bool follows, EncodedText& out) const {
-    encode_text(tokenizer_, text, follows, out.ids);
     out.bytes += static_cast<std::int64_t>(text.size());
+    if (!tokenizer_.cuts_anywhere()) return encode_text(tokenizer_, text, follows, out.ids);
+    // In pieces whose ids stay in the nearest cache: those of all at once would be fresh memory for each block.
+    std::vector<std::int32_t> ids;
+    while (!text.empty()) {
+      const std::string_view piece = text.substr(0, kPieceBytes);
+      text.remove_prefix(piece.size());
+      ids.clear();
+      encode_text(tokenizer_, piece, follows, ids);
+      out.ids.insert(out.ids.end(), ids.begin(), ids.end());
+    }
   }
 
   void begin_document(EncodedText& out) const {
