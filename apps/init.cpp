@@ -53,9 +53,11 @@ void add_init_command(CLI::App& app) {
       ->type_name("CONFIG");
   command->add_option("--out", options->out, "The folder to write")->required()->type_name("DIR");
   add_seed_flag(command, options->seed, "The same seed gives the same parameters");
-  command->add_option("--tokenizer", options->tokenizer, "`bytes`, or a SentencePiece model")
+  command
+      ->add_option("--tokenizer", options->tokenizer,
+                   "`bytes`, a SentencePiece model, a tokenizer.json, or a folder with one of them")
       ->capture_default_str()
-      ->type_name("bytes|FILE");
+      ->type_name("bytes|FILE|DIR");
   command->add_option("--dtype", options->dtype, "What to store matrices in")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str()

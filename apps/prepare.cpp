@@ -56,9 +56,11 @@ void add_prepare_command(CLI::App& app) {
           "Text (a file is a document) or .jsonl (a line is one), each also .gz or .zst; folders; patterns; - for standard input")
       ->required()
       ->type_name("FILE...");
-  command->add_option("--tokenizer", options->tokenizer, "`bytes`, or a SentencePiece model")
+  command
+      ->add_option("--tokenizer", options->tokenizer,
+                   "`bytes`, a SentencePiece model, a tokenizer.json, or a folder with one of them")
       ->required()
-      ->type_name("bytes|FILE");
+      ->type_name("bytes|FILE|DIR");
   command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");
   command
       ->add_option("--valid-fraction", prepare.valid_fraction,

@@ -20,9 +20,8 @@ bool has_checksums(const std::string& folder) { return is_file(join_path(folder,
 // Compares the files that make the model; the optimizer's, which may be twice as large, are of no concern here.
 void verify_model_files(const std::string& folder, bool average) {
   const std::map<std::string, std::string> checksums = read_checksums(folder);
-  for (const char* name : {"config.json", model_file(average), "tokenizer", "tokenizer.model"}) {
-    const auto found = checksums.find(name);
-    if (found != checksums.end()) verify_checksum(folder, name, found->second);
+  for (const auto& [name, checksum] : checksums) {
+    if (name == "config.json" || name == model_file(average) || is_tokenizer_file(name)) verify_checksum(folder, name, checksum);
   }
 }
 

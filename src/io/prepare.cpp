@@ -35,7 +35,7 @@ bool is_ours(const std::string& folder) {
   for (const std::string& name : list_directory(folder)) {
     const std::string path = join_path(folder, name);
     if (!is_directory(path)) {
-      if (!is_one_of(name, {"tokenizer", "tokenizer.model", "tokenizer.partial", "tokenizer.model.partial"})) return false;
+      if (!is_tokenizer_file(name)) return false;
       continue;
     }
     if (!is_one_of(name, {kTrain, kValid})) return false;

@@ -10,78 +10,31 @@ namespace megalodon {
 namespace {
 
 constexpr std::size_t kSmallestWindow = 16;  // bytes; more than a character and its neighbours
-// What is encoded at once where there is a place to cut: as much as a tokenizer handles in the processor's nearest cache.
-constexpr std::size_t kPieceBytes = 4096;
-
-bool is_space(char c) noexcept { return c == ' ' || (c >= '\t' && c <= '\r'); }
-bool goes_on(char c) noexcept { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }  // a character of UTF-8
-
-// Whether nothing before the place 0 < at < text.size() can change the ids of what comes after: there a line begins, or a single
-// space stands between words.
-bool is_cut(const Tokenizer& tokenizer, std::string_view text, std::size_t at) noexcept {
-  if (tokenizer.cuts_anywhere()) return !goes_on(text[at]);
-  if (text[at - 1] == '\n') return !is_space(text[at]);
-  return text[at] == ' ' && !is_space(text[at - 1]) && at + 1 < text.size() && !is_space(text[at + 1]);
-}
-
-// Encodes what was cut at such places, or is whole. Where a tokenizer puts a space before a text, that space is the one between
-// words when the cut was made there. Elsewhere none belongs there: the text is encoded after a newline, and what that newline
-// gives alone is taken away.
-void encode_piece(const Tokenizer& tokenizer, std::string_view text, bool follows, std::vector<std::int32_t>& ids) {
-  std::vector<std::int32_t> all;
-  std::size_t skipped = 0;
-  if (!follows || !tokenizer.adds_leading_space()) {
-    all = tokenizer.encode(text);
-  } else if (text.starts_with(' ')) {
-    all = tokenizer.encode(text.substr(1));
-  } else {
-    const std::vector<std::int32_t> newline = tokenizer.encode("\n");
-    std::string after_newline = "\n";
-    after_newline += text;
-    all = tokenizer.encode(after_newline);
-    if (all.size() >= newline.size() && std::equal(newline.begin(), newline.end(), all.begin())) {
-      skipped = newline.size();
-    } else {
-      all = tokenizer.encode(text);
-    }
-  }
-  if (ids.empty() && skipped == 0) {
-    ids.swap(all);
-  } else {
-    ids.insert(ids.end(), all.begin() + static_cast<std::ptrdiff_t>(skipped), all.end());
-  }
-}
+constexpr std::size_t kMostWindows = 256;    // held back while there is no place to cut
 
 }  // namespace
 
-std::size_t last_cut(const Tokenizer& tokenizer, std::string_view text) noexcept {
-  for (std::size_t at = text.size(); at-- > 1;) {
-    if (is_cut(tokenizer, text, at)) return at;
-  }
-  return 0;
-}
+std::size_t last_cut(const Tokenizer& tokenizer, std::string_view text) noexcept { return tokenizer.last_bound(text); }
 
 std::size_t next_cut(const Tokenizer& tokenizer, std::string_view text, std::size_t from) noexcept {
-  for (std::size_t at = std::max<std::size_t>(from, 1); at < text.size(); ++at) {
-    if (is_cut(tokenizer, text, at)) return at;
+  from = std::max<std::size_t>(from, 1);
+  for (std::size_t end = from; end < text.size();) {
+    end = std::min(text.size(), from + std::max<std::size_t>(64, 2 * (end - from)));
+    while (end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) ++end;
+    std::size_t first = text.size();
+    std::size_t at = tokenizer.last_bound(text.substr(0, end));
+    for (; at >= from; at = tokenizer.last_bound(text.substr(0, at))) first = at;
+    if (first < text.size()) return first;
   }
   return text.size();
 }
 
 void encode_text(const Tokenizer& tokenizer, std::string_view text, bool follows, std::vector<std::int32_t>& ids) {
-  while (!text.empty()) {
-    std::size_t end = text.size();
-    if (!tokenizer.cuts_anywhere()) {
-      for (std::size_t tried = kPieceBytes; tried < text.size(); tried *= 2) {
-        const std::size_t cut = last_cut(tokenizer, text.substr(0, tried));
-        if (cut == 0) continue;
-        end = cut;
-        break;
-      }
-    }
-    encode_piece(tokenizer, text.substr(0, end), follows, ids);
-    text.remove_prefix(end);
-    follows = true;
+  std::vector<std::int32_t> all = follows ? tokenizer.encode_more(text) : tokenizer.encode(text);
+  if (ids.empty()) {
+    ids.swap(all);
+  } else {
+    ids.insert(ids.end(), all.begin(), all.end());
   }
 }
 
@@ -89,19 +42,19 @@ TextEncoder::TextEncoder(const Tokenizer& tokenizer, std::string where, bool che
     : tokenizer_(tokenizer),
       where_(std::move(where)),
       check_utf8_(check_utf8 || !tokenizer.cuts_anywhere()),
-      window_bytes_(std::max(window_bytes, kSmallestWindow)) {}
+      window_bytes_(std::max(window_bytes, kSmallestWindow)),
+      limit_(window_bytes_) {}
 
 void TextEncoder::push(std::string_view text, std::vector<std::int32_t>& ids) {
   while (!text.empty()) {
-    const std::size_t taken = std::min(text.size(), window_bytes_ - held_.size());
+    const std::size_t taken = std::min(text.size(), limit_ - held_.size());
     held_ += text.substr(0, taken);
     text.remove_prefix(taken);
     check(false);
     if (tokenizer_.cuts_anywhere()) {
       encode_held(checked_, ids);
-    } else if (held_.size() >= window_bytes_) {
-      const std::size_t cut = last_cut(tokenizer_, std::string_view(held_).substr(0, checked_));
-      encode_held(cut > 0 ? cut : checked_, ids);
+    } else if (held_.size() >= limit_) {
+      encode_window(ids);
     }
   }
 }
@@ -111,6 +64,7 @@ void TextEncoder::finish(std::vector<std::int32_t>& ids) {
   encode_held(held_.size(), ids);
   offset_ = 0;
   after_text_ = false;
+  limit_ = window_bytes_;
 }
 
 void TextEncoder::check(bool last) {
@@ -126,7 +80,20 @@ void TextEncoder::check(bool last) {
               where_, "Convert the text to UTF-8, for example with iconv");
 }
 
-// Encodes the first `bytes` of the held text.
+// Encodes up to the last place to cut. Where there is none, more is held back, up to a limit.
+void TextEncoder::encode_window(std::vector<std::int32_t>& ids) {
+  std::size_t cut = tokenizer_.last_bound(std::string_view(held_).substr(0, checked_));
+  if (cut == 0) {
+    if (limit_ < window_bytes_ * kMostWindows) {
+      limit_ *= 2;
+      return;
+    }
+    cut = checked_;
+  }
+  encode_held(cut, ids);
+  limit_ = std::max(window_bytes_, 2 * held_.size());
+}
+
 void TextEncoder::encode_held(std::size_t bytes, std::vector<std::int32_t>& ids) {
   if (bytes == 0) return;
   encode_text(tokenizer_, std::string_view(held_).substr(0, bytes), after_text_, ids);

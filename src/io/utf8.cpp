@@ -62,4 +62,23 @@ std::size_t valid_utf8_prefix(std::string_view text) noexcept {
   return done;
 }
 
+void append_utf8(char32_t character, std::string& text) {
+  const auto put = [&](char32_t lead, int shift) {
+    text += static_cast<char>(lead | character >> shift);
+    while (shift > 0) {
+      shift -= 6;
+      text += static_cast<char>(0x80 | ((character >> shift) & 0x3F));
+    }
+  };
+  if (character < 0x80) {
+    put(0, 0);
+  } else if (character < 0x800) {
+    put(0xC0, 6);
+  } else if (character < 0x10000) {
+    put(0xE0, 12);
+  } else {
+    put(0xF0, 18);
+  }
+}
+
 }  // namespace megalodon

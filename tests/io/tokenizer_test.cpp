@@ -1,6 +1,7 @@
 #include "io/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <sentencepiece_processor.h>
 
 #include <sstream>
 
@@ -76,7 +77,7 @@ TEST(LoadTokenizerTest, SaysWhatIsNotThereOrDamaged) {
   expect_error(ErrorKind::NotFound, {folder / "missing.model", "bytes"}, [&] { load_tokenizer(folder / "missing.model"); });
   expect_error(ErrorKind::NotFound, {folder.path(), "tokenizer.model"}, [&] { load_tokenizer(folder.path()); });
   write_bytes(folder / "tokenizer.json", "{}");
-  expect_error(ErrorKind::Unsupported, {folder.path(), "tokenizer.json"}, [&] { load_tokenizer(folder.path()); });
+  expect_error(ErrorKind::Corrupt, {folder / "tokenizer.json", "model"}, [&] { load_tokenizer(folder.path()); });
   for (const std::string& content : {std::string(), std::string("hello, world"), every_byte(), std::string(1000, '\0')}) {
     write_bytes(folder / "a.model", content);
     expect_error(ErrorKind::Corrupt, {folder / "a.model"}, [&] { load_tokenizer(folder / "a.model"); });
@@ -212,6 +213,30 @@ TEST_P(SentencePieceTest, DamagedModelsDoNoHarm) {
   }
 }
 
+// Where the library does not encode itself, the ids are its own.
+TEST_P(SentencePieceTest, AgreesWithTheLibrary) {
+  const auto tokenizer = load_tokenizer(path_);
+  sentencepiece::SentencePieceProcessor library;
+  ASSERT_TRUE(library.Load(path_).ok());
+  Rng rng(17);
+  std::vector<std::string> texts{varied_text(2000), "", " ", "  a", std::string(500, 'a'), std::string("\0x", 2),
+                                 "<s>a</s><0x41>"};
+  for (int i = 0; i < 300; ++i) {
+    std::string text;
+    for (std::uint64_t left = rng.below(80); left > 0; --left) {
+      const char32_t highest[] = {0x7F, 0x7F, 0x7F, 0x24F, 0x2FFF, 0xFFFF, 0x10FFFF};
+      const auto c = static_cast<char32_t>(rng.below(highest[rng.below(7)] + 1));
+      if (c < 0xD800 || c > 0xDFFF) append_utf8(rng.below(5) == 0 ? ' ' : rng.below(20) == 0 ? 0x2581 : c, text);
+    }
+    texts.push_back(text);
+  }
+  for (const std::string& text : texts) {
+    Ids expected;
+    ASSERT_TRUE(library.Encode(text, &expected).ok());
+    EXPECT_EQ(tokenizer->encode(text), expected) << testing::PrintToString(text);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, SentencePieceTest,
                          testing::Values("llama2.tokenizer.model", "mistral.tokenizer.model.v1",
                                          "sentencepiece.test_model.model"),
@@ -287,11 +312,14 @@ TEST(Cuts, AreWhereALineOrAWordBeginsOrBetweenCharactersOfBytes) {
   if (!exists(model)) GTEST_SKIP() << model << " is not there";
   const std::unique_ptr<Tokenizer> pieces = load_tokenizer(model);
   const std::string text = "one two\nthree  four ";
-  EXPECT_EQ(last_cut(*pieces, text), 8U);  // two spaces belong together, and what follows the last one is not known
-  EXPECT_EQ(last_cut(*pieces, text.substr(0, 8)), 3U);
+  EXPECT_EQ(last_cut(*pieces, text), 19U);  // no piece has a space after a letter
+  EXPECT_EQ(last_cut(*pieces, text.substr(0, 19)), 13U);
+  EXPECT_EQ(last_cut(*pieces, text.substr(0, 13)), 8U);
   EXPECT_EQ(next_cut(*pieces, text, 0), 3U);
-  EXPECT_EQ(next_cut(*pieces, text, 4), 8U);
-  EXPECT_EQ(next_cut(*pieces, text, 9), text.size());
+  EXPECT_EQ(next_cut(*pieces, text, 4), 7U);
+  EXPECT_EQ(next_cut(*pieces, text, 9), 13U);
+  EXPECT_EQ(next_cut(*pieces, text, 14), 19U);
+  EXPECT_EQ(next_cut(*pieces, text, 20), text.size());
   EXPECT_EQ(last_cut(*pieces, "word"), 0U);
 }
 

@@ -1,0 +1,367 @@
+#include "io/sentencepiece_tokenizer.h"
+
+#include <sentencepiece_processor.h>
+
+#include <algorithm>
+#include <charconv>
+#include <unordered_map>
+#include <utility>
+
+#include "io/bpe.h"
+#include "io/checksum.h"
+#include "io/file.h"
+#include "io/utf8.h"
+#include "megalodon/error.h"
+
+namespace megalodon {
+
+namespace {
+
+constexpr const char* kModelFile = "tokenizer.model";
+constexpr std::size_t kLargestModel = std::size_t{256} << 20;
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581, which stands for a space in SentencePiece's pieces
+constexpr char32_t kMark = 0x2581;
+constexpr std::size_t kPieceBytes = 4096;  // what the library encodes at once where there is a place to cut: it fits the cache
+constexpr std::string_view kUnknown = " \xE2\x81\x87 ";  // U+2047, what SentencePiece shows for an unknown id
+
+std::string with_spaces(std::string_view piece) {
+  std::string text;
+  while (!piece.empty()) {
+    const bool space = piece.starts_with(kSpaceMark);
+    text += space ? ' ' : piece.front();
+    piece.remove_prefix(space ? kSpaceMark.size() : 1);
+  }
+  return text;
+}
+
+// The fields of a message in protobuf's wire format that are asked for: the last number, the last bytes of a field. What is
+// damaged ends it; whoever needs certainty has the library parse the model first.
+class Message {
+ public:
+  explicit Message(std::string_view bytes) : bytes_(bytes) {}
+
+  std::uint64_t number(std::uint64_t field, std::uint64_t otherwise) const {
+    std::uint64_t result = otherwise;
+    walk([&](std::uint64_t found, std::uint64_t number, std::string_view /*bytes*/) {
+      if (found == field) result = number;
+    });
+    return result;
+  }
+  std::string_view bytes(std::uint64_t field) const {
+    std::string_view result;
+    walk([&](std::uint64_t found, std::uint64_t /*number*/, std::string_view bytes) {
+      if (found == field) result = bytes;
+    });
+    return result;
+  }
+
+ private:
+  static bool read_varint(std::string_view& rest, std::uint64_t& value) {
+    value = 0;
+    for (int shift = 0; shift < 64 && !rest.empty(); shift += 7) {
+      const auto byte = static_cast<unsigned char>(rest.front());
+      rest.remove_prefix(1);
+      value |= std::uint64_t{byte & 0x7FU} << shift;
+      if (byte < 0x80) return true;
+    }
+    return false;
+  }
+
+  template <class Visit>
+  void walk(const Visit& visit) const {
+    std::string_view rest = bytes_;
+    std::uint64_t tag = 0;
+    while (!rest.empty() && read_varint(rest, tag)) {
+      std::uint64_t size = 0;
+      const std::uint64_t wire = tag & 7;
+      if (wire == 0) {
+        if (!read_varint(rest, size)) return;
+        visit(tag >> 3, size, std::string_view());
+        continue;
+      }
+      if (wire == 1 || wire == 5) {
+        size = wire == 1 ? 8 : 4;
+      } else if (wire != 2 || !read_varint(rest, size)) {
+        return;
+      }
+      if (size > rest.size()) return;
+      if (wire == 2) visit(tag >> 3, 0, rest.substr(0, size));
+      rest.remove_prefix(size);
+    }
+  }
+
+  std::string_view bytes_;
+};
+
+// What sentencepiece_model.proto says of a model besides its pieces.
+struct ModelSettings {
+  explicit ModelSettings(std::string_view model) {
+    const Message whole(model);
+    const Message trainer(whole.bytes(2));
+    const Message normalizer(whole.bytes(3));
+    is_bpe = trainer.number(3, 1) == 2;
+    space_after = trainer.number(24, 0) != 0;
+    normalizes = !normalizer.bytes(2).empty();
+    dummy_prefix = normalizer.number(3, 1) != 0;
+    removes_spaces = normalizer.number(4, 1) != 0;
+    marks_spaces = normalizer.number(5, 1) != 0;
+  }
+
+  bool is_bpe;
+  bool space_after;  // a space belongs to the word before it
+  bool normalizes;
+  bool dummy_prefix;
+  bool removes_spaces;
+  bool marks_spaces;
+};
+
+using Processor = sentencepiece::SentencePieceProcessor;
+
+// The characters of a piece; empty for one that is not UTF-8.
+std::vector<std::string_view> characters_of(std::string_view piece) {
+  std::vector<std::string_view> characters;
+  if (valid_utf8_prefix(piece) < piece.size()) return characters;
+  std::size_t bytes = 0;
+  for (std::size_t at = 0; at < piece.size(); at += bytes) {
+    decode_utf8(piece, at, bytes);
+    characters.push_back(piece.substr(at, bytes));
+  }
+  return characters;
+}
+
+// The library's BPE joins any two neighbours that are a piece together, the piece of the highest score first; so every way to cut
+// a piece in two is a merge, ranked by the piece's score. Null for a model that asks for more.
+std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const ModelSettings& model) {
+  if (!model.is_bpe || model.space_after || model.normalizes || model.removes_spaces || !model.marks_spaces) return nullptr;
+  BpeModel::Settings settings;
+  settings.space_is_mark = true;
+  settings.fuse_unknown = true;
+  settings.unknown = processor.unk_id();
+  std::unordered_map<std::string, std::int32_t> ids;  // normal pieces
+  std::vector<float> scores;
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    const std::string& piece = processor.IdToPiece(id);
+    const std::size_t characters = characters_of(piece).size();
+    if (processor.IsByte(id)) {
+      unsigned value = 0;
+      std::from_chars(piece.data() + 3, piece.data() + 5, value, 16);
+      settings.byte_ids[value] = id;
+    } else if (processor.IsControl(id) || processor.IsUnknown(id)) {
+      if (characters < 2) return nullptr;  // it would hide a character
+    } else {
+      if (characters == 0 || processor.IsUnused(id) || !ids.emplace(piece, id).second) return nullptr;
+      scores.push_back(processor.GetScore(id));
+    }
+  }
+  if (!ids.contains(std::string(kSpaceMark))) return nullptr;
+  auto bpe = std::make_unique<BpeModel>(std::move(settings));
+  std::sort(scores.begin(), scores.end(), std::greater<>());
+  scores.erase(std::unique(scores.begin(), scores.end()), scores.end());
+
+  const auto add_character = [&](std::string_view character) {
+    std::size_t bytes = 0;
+    const char32_t value = decode_utf8(character, 0, bytes);
+    const auto known = ids.find(std::string(character));
+    if (known != ids.end()) {
+      bpe->set_symbol(value, known->second);
+    } else if (bpe->symbol(value) == BpeModel::kNone) {
+      bpe->add_spelled_symbol(value, character);
+    }
+  };
+  const auto symbol_of = [&](std::string_view part, bool one_character) {
+    std::size_t bytes = 0;
+    if (one_character) return bpe->symbol(decode_utf8(part, 0, bytes));
+    const auto known = ids.find(std::string(part));
+    return known == ids.end() ? BpeModel::kNone : known->second;
+  };
+  for (const auto& [piece, id] : ids) {
+    for (const std::string_view character : characters_of(piece)) add_character(character);
+  }
+  for (const auto& [piece, id] : ids) {
+    const std::vector<std::string_view> characters = characters_of(piece);
+    const auto rank = static_cast<std::int32_t>(
+        std::lower_bound(scores.begin(), scores.end(), processor.GetScore(id), std::greater<>()) - scores.begin());
+    std::size_t bytes = 0;
+    for (std::size_t i = 1; i < characters.size(); ++i) {
+      const auto at = static_cast<std::size_t>(characters[i].data() - piece.data());
+      const std::string_view whole = piece;
+      const std::int32_t left = symbol_of(whole.substr(0, at), i == 1);
+      const std::int32_t right = symbol_of(whole.substr(at), i + 1 == characters.size());
+      if (left == BpeModel::kNone || right == BpeModel::kNone) continue;
+      bpe->add_merge(left, right, rank, id);
+      bpe->add_joint(decode_utf8(characters[i - 1], 0, bytes), decode_utf8(characters[i], 0, bytes));
+    }
+  }
+  bpe->set_symbol(' ', bpe->symbol(kMark));
+  return bpe;
+}
+
+class SentencePieceTokenizer : public Tokenizer {
+ public:
+  explicit SentencePieceTokenizer(const std::string& path)
+      : model_(read_text_file(path, kLargestModel)),
+        identity_("sentencepiece:" + checksum_to_string(xxh3_64(model_.data(), model_.size()))) {
+    const auto corrupt = [&](const std::string& what) {
+      throw Error(ErrorKind::Corrupt, what, path, "Name a whole SentencePiece .model file");
+    };
+    if (model_.empty()) corrupt("the file is empty");
+    processor_ = std::make_unique<Processor>();
+    const auto status = processor_->LoadFromSerializedProto(model_);
+    if (!status.ok()) corrupt("this is not a SentencePiece model, or it is damaged");
+    if (processor_->GetPieceSize() <= 0) corrupt("the SentencePiece model has no pieces");
+    if (!make_pieces()) corrupt("the SentencePiece model has a byte piece that names no byte");
+    bos_ = id_or_none(processor_->bos_id());
+    eos_ = id_or_none(processor_->eos_id());
+    const ModelSettings settings(model_);
+    bpe_ = make_bpe(*processor_, settings);
+    if (bpe_) {
+      unknown_ = processor_->unk_id();
+      processor_.reset();
+      adds_leading_space_ = settings.dummy_prefix;
+    } else {
+      for (const std::int32_t id : encode("a")) adds_leading_space_ = adds_leading_space_ || piece(id).starts_with(' ');
+    }
+  }
+
+  std::int64_t vocab_size() const noexcept override { return static_cast<std::int64_t>(pieces_.size()); }
+  std::optional<std::int32_t> bos() const noexcept override { return bos_; }
+  std::optional<std::int32_t> eos() const noexcept override { return eos_; }
+  const std::string& identity() const noexcept override { return identity_; }
+  bool adds_leading_space() const noexcept override { return adds_leading_space_; }
+  bool cuts_anywhere() const noexcept override { return false; }
+
+  std::vector<std::int32_t> encode(std::string_view text) const override {
+    refuse_invalid_utf8(text);
+    return bpe_ ? encode_by_bpe(text, adds_leading_space_) : encode_in_pieces(text, false);
+  }
+
+  std::vector<std::int32_t> encode_more(std::string_view text) const override {
+    refuse_invalid_utf8(text);
+    return bpe_ ? encode_by_bpe(text, false) : encode_in_pieces(text, true);
+  }
+
+  std::size_t last_bound(std::string_view text) const noexcept override {
+    return bpe_ ? bpe_->last_bound(text) : last_bound_of_words(text);
+  }
+
+  std::string piece(std::int32_t id) const override {
+    if (id < 0 || id >= vocab_size()) refuse_token(id, vocab_size());
+    return pieces_[static_cast<std::size_t>(id)];
+  }
+
+  void save_to(const std::string& folder) const override { write_file_atomically(join_path(folder, kModelFile), model_); }
+
+ private:
+  // The beginning of a line, or a single space between words.
+  static std::size_t last_bound_of_words(std::string_view text) noexcept {
+    const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+    for (std::size_t at = text.size(); at-- > 1;) {
+      const bool line = text[at - 1] == '\n' && !is_space(text[at]);
+      const bool word = text[at] == ' ' && !is_space(text[at - 1]) && at + 1 < text.size() && !is_space(text[at + 1]);
+      if (line || word) return at;
+    }
+    return 0;
+  }
+
+  std::vector<std::int32_t> encode_by_bpe(std::string_view text, bool prefix) const {
+    std::vector<std::int32_t> ids;
+    if (text.empty()) return ids;
+    std::string prefixed;
+    if (prefix) {
+      prefixed.reserve(text.size() + 1);
+      prefixed += ' ';
+      prefixed += text;
+      text = prefixed;
+    }
+    ids.reserve(text.size() / 3 + 4);
+    const BpeScratchPool::Lease scratch(pool_);
+    bpe_->encode_in_parts(text, *scratch, ids);
+    if (!bpe_->spells_all_bytes()) {  // a run of unknown characters is one id, though parts end within it
+      ids.erase(
+          std::unique(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) { return a == unknown_ && b == unknown_; }),
+          ids.end());
+    }
+    return ids;
+  }
+
+  std::vector<std::int32_t> encode_in_pieces(std::string_view text, bool follows) const {
+    std::vector<std::int32_t> ids;
+    while (!text.empty()) {
+      std::size_t end = text.size();
+      for (std::size_t tried = kPieceBytes; tried < text.size(); tried *= 2) {
+        const std::size_t cut = last_bound_of_words(text.substr(0, tried));
+        if (cut == 0) continue;
+        end = cut;
+        break;
+      }
+      const std::vector<std::int32_t> piece = encode_piece(text.substr(0, end), follows);
+      ids.insert(ids.end(), piece.begin(), piece.end());
+      text.remove_prefix(end);
+      follows = true;
+    }
+    return ids;
+  }
+
+  // The library puts a space before every text. Where other text stands before and the text begins with a space, it is that one.
+  // Elsewhere none belongs there: the text is encoded after a newline, and what a newline gives alone is taken away.
+  std::vector<std::int32_t> encode_piece(std::string_view text, bool follows) const {
+    if (!follows || !adds_leading_space_) return encode_by_library(text);
+    if (text.starts_with(' ')) return encode_by_library(text.substr(1));
+    const std::vector<std::int32_t> newline = encode_by_library("\n");
+    std::string after_newline = "\n";
+    after_newline += text;
+    std::vector<std::int32_t> ids = encode_by_library(after_newline);
+    if (ids.size() < newline.size() || !std::equal(newline.begin(), newline.end(), ids.begin())) return encode_by_library(text);
+    ids.erase(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(newline.size()));
+    return ids;
+  }
+
+  std::vector<std::int32_t> encode_by_library(std::string_view text) const {
+    std::vector<int> ids;
+    const auto status = processor_->Encode(text, &ids);
+    if (!status.ok()) throw Error(ErrorKind::Internal, "SentencePiece cannot encode the text: " + status.ToString(), "tokenizer");
+    return ids;
+  }
+
+  std::optional<std::int32_t> id_or_none(int id) const {
+    return id >= 0 && id < vocab_size() ? std::optional<std::int32_t>(id) : std::nullopt;
+  }
+
+  // The bytes of each id, as decoding puts them together. False for a byte piece that is not like "<0x0A>".
+  bool make_pieces() {
+    for (int id = 0; id < processor_->GetPieceSize(); ++id) {
+      std::string bytes;
+      if (processor_->IsControl(id)) {
+        // stands for nothing
+      } else if (processor_->IsUnknown(id)) {
+        bytes = kUnknown;
+      } else if (processor_->IsByte(id)) {
+        const std::string& name = processor_->IdToPiece(id);
+        unsigned value = 0;
+        if (name.size() != 6 || std::from_chars(name.data() + 3, name.data() + 5, value, 16).ptr != name.data() + 5) return false;
+        bytes = static_cast<char>(value);
+      } else {
+        bytes = with_spaces(processor_->IdToPiece(id));
+      }
+      pieces_.push_back(std::move(bytes));
+    }
+    return true;
+  }
+
+  std::string model_;  // the file's bytes, to be saved again
+  std::string identity_;
+  std::unique_ptr<Processor> processor_;  // where the library encodes
+  std::unique_ptr<BpeModel> bpe_;         // where it does not
+  std::vector<std::string> pieces_;
+  std::optional<std::int32_t> bos_;
+  std::optional<std::int32_t> eos_;
+  std::int32_t unknown_ = 0;
+  bool adds_leading_space_ = false;
+  mutable BpeScratchPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path) { return std::make_unique<SentencePieceTokenizer>(path); }
+
+}  // namespace megalodon
