@@ -212,6 +212,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_prefill(bench);
   add_bench_decode(bench);
   add_bench_ops(bench);
+  add_bench_tokenizer(bench);
 }
 
 }  // namespace megalodon::apps

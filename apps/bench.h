@@ -72,5 +72,6 @@ void add_bench_layer(CLI::App* bench);
 void add_bench_prefill(CLI::App* bench);
 void add_bench_decode(CLI::App* bench);
 void add_bench_ops(CLI::App* bench);
+void add_bench_tokenizer(CLI::App* bench);
 
 }  // namespace megalodon::apps
