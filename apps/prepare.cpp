@@ -9,6 +9,8 @@
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "apps/progress.h"
+#include "core/context.h"
+#include "io/sentencepiece_train.h"
 
 namespace megalodon::apps {
 
@@ -17,6 +19,8 @@ namespace {
 struct Options {
   PrepareOptions prepare;
   std::string tokenizer;
+  std::int64_t train_pieces = 0;
+  double train_megabytes = 100;
 };
 
 void print_part(const char* name, std::int64_t tokens, std::int64_t documents) {
@@ -24,8 +28,21 @@ void print_part(const char* name, std::int64_t tokens, std::int64_t documents) {
                       documents == 1 ? "" : "s");
 }
 
+std::unique_ptr<Tokenizer> tokenizer_of(const Options& options) {
+  if (options.train_pieces == 0) return load_tokenizer(options.tokenizer);
+  SentencePieceTraining training;
+  training.inputs = options.prepare.inputs;
+  training.text_key = options.prepare.text.text_key;
+  training.pieces = options.train_pieces;
+  training.most_bytes = static_cast<std::int64_t>(options.train_megabytes * 1e6);
+  training.threads = Context(options.prepare.threads).threads().size();
+  std::cerr << "training a SentencePiece model of " << with_commas(training.pieces) << " pieces\n";
+  return train_sentencepiece(training);
+}
+
 void run(const Options& options) {
-  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.tokenizer);
+  check_prepare(options.prepare);  // before a model is trained in vain
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(options);
   PrepareResult result;
   double seconds = 0;
   {
@@ -56,11 +73,23 @@ void add_prepare_command(CLI::App& app) {
           "Text (a file is a document) or .jsonl (a line is one), each also .gz or .zst; folders; patterns; - for standard input")
       ->required()
       ->type_name("FILE...");
-  command
+  auto* choice = command->add_option_group("tokenizer");
+  choice
       ->add_option("--tokenizer", options->tokenizer,
                    "`bytes`, a SentencePiece model, a tokenizer.json, or a folder with one of them")
-      ->required()
       ->type_name("bytes|FILE|DIR");
+  CLI::Option* train = choice
+                           ->add_option("--train-sentencepiece", options->train_pieces,
+                                        "Train a SentencePiece model of N pieces on the inputs, and use it")
+                           ->check(CLI::PositiveNumber)
+                           ->type_name("N");
+  choice->require_option(1);
+  command
+      ->add_option("--train-megabytes", options->train_megabytes, "The most text to train it on; of more, lines chosen at random")
+      ->needs(train)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("MB");
   command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");
   command
       ->add_option("--valid-fraction", prepare.valid_fraction,

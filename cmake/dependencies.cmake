@@ -6,6 +6,7 @@ find_package(nlohmann_json 3.11 REQUIRED CONFIG)
 find_package(tomlplusplus 3 REQUIRED CONFIG)
 find_package(CLI11 2 REQUIRED CONFIG)
 pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
+find_library(SENTENCEPIECE_TRAIN sentencepiece_train REQUIRED)  # the trainer is a library of its own in the same package
 pkg_check_modules(icu REQUIRED IMPORTED_TARGET icu-i18n icu-uc)  # classes of characters, normal forms, regular expressions
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(cairo REQUIRED IMPORTED_TARGET cairo)  # the pictures of `plot`

@@ -14,8 +14,8 @@ target_include_directories(megalodon PUBLIC
 target_compile_features(megalodon PUBLIC cxx_std_20)
 # What the objects need at link time; package-config.cmake.in finds the same again where the library is used.
 target_link_libraries(megalodon PRIVATE Threads::Threads OpenMP::OpenMP_CXX DNNL::dnnl tomlplusplus::tomlplusplus
-                      PkgConfig::sentencepiece PkgConfig::icu PkgConfig::simdjson PkgConfig::xxhash PkgConfig::zlib PkgConfig::zstd
-                      PkgConfig::highway
+                      PkgConfig::sentencepiece sentencepiece_train PkgConfig::icu PkgConfig::simdjson PkgConfig::xxhash
+                      PkgConfig::zlib PkgConfig::zstd PkgConfig::highway
                       ${MEGALODON_CUDA_LIBRARIES})
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/megalodon)

@@ -245,6 +245,8 @@ std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
   return files;
 }
 
+void check_prepare(const PrepareOptions& options) { check_options(options); }
+
 PrepareResult prepare(const PrepareOptions& options, const Tokenizer& tokenizer,
                       const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
   check_options(options);

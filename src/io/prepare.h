@@ -37,6 +37,9 @@ struct PrepareResult {
 // Error(NotFound) for what stands for no file.
 std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs);
 
+// Throws what prepare() throws for the options, before anything is read or written.
+void check_prepare(const PrepareOptions& options);
+
 // Writes OUT/train, OUT/valid (when valid_fraction > 0) and the tokenizer, beside OUT first (OUT.partial) and renamed when whole;
 // the same bytes with any number of threads. Where an input's part for validation begins see TextInput. progress(done, total) in
 // bytes of the input files (compressed ones, where they are; twice those where they have to be read twice, to learn how much they

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <unordered_map>
 #include <utility>
 
@@ -150,6 +151,7 @@ std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const ModelSettin
       if (characters < 2) return nullptr;  // it would hide a character
     } else {
       if (characters == 0 || processor.IsUnused(id) || !ids.emplace(piece, id).second) return nullptr;
+      if (!std::isfinite(processor.GetScore(id))) return nullptr;
       scores.push_back(processor.GetScore(id));
     }
   }
@@ -198,9 +200,8 @@ std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const ModelSettin
 
 class SentencePieceTokenizer : public Tokenizer {
  public:
-  explicit SentencePieceTokenizer(const std::string& path)
-      : model_(read_text_file(path, kLargestModel)),
-        identity_("sentencepiece:" + checksum_to_string(xxh3_64(model_.data(), model_.size()))) {
+  SentencePieceTokenizer(std::string model, const std::string& path)
+      : model_(std::move(model)), identity_("sentencepiece:" + checksum_to_string(xxh3_64(model_.data(), model_.size()))) {
     const auto corrupt = [&](const std::string& what) {
       throw Error(ErrorKind::Corrupt, what, path, "Name a whole SentencePiece .model file");
     };
@@ -362,6 +363,12 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path) { return std::make_unique<SentencePieceTokenizer>(path); }
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path) {
+  return make_sentencepiece(read_text_file(path, kLargestModel), path);
+}
+
+std::unique_ptr<Tokenizer> make_sentencepiece(std::string model, const std::string& where) {
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), where);
+}
 
 }  // namespace megalodon

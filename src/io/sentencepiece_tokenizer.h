@@ -13,4 +13,7 @@ namespace megalodon {
 // Error(Corrupt).
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path);
 
+// The same for the bytes of such a file; `where` stands in errors.
+std::unique_ptr<Tokenizer> make_sentencepiece(std::string model, const std::string& where);
+
 }  // namespace megalodon

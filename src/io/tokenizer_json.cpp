@@ -399,9 +399,12 @@ std::unique_ptr<Tokenizer> load_tokenizer_json(const std::string& path) {
   return std::make_unique<JsonTokenizer>(read_text_file(path, kLargestFile), std::move(config), path, config_path);
 }
 
+std::unique_ptr<Tokenizer> make_tokenizer_json(std::string json, const std::string& where) {
+  return std::make_unique<JsonTokenizer>(std::move(json), std::string(), where, std::string());
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer_pair(const std::string& vocab_path, const std::string& merges_path) {
-  return std::make_unique<JsonTokenizer>(tokenizer_json_of_pair(vocab_path, merges_path), std::string(), vocab_path,
-                                         std::string());
+  return make_tokenizer_json(tokenizer_json_of_pair(vocab_path, merges_path), vocab_path);
 }
 
 }  // namespace megalodon

@@ -19,6 +19,9 @@ namespace megalodon {
 // done.
 std::unique_ptr<Tokenizer> load_tokenizer_json(const std::string& path);
 
+// The same for the bytes of such a file, without a tokenizer_config.json; `where` stands in errors.
+std::unique_ptr<Tokenizer> make_tokenizer_json(std::string json, const std::string& where);
+
 // GPT-2's pair of files, vocab.json (encoder.json) and merges.txt (vocab.bpe); saved as a tokenizer.json.
 std::unique_ptr<Tokenizer> load_tokenizer_pair(const std::string& vocab_path, const std::string& merges_path);
 

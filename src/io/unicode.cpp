@@ -11,6 +11,8 @@ namespace megalodon {
 
 namespace {
 
+constexpr std::int32_t kMostTime = 4000;  // milliseconds, by ICU's estimate, of looking for one match
+
 icu::StringPiece piece_of(std::string_view text) { return {text.data(), static_cast<std::int32_t>(text.size())}; }
 
 const icu::Normalizer2& normalizer(NormalForm form) {
@@ -112,6 +114,7 @@ void Regex::find_all(std::string_view text, std::vector<Match>& matches) const {
   const icu::UnicodeString wide = icu::UnicodeString::fromUTF8(piece_of(text));
   UErrorCode status = U_ZERO_ERROR;
   const std::unique_ptr<icu::RegexMatcher> matcher(pattern_->compiled->matcher(wide, status));
+  if (U_SUCCESS(status)) matcher->setTimeLimit(kMostTime, status);
   std::size_t byte = 0;   // of the text
   std::int32_t unit = 0;  // of `wide`, at the same place
   const auto byte_at = [&](std::int32_t target) {

@@ -50,7 +50,7 @@ class Regex {
   Regex& operator=(Regex&&) noexcept;
 
   // Appends the matches in a text of whole characters, from front to back. Several threads may call it at a time.
-  // Throws Error(InvalidArgument) for a text that the pattern takes too much memory on.
+  // Throws Error(InvalidArgument) for a text that the pattern takes too much memory or time on.
   void find_all(std::string_view text, std::vector<Match>& matches) const;
 
  private:
