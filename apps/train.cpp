@@ -90,24 +90,35 @@ class RunLock {
 // The text data of a run, opened.
 struct Data {
   // The first data set has the tokenizer, and what is validated on.
-  explicit Data(const std::vector<WeightedFolder>& sets) : tokenizer(load_tokenizer(sets.at(0).folder)) {
-    for (const WeightedFolder& set : sets) train.emplace_back(join_path(set.folder, "train"));
-    const std::string beside = join_path(sets[0].folder, "valid");
-    if (is_directory(beside)) valid.emplace(beside);
-    for (const TokenDataset* part : {&train[0], valid ? &*valid : &train[0]}) {
-      if (part->tokenizer() == tokenizer->identity()) continue;
-      throw Error(ErrorKind::Mismatch, "made by the tokenizer " + part->tokenizer() + ", beside it lies " + tokenizer->identity(),
-                  part->folder(), "Prepare the data again");
+  explicit Data(const RunConfig& config) : tokenizer(load_tokenizer(config.data.sets().at(0).folder)) {
+    const std::vector<WeightedFolder> folders = config.data.sets();
+    for (const WeightedFolder& set : folders) train.emplace_back(join_path(set.folder, "train"));
+    check(train[0]);
+    const std::string beside = join_path(folders[0].folder, "valid");
+    if (is_directory(beside)) check(valid.emplace(beside));
+    for (const NamedFolder& set : config.valid_sets()) {
+      const std::string split = join_path(set.folder, "valid");
+      check(more.emplace_back(is_directory(split) ? split : set.folder));
+      sets.push_back({set.name, &more.back()});
     }
     std::vector<DataMix::Part> parts;
-    for (std::size_t i = 0; i < sets.size(); ++i) parts.push_back({&train[i], sets[i].weight});
+    for (std::size_t i = 0; i < folders.size(); ++i) parts.push_back({&train[i], folders[i].weight});
     mix.emplace(parts);
+  }
+
+  void check(const TokenDataset& part) const {
+    if (part.tokenizer() == tokenizer->identity()) return;
+    throw Error(ErrorKind::Mismatch,
+                "made by the tokenizer " + part.tokenizer() + ", beside the text lies " + tokenizer->identity(), part.folder(),
+                "Prepare the data again");
   }
 
   std::unique_ptr<Tokenizer> tokenizer;
   std::deque<TokenDataset> train;
   std::optional<DataMix> mix;  // of `train`
   std::optional<TokenDataset> valid;
+  std::deque<TokenDataset> more;
+  std::vector<ValidationSet> sets;  // of `more`
 };
 
 // "books: 1,000" or "books (70 %): 1,000, code (30 %): 500"
@@ -171,13 +182,13 @@ class Printer : public TrainerObserver {
     all_seconds_ += r.seconds;
     data_seconds_ += r.data_seconds;
     if (r.skipped) {
-      std::cout << "step " << r.step << " skipped: loss " << r.loss << ", gradient norm " << r.grad_norm << " ("
-                << r.skipped_total << " skipped so far)\n"
+      std::cout << "step " << r.step << " skipped" << (r.outlier ? " as an outlier" : "") << ": loss " << r.loss
+                << ", gradient norm " << r.grad_norm << " (" << r.skipped_total << " skipped so far)\n"
                 << std::flush;
     }
     if (r.step % config_.train.log_every == 0 || r.step == r.steps || r.step == first_step_ + 1) print_line(r);
-    if (r.valid_loss)
-      std::cout << format("  validation    loss %.4f (perplexity %.2f)\n", *r.valid_loss, std::exp(*r.valid_loss)) << std::flush;
+    if (r.valid_loss) print_validation("validation", *r.valid_loss, r.best ? ", the best so far" : "");
+    for (const ValidationLoss& valid : r.other_valid) print_validation("  " + valid.name, valid.loss, "");
   }
 
   void on_sample(std::int64_t step, const Megalodon& model) override {
@@ -221,6 +232,10 @@ class Printer : public TrainerObserver {
   }
 
  private:
+  static void print_validation(const std::string& name, double loss, const char* rest) {
+    std::cout << format("  %-13s loss %.4f (perplexity %.2f)%s\n", name.c_str(), loss, std::exp(loss), rest) << std::flush;
+  }
+
   void print_line(const StepReport& r) {
     const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
     const double left = elapsed / static_cast<double>(r.step - first_step_) * static_cast<double>(r.steps - r.step);
@@ -297,8 +312,19 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
               << std::flush;
     return;
   }
-  std::cout << "all " << config.train.steps << " steps done";
-  if (trainer.progress().skipped > 0) std::cout << ", " << trainer.progress().skipped << " of them skipped";
+  const Progress& progress = trainer.progress();
+  if (trainer.out_of_patience()) {
+    std::cout << "stopped early at step " << progress.step << ": " << progress.stale
+              << " validations brought nothing better than " << format("%.4f", progress.best_loss) << " at step "
+              << progress.best_step;
+  } else {
+    std::cout << "all " << config.train.steps << " steps done";
+  }
+  if (progress.skipped > 0) std::cout << ", " << progress.skipped << " of them skipped";
+  if (config.train.keep_best && progress.best_step >= 0) {
+    std::cout << "\nbest: step " << progress.best_step << format(", loss %.4f, ", progress.best_loss)
+              << join_path(config.out, "checkpoints/best");
+  }
   std::cout << "\nnext:\n";
   if (data.valid) std::cout << "  megalodon eval " << config.out << " --data " << data.valid->folder() << "\n";
   std::cout << "  megalodon generate " << config.out << " --prompt \"The \" --max-tokens 200\n" << std::flush;
@@ -307,14 +333,15 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
 void run(Options& options) {
   const RunConfig config = configure(options);
   if (!options.resume) refuse_used_folder(config.out);
-  const Data data(config.data.sets());
+  const Data data(config);
   Context ctx = open_context(config.train.device, static_cast<int>(config.train.threads));
   print_header(config, data, ctx);
-  Trainer trainer(ctx, config, *data.mix, data.valid ? &*data.valid : nullptr, *data.tokenizer);
+  Trainer trainer(ctx, config, *data.mix, data.valid ? &*data.valid : nullptr, *data.tokenizer, data.sets);
 
   create_directories(config.out);
   const RunLock lock(config.out);
   if (options.resume) resume(trainer, config.out);
+  if (trainer.progress().step == 0 && !config.train.init.empty()) trainer.start_from(config.train.init);
   write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));
   Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
   catch_signals();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -101,6 +102,12 @@ Json data_json(const DataMix& data) {
   return json;
 }
 
+Json stats_json(const RunningStats& stats) {
+  return {{"count", stats.count}, {"mean", stats.mean}, {"variance", stats.variance}};
+}
+
+RunningStats stats_of(const Json& json) { return {json.at("count"), json.at("mean"), json.at("variance")}; }
+
 Json trainer_json(const CheckpointView& view) {
   const Progress& progress = view.progress;
   Json run = Json::object();
@@ -111,6 +118,11 @@ Json trainer_json(const CheckpointView& view) {
           {"skipped", progress.skipped},
           {"bad_in_a_row", progress.bad_in_a_row},
           {"batches", progress.batches},
+          {"best_step", progress.best_step},
+          {"best_loss", progress.best_loss},
+          {"stale", progress.stale},
+          {"losses", stats_json(progress.losses)},
+          {"norms", stats_json(progress.norms)},
           {"data", data_json(view.dataset)},
           {"threads", view.threads},
           {"run", run}};
@@ -144,7 +156,7 @@ bool is_fixed(const std::string& key) {
 // Whether another value changes what is computed from here on.
 bool is_worth_a_note(const std::string& key) {
   return key.starts_with("optim.") || key == "train.steps" || key == "data.path" || key == "data.mix" || key == "train.freeze" ||
-         key == "train.ema";
+         key == "train.ema" || key.starts_with("train.skip_");
 }
 
 std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where) {
@@ -200,16 +212,30 @@ void clean_checkpoints(const std::string& run) {
   }
 }
 
-void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep) {
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best) {
   std::vector<std::int64_t> steps = list_checkpoints(run);
   std::erase_if(steps, [&](std::int64_t other) { return other > step; });
   const auto count = static_cast<std::int64_t>(steps.size());
-  for (std::int64_t i = 0; keep > 0 && i < count - keep; ++i) remove_checkpoint(run, steps[static_cast<std::size_t>(i)]);
+  for (std::int64_t i = 0; keep > 0 && i < count - keep; ++i) {
+    const std::int64_t old = steps[static_cast<std::size_t>(i)];
+    if (old != best) remove_checkpoint(run, old);
+  }
+}
+
+void mark_best_checkpoint(const std::string& run, std::int64_t step) {
+  const std::string link = join_path(checkpoints_of(run), "best");
+  const std::string fresh = join_path(checkpoints_of(run), ".best");
+  remove_all(fresh);
+  std::error_code failure;
+  std::filesystem::create_symlink(name_of(step), fresh, failure);
+  if (!failure) std::filesystem::rename(fresh, link, failure);
+  if (failure) throw Error(ErrorKind::Io, "cannot be made a link to the best checkpoint: " + failure.message(), link);
 }
 
 CheckpointContent checkpoint_content(const CheckpointView& view, const std::function<Tensor(const Tensor&)>& on_host) {
   CheckpointContent content;
   content.step = view.progress.step;
+  if (view.config.train.keep_best) content.best = view.progress.best_step;
   content.texts = {{kConfigFile, config_to_json(view.model.config())}, {kTrainerFile, trainer_json(view).dump(2) + "\n"}};
   for (const Flat& flat : flats_of(view)) {
     if (content.tensors.empty() || content.tensors.back().name != flat.file) content.tensors.push_back({flat.file, {}});
@@ -287,10 +313,22 @@ std::vector<std::string> load_checkpoint(const std::string& folder, const Checkp
     if (json.at("format") != kFormat) {
       throw Error(ErrorKind::Unsupported, "a checkpoint of the unknown format " + json.at("format").dump(), path);
     }
-    progress = {json.at("step"), json.at("updates"), json.at("skipped"), json.at("bad_in_a_row"), json.at("batches")};
+    progress.step = json.at("step");
+    progress.updates = json.at("updates");
+    progress.skipped = json.at("skipped");
+    progress.bad_in_a_row = json.at("bad_in_a_row");
+    progress.batches = json.at("batches");
+    if (json.contains("best_step")) {  // an older checkpoint knows none of it
+      progress.best_step = json.at("best_step");
+      progress.best_loss = json.at("best_loss");
+      progress.stale = json.at("stale");
+      progress.losses = stats_of(json.at("losses"));
+      progress.norms = stats_of(json.at("norms"));
+    }
     return compare_runs(json, view, folder);
   });
-  for (const std::int64_t count : {progress.step, progress.updates, progress.skipped, progress.bad_in_a_row, progress.batches}) {
+  for (const std::int64_t count : {progress.step, progress.updates, progress.skipped, progress.bad_in_a_row, progress.batches,
+                                   progress.stale, progress.losses.count, progress.norms.count}) {
     if (count < 0) throw Error(ErrorKind::Corrupt, "a negative counter", path);
   }
   const AcceleratorPtr& accelerator = view.model.accelerator();

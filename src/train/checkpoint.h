@@ -22,6 +22,7 @@
 #include "model/state.h"
 #include "train/data_mix.h"
 #include "train/run_config.h"
+#include "train/running_stats.h"
 
 namespace megalodon {
 
@@ -29,9 +30,13 @@ namespace megalodon {
 struct Progress {
   std::int64_t step = 0;          // steps done, skipped ones too; what the schedule counts
   std::int64_t updates = 0;       // steps that changed the parameters; what AdamW counts
-  std::int64_t skipped = 0;       // steps that did not, for a loss or gradient that was not finite
+  std::int64_t skipped = 0;       // steps that did not, for a loss or gradient that was not finite or an outlier
   std::int64_t bad_in_a_row = 0;  // skipped steps since the last update
   std::int64_t batches = 0;       // position of the loader; tells dropout masks apart
+  std::int64_t best_step = -1;    // where the validation loss was least; -1: there was none yet
+  double best_loss = 0;           // what it was there
+  std::int64_t stale = 0;         // validations since then
+  RunningStats losses, norms;     // of the steps that changed the parameters
 };
 
 // What is saved and restored, where it lies in the trainer.
@@ -55,6 +60,7 @@ struct CheckpointContent {
   };
 
   std::int64_t step = 0;
+  std::int64_t best = -1;                                  // the step whose checkpoint stays as the best; -1: none does
   std::vector<std::pair<std::string, std::string>> texts;  // file name and content
   std::vector<TensorFile> tensors;
 };
@@ -72,8 +78,10 @@ std::string checkpoint_folder(const std::string& run, std::int64_t step);
 std::vector<std::int64_t> list_checkpoints(const std::string& run);
 // Removes what saves and removals that were cut off left behind.
 void clean_checkpoints(const std::string& run);
-// Removes all but the newest `keep` of the checkpoints up to `step`; 0 keeps all.
-void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep);
+// Removes all but the newest `keep` of the checkpoints up to `step`, and the one of step `best`; 0 keeps all.
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best = -1);
+// Makes RUN/checkpoints/best a link to the checkpoint of that step. Throws Error(Io).
+void mark_best_checkpoint(const std::string& run, std::int64_t step);
 
 // Returns the folder. Throws Error(Io), for a full disk too; then nothing is left of the new checkpoint and the others are whole.
 std::string save_checkpoint(const std::string& run, const CheckpointContent& content, const Tokenizer& tokenizer);

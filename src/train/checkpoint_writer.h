@@ -27,8 +27,9 @@ class CheckpointWriter {
   // Host memory of the copy: `flats` arrays of `parameters` elements, and `state` bytes of carried state.
   static std::size_t copy_bytes(int flats, std::int64_t parameters, std::size_t state);
 
-  // Saves to `run` and prunes to the newest `keep`. copy_bytes 0: no copy, save() returns when all is done; only where the host
-  // can read what is saved. `beside`: write on a thread of its own. The tokenizer must outlive this. Throws Error(OutOfMemory).
+  // Saves to `run` and prunes to the newest `keep` and the best. copy_bytes 0: no copy, save() returns when all is done; only
+  // where the host can read what is saved. `beside`: write on a thread of its own. The tokenizer must outlive this. Throws
+  // Error(OutOfMemory).
   CheckpointWriter(const std::string& run, std::int64_t keep, const Tokenizer& tokenizer, std::size_t copy_bytes, bool beside);
   // Waits for the save that is going on.
   ~CheckpointWriter() = default;

@@ -30,7 +30,9 @@ void MetricsLog::append(const StepReport& report) {
   json["data_seconds"] = report.data_seconds;
   if (!report.epochs.empty()) json["epochs"] = report.epochs;
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;
+  for (const ValidationLoss& valid : report.other_valid) json["other_valid"][valid.name] = valid.loss;
   if (report.skipped) json["skipped"] = true;
+  if (report.outlier) json["outlier"] = true;
   file_.write(json.dump() + "\n");
 }
 

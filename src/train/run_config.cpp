@@ -119,11 +119,15 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.device", &c.train.device, "cpu or cuda: where to compute"},
       {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
       {"train.recompute", &c.train.recompute, "none, selective or block: what backward computes again instead of keeping it"},
+      {"train.init", &c.train.init, "Model folder to take the parameters from instead of drawing them"},
       {"train.freeze", &c.train.freeze, "Patterns of the names of parameters that are not trained"},
       {"train.ema", &c.train.ema, "Decay of a running average of the parameters, saved beside them, as 0.999; 0: none"},
       {"train.validate_ema", &c.train.validate_ema, "Validate that average instead of the parameters"},
       {"train.log_every", &c.train.log_every, "Steps between printed lines"},
       {"train.validate_every", &c.train.validate_every, "Steps between validations; 0: never"},
+      {"train.valid", &c.train.valid, "More sets to validate on: NAME=FOLDER that prepare wrote; a list (a=x,b=y as a flag)"},
+      {"train.patience", &c.train.patience, "Validations in a row without a better loss that end the run; 0: it goes on"},
+      {"train.keep_best", &c.train.keep_best, "Save where validation is the best so far; that one stays, as checkpoints/best"},
       {"train.validate_tokens", &c.train.validate_tokens, "About how many tokens to validate on; 0: all"},
       {"train.sample_every", &c.train.sample_every, "Steps between sample texts; 0: never"},
       {"train.sample_prompt", &c.train.sample_prompt, "Text that the samples go on from"},
@@ -132,6 +136,9 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.keep", &c.train.keep, "Checkpoints that stay; 0: all"},
       {"train.async_checkpoint", &c.train.async_checkpoint,
        "Go on training while a checkpoint is written, from a copy in memory"},
+      {"train.skip_zscore", &c.train.skip_zscore,
+       "Skip a step whose loss or gradient norm lies so many standard deviations above the running mean; 0: never"},
+      {"train.skip_window", &c.train.skip_window, "Steps that this mean is over, and that pass before it is asked"},
       {"train.max_bad_steps", &c.train.max_bad_steps, "Skipped steps in a row that end the run"},
   };
 }
@@ -388,6 +395,20 @@ std::vector<WeightedFolder> DataConfig::sets() const {
   return sets;
 }
 
+std::vector<NamedFolder> RunConfig::valid_sets() const {
+  std::vector<NamedFolder> sets;
+  for (const std::string& item : train.valid) {
+    const std::size_t at = item.find('=');
+    const std::string name = item.substr(0, at);
+    check(at != std::string::npos && at > 0 && at + 1 < item.size(), "train.valid", "\"" + item + "\"", "as NAME=FOLDER");
+    const auto same = [&](const NamedFolder& set) { return set.name == name; };
+    check(name != "valid" && std::none_of(sets.begin(), sets.end(), same), "train.valid", "\"" + item + "\"",
+          "of a name that no other set has");
+    sets.push_back({name, item.substr(at + 1)});
+  }
+  return sets;
+}
+
 void RunConfig::validate() const {
   constexpr double kInfinity = HUGE_VAL;
   model.validate();
@@ -434,6 +455,14 @@ void RunConfig::validate() const {
   check(!train.validate_ema || train.ema > 0, "train.validate_ema", "true", "false where train.ema is 0");
   check_count(train.log_every, 1, "train.log_every", "at least 1");
   check_count(train.validate_every, 0, "train.validate_every", "at least 0");
+  valid_sets();
+  const bool validates = train.validate_every > 0;
+  check(validates || train.valid.empty(), "train.valid", "a list", "empty where train.validate_every is 0");
+  check_count(train.patience, 0, "train.patience", "at least 0");
+  check(validates || train.patience == 0, "train.patience", std::to_string(train.patience), "0 where train.validate_every is 0");
+  check(validates || !train.keep_best, "train.keep_best", "true", "false where train.validate_every is 0");
+  check_range(train.skip_zscore, 0, kInfinity, "train.skip_zscore", "at least 0");
+  check_count(train.skip_window, 2, "train.skip_window", "at least 2");
   check_count(train.validate_tokens, 0, "train.validate_tokens", "at least 0");
   check_count(train.sample_every, 0, "train.sample_every", "at least 0");
   check_count(train.sample_tokens, 1, "train.sample_tokens", "at least 1");

@@ -72,9 +72,13 @@ struct TrainConfig {
   Recompute recompute = Recompute::None;
   std::vector<std::string> freeze;  // patterns (train/stretches.h) of the parameters that stay as they are
   double ema = 0;             // decay of a running average of the parameters, after t updates at most (1 + t) / (10 + t); 0: none
+  std::string init;           // a model folder to take the parameters from; empty: drawn from the seed
   bool validate_ema = false;  // validate the average instead of the parameters
   std::int64_t log_every = 1;
   std::int64_t validate_every = 0;
+  std::vector<std::string> valid;    // more sets to validate on, each NAME=FOLDER; the loss that counts is the first set's
+  std::int64_t patience = 0;         // validations in a row without a better loss that end the run; 0: it goes on
+  bool keep_best = false;            // save where the validation loss is the best so far, and keep that checkpoint
   std::int64_t validate_tokens = 0;  // at most about so many; 0 means the whole valid split
   std::int64_t sample_every = 0;
   std::string sample_prompt = "The ";
@@ -82,7 +86,14 @@ struct TrainConfig {
   std::int64_t checkpoint_every = 0;  // besides the one at the end
   std::int64_t keep = 2;              // checkpoints that stay; 0 keeps all
   bool async_checkpoint = true;       // training goes on while one is written
+  double skip_zscore = 0;             // steps whose loss or norm lies so many deviations above its mean are skipped; 0: none
+  std::int64_t skip_window = 100;     // about how many steps that mean is over, and how many pass before it is asked
   std::int64_t max_bad_steps = 10;    // skipped steps in a row that end the run
+};
+
+struct NamedFolder {
+  std::string name;
+  std::string folder;
 };
 
 struct RunConfig {
@@ -95,6 +106,7 @@ struct RunConfig {
   // Throws Error(InvalidArgument) naming the key, its value and what it must be.
   void validate() const;
   Schedule schedule() const;
+  std::vector<NamedFolder> valid_sets() const;  // train.valid, taken apart
 };
 
 struct RunKey {

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
+#include "io/file.h"
+#include "io/safetensors.h"
 #include "megalodon/error.h"
+#include "model/model_folder.h"
 
 namespace megalodon {
 
@@ -81,7 +85,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
 }
 
 Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid,
-                 const Tokenizer& tokenizer)
+                 const Tokenizer& tokenizer, const std::vector<ValidationSet>& more_valid)
     : ctx_(ctx),
       config_(checked(config, train)),
       data_(train),
@@ -106,13 +110,32 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, co
   }
   if (config_.data.mode == DataMode::Carry) state_.emplace(config_.model, config_.data.batch, model_.dtype(), ctx.accelerator());
   if (config_.train.validate_every == 0) return;
-  if (!valid) {
+  std::vector<ValidationSet> sets;
+  if (valid) sets.push_back({"valid", valid});
+  sets.insert(sets.end(), more_valid.begin(), more_valid.end());
+  if (sets.empty()) {
     throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
-                "Prepare the data with --valid-fraction, or set train.validate_every = 0");
+                "Prepare the data with --valid-fraction, name a set with train.valid, or set train.validate_every = 0");
   }
-  checked(config_, *valid);
-  validator_ = std::make_unique<Validator>(ctx, config_.train.validate_ema ? *average_ : model_, *valid, config_.data,
+  for (const ValidationSet& set : sets) checked(config_, *set.dataset);
+  validator_ = std::make_unique<Validator>(ctx, config_.train.validate_ema ? *average_ : model_, sets, config_.data,
                                            config_.train.validate_tokens);
+}
+
+void Trainer::start_from(const std::string& folder) {
+  RunConfig other = config_;
+  other.model = load_config(folder);
+  const auto theirs = run_config_values(other);
+  const auto ours = run_config_values(config_);
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    const auto& [key, value] = ours[i];
+    if (value == theirs[i].second || key.find("drop") != std::string::npos) continue;
+    const auto shown = [](const std::string& text) { return text.empty() ? std::string("absent") : text; };
+    throw Error(ErrorKind::Mismatch, "the model has " + key + " = " + shown(theirs[i].second) + ", this run " + shown(value),
+                folder, "Give [model] as in its config.json, or another train.init");
+  }
+  read_parameters(model_, SafetensorsFile(join_path(folder, model_file(/*average=*/false))), "");
+  if (average_) ctx_.copy(model_.flat(), average_->flat());
 }
 
 CheckpointView Trainer::view() {
@@ -132,6 +155,9 @@ std::vector<std::string> Trainer::resume(const std::string& folder) {
   loader_.seek(progress_.batches);
   last_checkpoint_ = folder;
   last_saved_step_ = progress_.step;
+  if (config_.train.keep_best && is_directory(checkpoint_folder(config_.out, progress_.best_step))) {
+    mark_best_checkpoint(config_.out, progress_.best_step);
+  }
   return notes;
 }
 
@@ -170,20 +196,32 @@ StepReport Trainer::step() {
   }
   report.loss = sum / static_cast<double>(report.tokens);
   const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
-  const UpdateOptions options{.clip = config_.optim.clip, .average_decay = average_decay(config_.train.ema, progress_.updates)};
-  report.grad_norm = update_.step(adamw, progress_.updates + 1, options, report.loss, model_, gradients_, m_, v_,
-                                  average_ ? average_->flat() : Tensor());
-  report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
+  const double z = config_.train.skip_zscore;
+  const auto limit = [&](const RunningStats& stats) {
+    return z > 0 ? stats.limit(z, config_.train.skip_window) : std::numeric_limits<double>::infinity();
+  };
+  const double norm_limit = limit(progress_.norms);
+  report.outlier = report.loss > limit(progress_.losses);
+  const UpdateOptions options{config_.optim.clip, norm_limit, average_decay(config_.train.ema, progress_.updates)};
+  // Whether the norm keeps its limit is seen where it is computed; a loss that does not is shown there as one that is not finite.
+  report.grad_norm = update_.step(adamw, progress_.updates + 1, options, report.outlier ? std::nan("") : report.loss, model_,
+                                  gradients_, m_, v_, average_ ? average_->flat() : Tensor());
+  const bool finite = std::isfinite(report.loss) && std::isfinite(report.grad_norm);
+  report.outlier = finite && (report.outlier || report.grad_norm > norm_limit);
+  report.skipped = !finite || report.outlier;
 
   progress_.batches = loader_.position();
   ++progress_.step;
   if (report.skipped) {
     ++progress_.skipped;
     ++progress_.bad_in_a_row;
-    if (state_) state_->reset();  // it may hold what was not finite, and would pass it on to every step that follows
+    // What was not finite may be in the state too, and would be passed on to every step that follows.
+    if (state_ && !finite) state_->reset();
   } else {
     ++progress_.updates;
     progress_.bad_in_a_row = 0;
+    progress_.losses.add(report.loss, config_.train.skip_window);
+    progress_.norms.add(report.grad_norm, config_.train.skip_window);
   }
   report.step = progress_.step;
   report.skipped_total = progress_.skipped;
@@ -194,17 +232,35 @@ StepReport Trainer::step() {
   return report;
 }
 
-double Trainer::validate() {
+std::vector<ValidationLoss> Trainer::validate() {
   if (!validator_) throw Error(ErrorKind::InvalidArgument, "train.validate_every is 0: nothing was planned for validation");
   if (config_.train.validate_ema) average_->round_matrices();
-  return validator_->mean_loss();
+  return validator_->mean_losses();
 }
+
+void Trainer::note_validation(StepReport& report) {
+  std::vector<ValidationLoss> losses = validate();
+  const double loss = losses.front().loss;
+  report.valid_loss = loss;
+  report.other_valid.assign(losses.begin() + 1, losses.end());
+  report.best = std::isfinite(loss) && (progress_.best_step < 0 || loss < progress_.best_loss);
+  if (report.best) {
+    progress_.best_step = report.step;
+    progress_.best_loss = loss;
+    progress_.stale = 0;
+  } else {
+    ++progress_.stale;
+  }
+}
+
+bool Trainer::out_of_patience() const noexcept { return config_.train.patience > 0 && progress_.stale >= config_.train.patience; }
 
 void Trainer::check_bad_steps() const {
   if (progress_.bad_in_a_row < config_.train.max_bad_steps) return;
   throw Error(
       ErrorKind::NotFinite,
-      "the loss or the gradient was not finite in " + std::to_string(progress_.bad_in_a_row) + " steps in a row",
+      std::string("the loss or the gradient was not finite") + (config_.train.skip_zscore > 0 ? " or an outlier" : "") + " in " +
+          std::to_string(progress_.bad_in_a_row) + " steps in a row",
       "step " + std::to_string(progress_.step),
       (last_checkpoint_.empty() ? std::string("There is no checkpoint yet") : "The last checkpoint is " + last_checkpoint_) +
           ". Try a smaller optim.lr or a longer optim.warmup");
@@ -226,23 +282,24 @@ void Trainer::collect_save(TrainerObserver& observer, bool wait) {
 
 bool Trainer::run(TrainerObserver& observer, const std::function<bool()>& stop, const std::function<bool()>& save_now) {
   const TrainConfig& train = config_.train;
-  while (progress_.step < train.steps && !stop()) {
+  while (progress_.step < train.steps && !out_of_patience() && !stop()) {
     StepReport report = step();
     const bool last = report.step == train.steps;
-    if (validator_ && (last || due(report.step, train.validate_every))) report.valid_loss = validate();
+    if (validator_ && (last || due(report.step, train.validate_every))) note_validation(report);
     observer.on_step(report);
     collect_save(observer, /*wait=*/progress_.bad_in_a_row >= train.max_bad_steps);
     check_bad_steps();
     if (train.sample_every > 0 && (last || due(report.step, train.sample_every))) observer.on_sample(report.step, model_);
     const bool asked = save_now && save_now();
-    if (!last && (asked || due(report.step, train.checkpoint_every))) begin_save(observer);
+    const bool wanted = asked || due(report.step, train.checkpoint_every) || (train.keep_best && report.best);
+    if (!last && wanted) begin_save(observer);
   }
   collect_save(observer, /*wait=*/true);
   if (progress_.step > 0 && last_saved_step_ != progress_.step) {
     observer.before_checkpoint();
     observer.on_checkpoint(progress_.step, save());
   }
-  return progress_.step >= train.steps;
+  return progress_.step >= train.steps || out_of_patience();
 }
 
 }  // namespace megalodon

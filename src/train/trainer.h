@@ -52,9 +52,12 @@ struct StepReport {
   double data_seconds = 0;     // of them, spent waiting for batches
   double epoch = 0;            // passes over the data; of a mix over its first set
   std::vector<double> epochs;  // of a mix: over each set
-  bool skipped = false;        // the loss or the norm was not finite: parameters and moments are as they were
+  bool skipped = false;        // the loss or the norm was not finite or an outlier: parameters and moments are as they were
+  bool outlier = false;        // skipped though finite
   std::int64_t skipped_total = 0;
-  std::optional<double> valid_loss;  // where this step was followed by a validation
+  std::optional<double> valid_loss;         // where this step was followed by a validation: of the first set
+  std::vector<ValidationLoss> other_valid;  // of the others
+  bool best = false;                        // that loss is the least so far
 };
 
 // What a run tells while it goes on. Each is called between steps; an exception ends the run.
@@ -71,28 +74,36 @@ class TrainerObserver {
 
 class Trainer {
  public:
-  // Initializes the parameters from train.seed. train may be one data set. valid may be null when train.validate_every is 0. ctx,
-  // the data sets and the tokenizer must outlive this. Throws Error(InvalidArgument) for the configuration or too little text,
-  // Error(Mismatch) for data whose vocabulary the model does not hold, Error(OutOfMemory).
-  Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid, const Tokenizer& tokenizer);
+  // Initializes the parameters from train.seed. train may be one data set. valid, the split beside `train`, and more_valid, the
+  // sets of train.valid, are read where train.validate_every is not 0; then there must be one. ctx, the data sets and the
+  // tokenizer must outlive this. Throws Error(InvalidArgument) for the configuration or too little text, Error(Mismatch) for data
+  // whose vocabulary the model does not hold, Error(OutOfMemory).
+  Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid, const Tokenizer& tokenizer,
+          const std::vector<ValidationSet>& more_valid = {});
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
+  // Takes the parameters of a model folder instead; the rest is as at the start. Throws Error(Mismatch) naming the first key of
+  // [model] that differs (dropout may), and what load_config and read_parameters throw.
+  void start_from(const std::string& folder);
   // Goes on from a checkpoint; throws and returns as load_checkpoint does.
   std::vector<std::string> resume(const std::string& folder);
   // Saves to config.out, prunes and waits for both. Returns the folder. Throws Error(Io).
   std::string save();
 
-  // One step. A loss or gradient that is not finite leaves parameters and moments as they were, and empties the carried state.
+  // One step. A loss or gradient that is not finite leaves parameters and moments as they were, and empties the carried state;
+  // one that is an outlier (train.skip_zscore) leaves parameters and moments as they were.
   StepReport step();
-  // Mean nats per token of the valid split. Throws Error(InvalidArgument) where there is none.
-  double validate();
-  // Steps, validations, samples and checkpoints up to train.steps or until stop() is true; ends with a checkpoint. stop() and
-  // save_now(), which asks for a checkpoint besides, are asked between steps. A checkpoint that fails on the way is told, the
-  // last one throws. Returns whether all steps are done. Throws what the above throw, and Error(NotFinite) naming the last
-  // checkpoint after train.max_bad_steps skipped steps in a row.
+  // Mean nats per token of each set. Throws Error(InvalidArgument) where there is none.
+  std::vector<ValidationLoss> validate();
+  // Steps, validations, samples and checkpoints up to train.steps, until train.patience is at its end or until stop() is true;
+  // ends with a checkpoint. stop() and save_now(), which asks for a checkpoint besides, are asked between steps. A checkpoint
+  // that fails on the way is told, the last one throws. Returns whether the run is done. Throws what the above throw, and
+  // Error(NotFinite) naming the last checkpoint after train.max_bad_steps skipped steps in a row.
   bool run(TrainerObserver& observer, const std::function<bool()>& stop, const std::function<bool()>& save_now = {});
 
+  // Whether train.patience validations brought nothing better.
+  bool out_of_patience() const noexcept;
   const Progress& progress() const noexcept { return progress_; }
   const Megalodon& model() const noexcept { return model_; }
   const Megalodon* average() const noexcept { return average_ ? &*average_ : nullptr; }  // of the parameters; null without
@@ -106,6 +117,7 @@ class Trainer {
   void collect_save(TrainerObserver& observer, bool wait);
   void note(const SavedCheckpoint& saved);
   void check_bad_steps() const;
+  void note_validation(StepReport& report);
 
   Context& ctx_;
   RunConfig config_;

@@ -25,16 +25,28 @@ std::int64_t choose(std::int64_t windows, std::int64_t rows, std::int64_t length
   return windows;
 }
 
+std::int64_t most_rows(const auto& sets) {
+  std::int64_t most = 0;
+  for (const auto& set : sets) most = std::max(most, set.rows);
+  return most;
+}
+
 }  // namespace
 
-Validator::Validator(Context& ctx, const Megalodon& model, const TokenDataset& dataset, const DataConfig& config,
+Validator::Validator(Context& ctx, const Megalodon& model, const std::vector<ValidationSet>& sets, const DataConfig& config,
                      std::int64_t max_tokens)
-    : dataset_(dataset),
-      mode_(config.mode),
+    : mode_(config.mode),
       length_(config.length),
-      windows_(windows_of(dataset, config.length)),
-      rows_(std::min(config.batch, windows_)),
-      chosen_(choose(windows_, rows_, length_, max_tokens, mode_)),
+      sets_([&] {
+        std::vector<Set> all;
+        for (const ValidationSet& set : sets) {
+          const std::int64_t windows = windows_of(*set.dataset, config.length);
+          const std::int64_t rows = std::min(config.batch, windows);
+          all.push_back({set.name, set.dataset, windows, rows, choose(windows, rows, config.length, max_tokens, config.mode)});
+        }
+        return all;
+      }()),
+      rows_(most_rows(sets_)),
       inference_(ctx, model, rows_, length_),
       state_(model.config(), rows_, model.dtype(), ctx.accelerator()),
       window_(static_cast<std::size_t>(length_ + 1)),
@@ -42,28 +54,37 @@ Validator::Validator(Context& ctx, const Megalodon& model, const TokenDataset& d
       targets_(tokens_.size()),
       losses_(tokens_.size()) {}
 
-double Validator::mean_loss() {
+std::vector<ValidationLoss> Validator::mean_losses() {
+  std::vector<ValidationLoss> losses;
+  for (const Set& set : sets_) losses.push_back({set.name, mean_loss(set)});
+  return losses;
+}
+
+double Validator::mean_loss(const Set& set) {
   const Shape shape{rows_, length_};
-  const std::int64_t per_stream = windows_ / rows_;
+  const std::int64_t per_stream = set.windows / set.rows;
   double sum = 0;
   state_.reset();
-  for (std::int64_t first = 0; first < chosen_; first += rows_) {
+  for (std::int64_t first = 0; first < set.chosen; first += set.rows) {
     for (std::int64_t row = 0; row < rows_; ++row) {
-      const std::int64_t nth = std::min(first + row, chosen_ - 1);
-      const std::int64_t window = mode_ == DataMode::Carry ? row * per_stream + first / rows_ : nth * windows_ / chosen_;
-      dataset_.read(window * length_, length_ + 1, window_.data());
+      const bool counts = row < set.rows && first + row < set.chosen;
+      const std::int64_t nth = counts ? first + row : set.chosen - 1;
+      const std::int64_t stream = std::min(row, set.rows - 1);
+      const std::int64_t window =
+          mode_ == DataMode::Carry ? stream * per_stream + first / set.rows : nth * set.windows / set.chosen;
+      set.dataset->read(window * length_, length_ + 1, window_.data());
       std::copy_n(window_.data(), length_, tokens_.data() + row * length_);
-      if (first + row < chosen_) {
+      if (counts) {
         std::copy_n(window_.data() + 1, length_, targets_.data() + row * length_);
       } else {
-        std::fill_n(targets_.data() + row * length_, length_, -1);  // the last batch may have rows to spare: they do not count
+        std::fill_n(targets_.data() + row * length_, length_, -1);
       }
     }
     if (mode_ == DataMode::Fresh) state_.reset();
     inference_.losses(Tensor(tokens_.data(), shape), Tensor(targets_.data(), shape), state_, Tensor(losses_.data(), shape));
     for (const float loss : losses_) sum += static_cast<double>(loss);
   }
-  return sum / static_cast<double>(chosen_ * length_);
+  return sum / static_cast<double>(set.chosen * length_);
 }
 
 }  // namespace megalodon

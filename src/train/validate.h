@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "io/shards.h"
@@ -10,25 +11,44 @@
 
 namespace megalodon {
 
-// fresh: windows spread evenly over the split, each read from an empty state. carry: as many streams as a batch has rows (or as
-// the split has windows, if fewer), each read from its beginning with the state carried. The same windows every time.
+struct ValidationSet {
+  std::string name;
+  const TokenDataset* dataset;
+};
+
+struct ValidationLoss {
+  std::string name;
+  double loss;  // the mean, in nats per token
+};
+
+// Sets that are read one after the other, in the same memory. fresh: windows spread evenly over the set, each read from an empty
+// state. carry: as many streams as a batch has rows (or as the set has windows, if fewer), each read from its beginning with the
+// state carried. The same windows every time.
 class Validator {
  public:
-  // max_tokens  about how many tokens to read; 0: all but the few at the end that fill no window of every row
-  // Plans and allocates. ctx, model and dataset must outlive this. Throws Error(InvalidArgument) for a split shorter than a
-  // window, Error(OutOfMemory).
-  Validator(Context& ctx, const Megalodon& model, const TokenDataset& dataset, const DataConfig& config, std::int64_t max_tokens);
+  // max_tokens  about how many tokens of each to read; 0: all but the few at the end that fill no window of every row
+  // Plans and allocates. ctx, model and data sets must outlive this; there is at least one. Throws Error(InvalidArgument) for a
+  // set shorter than a window, Error(OutOfMemory).
+  Validator(Context& ctx, const Megalodon& model, const std::vector<ValidationSet>& sets, const DataConfig& config,
+            std::int64_t max_tokens);
 
-  // The mean of the losses, in nats per token.
-  double mean_loss();
+  // Of each set, in their order.
+  std::vector<ValidationLoss> mean_losses();
 
  private:
-  const TokenDataset& dataset_;
+  struct Set {
+    std::string name;
+    const TokenDataset* dataset;
+    std::int64_t windows;  // in the set
+    std::int64_t rows;     // of a batch; the rest of its rows are idle
+    std::int64_t chosen;   // windows that are read
+  };
+  double mean_loss(const Set& set);
+
   DataMode mode_;
   std::int64_t length_;
-  std::int64_t windows_;  // in the split
-  std::int64_t rows_;     // of a batch
-  std::int64_t chosen_;   // windows that are read
+  std::vector<Set> sets_;
+  std::int64_t rows_;  // the most of a set
   Inference inference_;
   ModelState state_;
   std::vector<std::int32_t> window_, tokens_, targets_;  // [L + 1], [rows, L], [rows, L]

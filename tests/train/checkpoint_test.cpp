@@ -94,6 +94,45 @@ TEST_F(CheckpointTest, IsAModelFolder) {
   EXPECT_EQ(load_tokenizer(folder)->identity(), "bytes");
 }
 
+// Every step past the third is an outlier or not by a hair's breadth: with other statistics other steps would be skipped.
+TEST_F(CheckpointTest, OutliersAndTheBestGoOnWithTheSameBits) {
+  RunConfig c = config(DataMode::Fresh, "straight");
+  c.optim.lr = 3e-2;
+  c.optim.warmup = 0;
+  c.train.steps = 30;
+  c.train.skip_zscore = 0.7;
+  c.train.skip_window = 3;
+  c.train.max_bad_steps = 100;
+  c.train.validate_every = 3;
+  c.train.keep_best = true;
+  const auto whole = trainer(c);
+  test::Recorder straight;
+  whole->run(straight, [] { return false; });
+  EXPECT_GT(whole->progress().skipped, 2);
+  EXPECT_LT(whole->progress().skipped, 27);
+
+  c.out += "_in_pieces";
+  test::Recorder pieces;
+  for (const std::size_t until : {7U, 8U, 19U, 30U}) {
+    const auto t = trainer(c);
+    if (const auto found = find_checkpoint(c.out); !found.folder.empty()) t->resume(found.folder);
+    t->run(pieces, [&] { return pieces.reports.size() == until; });
+    if (until == 30) {
+      EXPECT_EQ(values(t->model().flat()), values(whole->model().flat()));
+      EXPECT_EQ(t->progress().best_step, whole->progress().best_step);
+      EXPECT_EQ(t->progress().best_loss, whole->progress().best_loss);
+      EXPECT_EQ(t->progress().stale, whole->progress().stale);
+      EXPECT_EQ(t->progress().losses, whole->progress().losses);
+    }
+  }
+  ASSERT_EQ(pieces.reports.size(), straight.reports.size());
+  for (std::size_t i = 0; i < straight.reports.size(); ++i) {
+    EXPECT_EQ(pieces.reports[i].loss, straight.reports[i].loss) << i;
+    EXPECT_EQ(pieces.reports[i].outlier, straight.reports[i].outlier) << i;
+    EXPECT_EQ(pieces.reports[i].best, straight.reports[i].best) << i;
+  }
+}
+
 TEST_F(CheckpointTest, HoldsTheAverageAndCanBeginOne) {
   RunConfig c = config();
   c.train.ema = 0.9;

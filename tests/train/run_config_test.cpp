@@ -171,6 +171,22 @@ TEST_F(RunConfigTest, ReadsLists) {
   EXPECT_THAT(refusal("[optim]\nno_decay = [1]\n"), HasSubstr("optim.no_decay must be a list of strings, not an array"));
 }
 
+TEST_F(RunConfigTest, NamesSetsToValidateOn) {
+  const RunConfig config = load_run_config(write("[train]\nvalidate_every = 5\nvalid = [\"novels=data/novels\", \"b=x=y\"]\n"));
+  const auto sets = config.valid_sets();
+  ASSERT_EQ(sets.size(), 2U);
+  EXPECT_EQ(sets[0].name, "novels");
+  EXPECT_EQ(sets[0].folder, "data/novels");
+  EXPECT_EQ(sets[1].folder, "x=y");
+  const std::string head = "[train]\nvalidate_every = 5\n";
+  EXPECT_THAT(refusal(head + "valid = [\"novels\"]\n"), HasSubstr("train.valid = \"novels\" must be as NAME=FOLDER"));
+  EXPECT_THAT(refusal(head + "valid = [\"=x\"]\n"), HasSubstr("must be as NAME=FOLDER"));
+  EXPECT_THAT(refusal(head + "valid = [\"a=x\", \"a=y\"]\n"), HasSubstr("\"a=y\" must be of a name that no other set has"));
+  EXPECT_THAT(refusal(head + "valid = [\"valid=x\"]\n"), HasSubstr("of a name that no other set has"));
+  EXPECT_THAT(refusal("[train]\nvalid = [\"a=x\"]\n"), HasSubstr("empty where train.validate_every is 0"));
+  EXPECT_THAT(refusal("[train]\npatience = 3\n"), HasSubstr("0 where train.validate_every is 0"));
+}
+
 TEST_F(RunConfigTest, NamesAnUnknownPresetWithItsPlace) {
   try {
     load_run_config(write("[model]\npreset = \"1.4B\"\n"));

@@ -18,7 +18,10 @@ using test::Recorder;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-using TrainerTest = test::TinyRun;
+class TrainerTest : public test::TinyRun {
+ protected:
+  static double valid_loss(Trainer& t) { return t.validate().front().loss; }
+};
 
 TEST_F(TrainerTest, Learns) {
   for (const DType dtype : dtypes()) {
@@ -207,19 +210,19 @@ TEST_F(TrainerTest, ValidationIsTheMeanLossOfTheSplit) {
       inference.losses(Tensor(tokens.data(), {1, 32}), Tensor(tokens.data() + 1, {1, 32}), state, Tensor(losses.data(), {1, 32}));
       for (const float loss : losses) sum += static_cast<double>(loss);
     }
-    EXPECT_NEAR(t->validate(), sum / (windows * 32), 1e-6 * sum / (windows * 32)) << to_string(mode);
-    EXPECT_EQ(t->validate(), t->validate());
+    EXPECT_NEAR(valid_loss(*t), sum / (windows * 32), 1e-6 * sum / (windows * 32)) << to_string(mode);
+    EXPECT_EQ(valid_loss(*t), valid_loss(*t));
   }
 }
 
 TEST_F(TrainerTest, ValidationTakesAboutTheTokensAskedFor) {
   RunConfig c = config();
   c.train.validate_every = 1;
-  const double whole = trainer(c)->validate();
+  const double whole = valid_loss(*trainer(c));
   c.train.validate_tokens = 64;
-  EXPECT_NE(trainer(c)->validate(), whole);
+  EXPECT_NE(valid_loss(*trainer(c)), whole);
   c.train.validate_tokens = 1'000'000;
-  EXPECT_EQ(trainer(c)->validate(), whole);
+  EXPECT_EQ(valid_loss(*trainer(c)), whole);
 }
 
 TEST_F(TrainerTest, KeepsTheAverageOfTheParameters) {
@@ -249,12 +252,149 @@ TEST_F(TrainerTest, KeepsTheAverageOfTheParameters) {
     EXPECT_EQ(values(t->model().flat()), values(plain->model().flat()));  // it changes nothing else
 
     // Validation reads the average: the loss is that of a model with its parameters.
-    const double loss = t->validate();
-    EXPECT_NE(loss, plain->validate());
+    const double loss = valid_loss(*t);
+    EXPECT_NE(loss, valid_loss(*plain));
     ctx_.copy(t->average()->flat(), plain->model().flat());
     const_cast<Megalodon&>(plain->model()).round_matrices();
-    EXPECT_EQ(loss, plain->validate());
+    EXPECT_EQ(loss, valid_loss(*plain));
   }
+}
+
+TEST_F(TrainerTest, SkipsOutliersAndGoesOn) {
+  for (const bool by_norm : {false, true}) {
+    for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+      RunConfig c = config(mode);
+      c.train.steps = 40;
+      c.train.skip_zscore = 6;
+      c.train.skip_window = 10;
+      const auto t = trainer(c);
+      for (int i = 0; i < 12; ++i) EXPECT_FALSE(t->step().skipped) << i;
+      // Sharper logits: a little of it shows in the norm first.
+      const ParameterInfo& output = t->model().layout().entry("output.output.weight");
+      float* weights = t->model().flat().data<float>() + output.offset;
+      const std::vector<float> good(weights, weights + output.shape.numel());
+      for (std::int64_t i = 0; i < output.shape.numel(); ++i) weights[i] *= by_norm ? 3.0F : 60.0F;
+      const auto m = values(t->first_moment());
+      const auto before = values(t->model().flat());
+      const Progress progress = t->progress();
+      const StepReport bad = t->step();
+      EXPECT_TRUE(bad.skipped && bad.outlier) << bad.loss << " " << bad.grad_norm;
+      EXPECT_TRUE(std::isfinite(bad.loss) && std::isfinite(bad.grad_norm));
+      EXPECT_EQ(values(t->first_moment()), m);
+      EXPECT_EQ(values(t->model().flat()), before);
+      EXPECT_EQ(t->progress().losses, progress.losses);  // an outlier does not count for what is usual
+      EXPECT_EQ(t->progress().norms, progress.norms);
+      EXPECT_EQ(t->progress().skipped, 1);
+      EXPECT_EQ(t->progress().bad_in_a_row, 1);
+      std::copy(good.begin(), good.end(), weights);
+      EXPECT_FALSE(t->step().skipped);
+      EXPECT_EQ(t->progress().bad_in_a_row, 0);
+    }
+  }
+}
+
+TEST_F(TrainerTest, EndsAfterTooManyOutliers) {
+  RunConfig c = config();
+  c.train.steps = 40;
+  c.train.skip_zscore = 6;
+  c.train.skip_window = 10;
+  c.train.max_bad_steps = 3;
+  const auto t = trainer(c);
+  for (int i = 0; i < 12; ++i) t->step();
+  const std::string saved = t->save();
+  const ParameterInfo& output = t->model().layout().entry("output.output.weight");
+  for (std::int64_t i = 0; i < output.shape.numel(); ++i) t->model().flat().data<float>()[output.offset + i] *= 60.0F;
+  Recorder recorder;
+  EXPECT_THAT(error_of(ErrorKind::NotFinite, [&] { t->run(recorder, [] { return false; }); }),
+              AllOf(HasSubstr("or an outlier in 3 steps in a row"), HasSubstr(saved)));
+}
+
+TEST_F(TrainerTest, ValidatesSeveralSetsEachAsIfAlone) {
+  for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    RunConfig c = config(mode);
+    c.train.validate_every = 1;
+    const TokenDataset longer(write_data("longer", 1500));
+    const TokenDataset one(write_data("one", 40));  // a single window: fewer rows than a batch
+    Trainer t(ctx_, c, *train_, valid_.get(), *tokenizer_, {{"longer", &longer}, {"one", &one}});
+    t.step();
+    for (int again = 0; again < 2; ++again) {
+      const auto losses = t.validate();
+      ASSERT_EQ(losses.size(), 3U);
+      const TokenDataset* sets[] = {valid_.get(), &longer, &one};
+      for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(losses[i].name, (std::vector<std::string>{"valid", "longer", "one"}[i]));
+        Validator alone(ctx_, t.model(), {{"x", sets[i]}}, c.data, 0);
+        const double loss = alone.mean_losses().front().loss;  // of fewer rows for "one": products may add in another order
+        EXPECT_NEAR(losses[i].loss, loss, i == 2 ? 1e-6 * loss : 0) << losses[i].name;
+      }
+    }
+    Trainer without(ctx_, c, *train_, nullptr, *tokenizer_, {{"one", &one}});
+    EXPECT_EQ(without.validate().front().name, "one");
+  }
+}
+
+TEST_F(TrainerTest, StopsEarlyAndKeepsTheBest) {
+  RunConfig c = config();
+  c.optim.lr = 1e-2;
+  c.train.steps = 400;
+  c.train.validate_every = 2;
+  c.train.patience = 3;
+  c.train.keep_best = true;
+  c.train.keep = 1;
+  const auto t = trainer(c);
+  struct Spoil : Recorder {
+    void on_step(const StepReport& report) override {
+      Recorder::on_step(report);
+      if (report.step == 13) std::fill_n(weights, 256 * 32, 0.5F);  // from here on validation is worse than it was
+    }
+    float* weights = nullptr;
+  } spoil;
+  spoil.weights = t->model().flat().data<float>() + t->model().layout().entry("output.output.weight").offset;
+  EXPECT_TRUE(t->run(spoil, [] { return false; }));
+  EXPECT_TRUE(t->out_of_patience());
+  std::int64_t best_step = -1;
+  double best = 1e9;
+  for (const StepReport& r : spoil.reports) {
+    if (!r.valid_loss) continue;
+    EXPECT_EQ(r.best, *r.valid_loss < best) << r.step;
+    if (r.best) std::tie(best_step, best) = std::pair(r.step, *r.valid_loss);
+  }
+  EXPECT_EQ(t->progress().best_step, best_step);
+  EXPECT_EQ(t->progress().step, best_step + 6);
+  EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{best_step, best_step + 6}));
+  const std::string link = join_path(c.out, "checkpoints/best");
+  verify_checkpoint(link);
+
+  // Whoever goes on from the best gets its validation loss; whoever goes on from the last stops at once.
+  const auto from_best = trainer(c);
+  from_best->resume(checkpoint_folder(c.out, best_step));
+  EXPECT_EQ(valid_loss(*from_best), best);
+  const auto from_last = trainer(c);
+  from_last->resume(checkpoint_folder(c.out, best_step + 6));
+  Recorder recorder;
+  EXPECT_TRUE(from_last->run(recorder, [] { return false; }));
+  EXPECT_TRUE(recorder.reports.empty());
+}
+
+TEST_F(TrainerTest, StartsFromAnotherModelsParameters) {
+  RunConfig c = config();
+  c.train.ema = 0.5;
+  const auto first = trainer(c);
+  for (int i = 0; i < 3; ++i) first->step();
+  const std::string folder = first->save();
+  c.model.dropout = 0.2;
+  c.train.seed = 5;
+  const auto second = trainer(c);
+  second->start_from(folder);
+  EXPECT_EQ(values(second->model().flat()), values(first->model().flat()));
+  EXPECT_EQ(values(second->average()->flat()), values(first->model().flat()));
+  EXPECT_EQ(second->progress().step, 0);
+  EXPECT_EQ(values(second->first_moment()), std::vector<float>(static_cast<std::size_t>(second->first_moment().numel())));
+  RunConfig other = c;
+  other.model.cema_ndim = 2;
+  EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { trainer(other)->start_from(folder); }),
+              AllOf(HasSubstr("model.cema_ndim = 4, this run 2"), HasSubstr(folder)));
+  EXPECT_THAT(error_of(ErrorKind::NotFound, [&] { trainer(c)->start_from(join_path(folder_, "none")); }), HasSubstr("none"));
 }
 
 TEST_F(TrainerTest, RefusesDataThatDoesNotFit) {
