@@ -28,9 +28,10 @@ void for_each_slice(const Tensor& logits, std::int64_t tokens, Body&& body) {
 }
 
 void slice_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
-                  const Tensor& logits, const Tensor& losses, const CrossEntropySaved& saved) {
+                  const Tensor& logits, const Tensor& losses, const CrossEntropySaved& saved, const CrossEntropy& op,
+                  const Tensor& objectives) {
   linear_forward(ctx, {c.model_dim, c.outputs()}, p.output, Tensor(), tn, logits);
-  cross_entropy_forward(ctx, {c.outputs()}, logits, targets, losses, saved);
+  cross_entropy_forward(ctx, op, logits, targets, losses, saved, objectives);
 }
 
 }  // namespace
@@ -39,13 +40,14 @@ void head_losses(Context& ctx, const ModelConfig& c, const Parameters& p, const 
                  const Tensor& logits, const Tensor& losses) {
   for_each_slice(logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
     slice_losses(ctx, c, p, tn.row_range(begin, count), targets.piece(begin, {count}), logits.row_range(0, count),
-                 losses.piece(begin, {count}), {});
+                 losses.piece(begin, {count}), {}, {c.outputs()}, Tensor());
   });
 }
 
 void head_losses_backward(Context& ctx, const ModelConfig& c, const Parameters& p, const Tensor& tn, const Tensor& targets,
-                          const HeadScratch& scratch, float scale, const Tensor& losses, const Tensor& d_tn,
-                          const Tensor& d_output) {
+                          const HeadScratch& scratch, float scale, const Objective& objective, const Tensor& losses,
+                          const Tensor& objectives, const Tensor& d_tn, const Tensor& d_output) {
+  const CrossEntropy op{c.outputs(), objective.label_smoothing, objective.z_loss};
   const Linear output{c.model_dim, c.outputs()};
   for_each_slice(scratch.logits, tn.rows(), [&](std::int64_t begin, std::int64_t count) {
     const Tensor logits = scratch.logits.row_range(0, count);
@@ -53,8 +55,9 @@ void head_losses_backward(Context& ctx, const ModelConfig& c, const Parameters& 
     const Tensor wanted = targets.piece(begin, {count});
     const Tensor normed = tn.row_range(begin, count);
     const CrossEntropySaved saved{scratch.lse.piece(0, {count})};
-    slice_losses(ctx, c, p, normed, wanted, logits, losses.piece(begin, {count}), saved);
-    cross_entropy_backward(ctx, {c.outputs()}, logits, wanted, saved, scale, d_logits);
+    slice_losses(ctx, c, p, normed, wanted, logits, losses.piece(begin, {count}), saved, op,
+                 objectives ? objectives.piece(begin, {count}) : Tensor());
+    cross_entropy_backward(ctx, op, logits, wanted, saved, scale, d_logits);
     linear_backward_weight(ctx, output, normed, d_logits, d_output, Tensor());
     linear_backward_input(ctx, output, p.output, d_logits, d_tn.row_range(begin, count));
   });

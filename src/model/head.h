@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "core/context.h"
+#include "model/megalodon.h"
 #include "model/parameters.h"
 #include "ops/embedding.h"
 
@@ -29,13 +30,15 @@ struct HeadScratch {
   Tensor lse;       // [head_slice] f32
 };
 
-// The same, and its backward: d_tn = the gradient of scale * sum(losses), and the gradient of W_out is added to `d_output`.
+// The same, and the backward of the objective (ops/cross_entropy.h): d_tn = the gradient of scale * sum(objectives), and the
+// gradient of W_out is added to `d_output`.
 void head_losses_backward(Context& ctx, const ModelConfig& config, const Parameters& p,
                           const Tensor& tn,       // [T, D] of the model's dtype
                           const Tensor& targets,  // [T] i32
-                          const HeadScratch& scratch, float scale,
-                          const Tensor& losses,     // [T] f32
-                          const Tensor& d_tn,       // [T, D] f32
-                          const Tensor& d_output);  // [K, D] f32
+                          const HeadScratch& scratch, float scale, const Objective& objective,
+                          const Tensor& losses,      // [T] f32
+                          const Tensor& objectives,  // [T] f32; null where the objective is the loss
+                          const Tensor& d_tn,        // [T, D] f32
+                          const Tensor& d_output);   // [K, D] f32
 
 }  // namespace megalodon

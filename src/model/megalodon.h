@@ -112,21 +112,32 @@ struct DropoutKey {
   std::uint64_t window = 0;  // counts micro-batches over the whole run
 };
 
+// What training goes down besides the loss; see ops/cross_entropy.h.
+struct Objective {
+  float label_smoothing = 0;
+  float z_loss = 0;
+
+  bool plain() const noexcept { return label_smoothing == 0 && z_loss == 0; }
+};
+
 // Forward, loss and backward over windows of exactly `batch` x `length` tokens.
 class Training {
  public:
   // Plans and allocates. The model must outlive this. Throws Error(OutOfMemory).
-  Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute = Recompute::None);
+  Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute = Recompute::None,
+           const Objective& objective = {});
   ~Training();
   static MemoryPlan plan(const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length, const Place& place,
                          Recompute recompute = Recompute::None);
 
-  // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum)/d(parameters) to `gradients`, a
-  // flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from it (its
-  // positions must be multiples of the chunk size) and it is advanced; no gradient flows into it.
+  // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum of objectives)/d(parameters) to
+  // `gradients`, a flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from
+  // it (its positions must be multiples of the chunk size) and it is advanced; no gradient flows into it.
   double forward_backward(const Tensor& tokens,   // [B, L] i32
                           const Tensor& targets,  // [B, L] i32
                           ModelState* state, const Tensor& gradients, float scale, const DropoutKey& dropout = {});
+  // The sum of the objectives of that call; the sum of the losses where nothing was added.
+  double objective_sum() const noexcept;
 
  private:
   struct Impl;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "core/check.h"
@@ -25,7 +26,8 @@ struct Buffers {
   Tensor d_x;     // [B, L, D]
   HeadScratch head;
   Tensor losses;           // [B, L]
-  Tensor loss;             // [1] f64: their sum
+  Tensor objectives;       // [B, L]
+  Tensor sums;             // [2] f64: of losses and of objectives
   Tensor origins;          // [B] i64: where the window begins in each sequence
   Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
 };
@@ -57,7 +59,8 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   b.head.d_logits = dtype == DType::F32 ? b.head.logits : arena.allocate(dtype, {slice, c.outputs()});
   b.head.lse = arena.allocate(DType::F32, {slice});
   b.losses = arena.allocate(DType::F32, {batch, length});
-  b.loss = arena.allocate(DType::F64, {1});
+  b.objectives = arena.allocate(DType::F32, {batch, length});
+  b.sums = arena.allocate(DType::F64, {2});
   b.origins = arena.allocate(DType::I64, {batch});
   if (device != Device::Cpu) {
     b.tokens = arena.allocate(DType::I32, {batch, length});
@@ -74,9 +77,10 @@ bool has_dropout(const ModelConfig& c) {
 
 struct Training::Impl {
   Impl(Context& context, const Megalodon& m, std::int64_t batch, std::int64_t length, Recompute recompute,
-       const MemoryPlan& memory)
+       const Objective& wanted, const MemoryPlan& memory)
       : ctx(context),
         model(m),
+        objective(wanted),
         ops(m.config()),
         arena(memory.activations, "activations", ctx.accelerator()),
         buffers(allocate(arena, m.config(), m.dtype(), batch, length, ctx.device(), recompute)) {
@@ -118,9 +122,9 @@ struct Training::Impl {
                   Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale)},
                  ask);
     }
-    double sum = 0;
-    ctx.copy(buffers.loss, Tensor(&sum, {1}));
-    return sum;
+    ctx.copy(buffers.sums, Tensor(sums.data(), {2}));
+    if (objective.plain()) sums[1] = sums[0];
+    return sums[0];
   }
 
   void pass(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
@@ -148,11 +152,13 @@ struct Training::Impl {
 
     // The head's forward and backward are one, slice by slice.
     const std::int64_t count = tokens.numel();
-    head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.head, scale,
-                         b.losses.view({count}), b.gradients.d_b.view({count, c.model_dim}), g.output);
+    head_losses_backward(ctx, c, p, b.normed.view({count, c.model_dim}), targets.view({count}), b.head, scale, objective,
+                         b.losses.view({count}), objective.plain() ? Tensor() : b.objectives.view({count}),
+                         b.gradients.d_b.view({count, c.model_dim}), g.output);
 
-    ctx.zero(b.loss);
-    loss_sum(ctx, b.losses, b.loss);
+    ctx.zero(b.sums);
+    loss_sum(ctx, b.losses, b.sums.piece(0, {1}));
+    if (!objective.plain()) loss_sum(ctx, b.objectives, b.sums.piece(1, {1}));
 
     // Backward.
     timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
@@ -176,6 +182,8 @@ struct Training::Impl {
 
   Context& ctx;
   const Megalodon& model;
+  Objective objective;
+  std::array<double, 2> sums{};  // of the last call: of losses and of objectives
   BlockOps ops;
   Arena arena;
   Buffers buffers;
@@ -187,8 +195,9 @@ struct Training::Impl {
   } gradients;
 };
 
-Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute)
-    : impl_(std::make_unique<Impl>(ctx, model, batch, length, recompute,
+Training::Training(Context& ctx, const Megalodon& model, std::int64_t batch, std::int64_t length, Recompute recompute,
+                   const Objective& objective)
+    : impl_(std::make_unique<Impl>(ctx, model, batch, length, recompute, objective,
                                    plan(model.config(), model.dtype(), batch, length, ctx.place(), recompute))) {}
 
 Training::~Training() = default;
@@ -210,5 +219,7 @@ double Training::forward_backward(const Tensor& tokens, const Tensor& targets, M
   require(state == nullptr || state->batch() == planned[0], "training", "the state must have the window's number of sequences");
   return impl_->run(tokens, targets, state, gradients, scale, dropout);
 }
+
+double Training::objective_sum() const noexcept { return impl_->sums[1]; }
 
 }  // namespace megalodon

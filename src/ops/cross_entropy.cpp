@@ -13,6 +13,8 @@ constexpr const char* kName = "cross_entropy";
 
 void check(const CrossEntropy& op, const Tensor& logits, const Tensor& targets, const CrossEntropySaved& saved) {
   require(op.vocab > 0, kName, "vocab must be positive");
+  require(op.label_smoothing >= 0 && op.label_smoothing < 1, kName, "label_smoothing must be in [0, 1)");
+  require(op.z_loss >= 0, kName, "z_loss must not be negative");
   require_matrix(logits, DType::F32, logits.rows(), op.vocab, kName, "logits");
   require_contiguous(targets, DType::I32, {logits.rows()}, kName, "targets");
   if (saved.lse) require_contiguous(saved.lse, DType::F32, {logits.rows()}, kName, "saved.lse");
@@ -33,12 +35,14 @@ void check_targets(std::int64_t vocab, const Tensor& targets) {
 }
 
 void cross_entropy_forward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,
-                           const Tensor& losses, const CrossEntropySaved& saved) {
+                           const Tensor& losses, const CrossEntropySaved& saved, const Tensor& objectives) {
   check(op, logits, targets, saved);
   require_contiguous(losses, DType::F32, {logits.rows()}, kName, "losses");
+  if (objectives) require_contiguous(objectives, DType::F32, {logits.rows()}, kName, "objectives");
   dispatch(
-      ctx, logits.dtype(), "cross_entropy_forward", [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved); },
-      [&] { cuda::cross_entropy_forward(ctx, op, logits, targets, losses, saved); });
+      ctx, logits.dtype(), "cross_entropy_forward",
+      [&] { cpu::cross_entropy_forward(ctx, op, logits, targets, losses, saved, objectives); },
+      [&] { cuda::cross_entropy_forward(ctx, op, logits, targets, losses, saved, objectives); });
 }
 
 void cross_entropy_backward(Context& ctx, const CrossEntropy& op, const Tensor& logits, const Tensor& targets,

@@ -29,6 +29,7 @@ void MetricsLog::append(const StepReport& report) {
                               {"epoch", report.epoch}};
   json["data_seconds"] = report.data_seconds;
   if (!report.epochs.empty()) json["epochs"] = report.epochs;
+  if (report.objective) json["objective"] = *report.objective;
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;
   for (const ValidationLoss& valid : report.other_valid) json["other_valid"][valid.name] = valid.loss;
   if (report.skipped) json["skipped"] = true;

@@ -103,6 +103,9 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"optim.eps", &c.optim.eps, "AdamW's epsilon"},
       {"optim.beta1", &c.optim.beta1, "AdamW's decay of the first moment"},
       {"optim.beta2", &c.optim.beta2, "AdamW's decay of the second moment"},
+      {"optim.label_smoothing", &c.optim.label_smoothing, "The part of a target's weight that goes to all tokens alike; 0: none"},
+      {"optim.z_loss", &c.optim.z_loss,
+       "Coefficient of the squared log of the softmax's denominator in what is trained; 0: none"},
       {"optim.clip", &c.optim.clip, "Largest norm of the gradient; 0: no limit"},
       {"optim.scheduler", &c.optim.scheduler,
        "linear, cosine, constant, wsd or inverse_sqrt: how the learning rate goes on behind the warmup"},
@@ -433,6 +436,8 @@ void RunConfig::validate() const {
   check(optim.eps > 0 && optim.eps < kInfinity, "optim.eps", number_text(optim.eps), "greater than 0");
   check_range(optim.beta1, 0, 1, "optim.beta1", "in [0, 1)");
   check_range(optim.beta2, 0, 1, "optim.beta2", "in [0, 1)");
+  check_range(optim.label_smoothing, 0, 1, "optim.label_smoothing", "in [0, 1)");
+  check_range(optim.z_loss, 0, kInfinity, "optim.z_loss", "at least 0");
   check_range(optim.clip, 0, kInfinity, "optim.clip", "at least 0");
   check_range(optim.lr_init_ratio, 0, kInfinity, "optim.lr_init_ratio", "at least 0");
   check_range(optim.lr_end_ratio, 0, kInfinity, "optim.lr_end_ratio", "at least 0");

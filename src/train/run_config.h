@@ -51,6 +51,8 @@ struct OptimConfig {
   double eps = 1e-8;
   double beta1 = 0.9;
   double beta2 = 0.98;
+  double label_smoothing = 0;  // of the loss that is trained, as is the z-loss: see ops/cross_entropy.h
+  double z_loss = 0;
   double clip = 1.0;  // the largest norm of the gradient; 0 does not clip
   Scheduler scheduler = Scheduler::Linear;
   double lr_init_ratio = 0.0;

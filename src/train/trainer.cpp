@@ -42,6 +42,10 @@ Precision precision_of(const RunConfig& config) {
   return config.train.dtype == DType::BF16 ? Precision::BF16WithMaster : Precision::F32;
 }
 
+Objective objective_of(const OptimConfig& optim) {
+  return {static_cast<float>(optim.label_smoothing), static_cast<float>(optim.z_loss)};
+}
+
 // Less at first, so that the average does not remember how the parameters began.
 double average_decay(double decay, std::int64_t updates) {
   const auto t = static_cast<double>(updates);
@@ -98,7 +102,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, co
       m_(arena_.allocate(DType::F32, {model_.layout().total()})),
       v_(arena_.allocate(DType::F32, {model_.layout().total()})),
       update_(ctx, stretches_of(model_.layout(), config.optim, config.train)),
-      training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute),
+      training_(ctx, model_, config.data.batch, config.data.length, config.train.recompute, objective_of(config.optim)),
       writer_(config.out, config.train.keep, tokenizer, plan_training(config, ctx.place()).checkpoint,
               config.train.async_checkpoint) {
   ctx.zero(m_);
@@ -186,6 +190,7 @@ StepReport Trainer::step() {
   ctx_.zero(gradients_);
   const float scale = 1.0F / static_cast<float>(report.tokens);
   double sum = 0;
+  double objective = 0;
   for (std::int64_t i = 0; i < config_.train.accumulate; ++i) {
     const DropoutKey dropout{seed_of(config_), static_cast<std::uint64_t>(loader_.position())};
     const auto asked = std::chrono::steady_clock::now();
@@ -193,8 +198,10 @@ StepReport Trainer::step() {
     report.data_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
     if (state_ && batch.reset) state_->reset();
     sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout);
+    objective += training_.objective_sum();
   }
   report.loss = sum / static_cast<double>(report.tokens);
+  if (!objective_of(config_.optim).plain()) report.objective = objective / static_cast<double>(report.tokens);
   const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
   const double z = config_.train.skip_zscore;
   const auto limit = [&](const RunningStats& stats) {

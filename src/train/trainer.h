@@ -42,9 +42,10 @@ struct TrainingMemory {
 TrainingMemory plan_training(const RunConfig& config, const Place& place);
 
 struct StepReport {
-  std::int64_t step = 0;   // steps done, this one too
-  std::int64_t steps = 0;  // of the whole run
-  double loss = 0;         // mean over the step's targets, nats per token
+  std::int64_t step = 0;            // steps done, this one too
+  std::int64_t steps = 0;           // of the whole run
+  double loss = 0;                  // mean over the step's targets, nats per token
+  std::optional<double> objective;  // the same of what is trained, where label smoothing or the z-loss make it another
   double lr = 0;
   double grad_norm = 0;  // before clipping
   std::int64_t tokens = 0;

@@ -49,6 +49,27 @@ TEST_F(CrossEntropyCudaTest, ForwardAndBackwardAgreeWithTheCpu) {
   }
 }
 
+TEST_F(CrossEntropyCudaTest, TheObjectiveAndItsGradientAgreeWithTheCpu) {
+  for (const auto& [rows, vocab, gap, scale] : kCases) {
+    for (const auto& [smoothing, z] : {std::pair{0.1F, 0.0F}, std::pair{0.0F, 1e-2F}, std::pair{0.25F, 1e-3F}}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << vocab << ", gap " << gap << ", " << smoothing << " " << z);
+      const CrossEntropy op{vocab, smoothing, z};
+      BothDevices test(0, 0);
+      const auto logits = test.input(normal(rows * vocab, 1, scale), {rows, vocab}, DType::F32, gap);
+      const auto targets = test.input(targets_of(rows, vocab), {rows});
+      const auto losses = test.output("losses", {rows}, tolerance::kForward);
+      const auto objectives = test.output("objectives", {rows}, tolerance::kForward);
+      const auto lse = test.output("lse", {rows}, tolerance::kForward);
+      const auto dlogits = test.output("dlogits", {rows, vocab}, tolerance::kGradient, DType::F32, 2 * gap);
+      test.run([&](Context& ctx, const BothDevices::Tensors& t) {
+        const CrossEntropySaved saved{t(lse)};
+        cross_entropy_forward(ctx, op, t(logits), t(targets), t(losses), saved, t(objectives));
+        cross_entropy_backward(ctx, op, t(logits), t(targets), saved, 0.25F, t(dlogits));
+      });
+    }
+  }
+}
+
 TEST_F(CrossEntropyCudaTest, WhatIsNotFiniteShowsInItsRowAlone) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (const std::int64_t vocab : {std::int64_t{100}, std::int64_t{5000}}) {

@@ -147,6 +147,79 @@ TEST_P(MegalodonTest, GradientWithDropoutAgreesWithDifferencesOfTheLoss) {
   EXPECT_NEAR(slope / norm, 1.0, 2e-3);
 }
 
+// Label smoothing and the z-loss: the gradient is that of the objective, the loss is told as it is.
+TEST_P(MegalodonTest, GradientOfTheObjectiveAgreesWithItsDifferences) {
+  const Shape window{2, 19};
+  auto tokens = random_tokens(window.numel(), model.config().vocab_size, 1);
+  auto targets = random_tokens(window.numel(), model.config().outputs(), 2);
+  targets[5] = -1;
+  const Shape flat{model.flat().numel()};
+  std::vector<float> gradients(static_cast<std::size_t>(flat.numel()));
+  std::vector<float> ignored(gradients.size());
+  const auto run = [&](Training& training, std::vector<float>& into) {
+    return training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), nullptr,
+                                     Tensor(into.data(), flat), 1.0F);
+  };
+  Training plain(ctx, model, window[0], window[1]);
+  Training other(ctx, model, window[0], window[1], Recompute::None, {0.1F, 0.02F});
+  const double loss = run(plain, ignored);
+  EXPECT_EQ(plain.objective_sum(), loss);
+  EXPECT_EQ(run(other, gradients), loss);
+  EXPECT_GT(other.objective_sum(), loss);
+  double norm = 0;
+  for (const float g : gradients) norm += static_cast<double>(g) * static_cast<double>(g);
+  norm = std::sqrt(norm);
+  const std::vector<float> start(model.flat().data<float>(), model.flat().data<float>() + model.flat().numel());
+  const auto objective_at = [&](double step) {
+    for (std::size_t i = 0; i < start.size(); ++i) {
+      model.flat().data<float>()[i] =
+          static_cast<float>(static_cast<double>(start[i]) + step * static_cast<double>(gradients[i]) / norm);
+    }
+    run(other, ignored);
+    return other.objective_sum();
+  };
+  const double h = 2e-3;
+  const double slope = (8 * (objective_at(h) - objective_at(-h)) - (objective_at(2 * h) - objective_at(-2 * h))) / (12 * h);
+  EXPECT_NEAR(slope / norm, 1.0, 2e-3);
+}
+
+// Each kind of dropout by itself. Sums over threads round otherwise, a mask that fell otherwise would move the loss by per cents.
+TEST_P(MegalodonTest, EveryKindOfDropoutHasTheSameMasksWhateverThreadsAndRecompute) {
+  const Shape window{3, 2 * model.config().chunk_size};
+  auto tokens = random_tokens(window.numel(), model.config().vocab_size, 1);
+  auto targets = random_tokens(window.numel(), model.config().outputs(), 2);
+  for (const auto kind :
+       {&ModelConfig::dropout, &ModelConfig::hidden_dropout, &ModelConfig::attention_dropout, &ModelConfig::dropkey}) {
+    ModelConfig config = model.config();
+    config.dropout = config.hidden_dropout = config.attention_dropout = config.dropkey = 0;
+    const auto run = [&](int threads, Recompute recompute, std::uint64_t key) {
+      Context context(threads);
+      Megalodon dropped(config);
+      std::copy_n(model.flat().data<float>(), model.flat().numel(), dropped.flat().data<float>());
+      Training training(context, dropped, window[0], window[1], recompute);
+      std::vector<float> gradients(static_cast<std::size_t>(dropped.flat().numel()));
+      const double loss = training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), nullptr,
+                                                    Tensor(gradients.data(), {dropped.flat().numel()}), 1.0F, {3, key});
+      return std::pair(loss, gradients);
+    };
+    const double without = run(1, Recompute::None, 4).first;
+    config.*kind = 0.3;
+    const auto [loss, gradients] = run(1, Recompute::None, 4);
+    EXPECT_GT(std::abs(loss - without), 1e-5 * loss) << "this kind does something";
+    EXPECT_GT(std::abs(run(1, Recompute::None, 5).first - loss), 1e-5 * loss) << "another key, another mask";
+    for (const int threads : {1, 2, 3}) {
+      const auto [same, in_threads] = run(threads, Recompute::None, 4);
+      EXPECT_NEAR(same, loss, 1e-6 * loss) << threads;
+      EXPECT_LT(relative_error(in_threads, widen(gradients)), 1e-5) << threads;
+      for (const Recompute recompute : {Recompute::Selective, Recompute::Block}) {
+        const auto [again, recomputed] = run(threads, recompute, 4);
+        EXPECT_EQ(again, same) << threads << " " << to_string(recompute);
+        EXPECT_EQ(recomputed, in_threads) << threads << " " << to_string(recompute);
+      }
+    }
+  }
+}
+
 TEST_P(MegalodonTest, CarriedWindowsContinueTheSequence) {
   const std::int64_t length = 16;
   auto tokens = random_tokens(2 * length, model.config().vocab_size, 1);

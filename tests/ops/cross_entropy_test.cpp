@@ -66,6 +66,37 @@ TEST_P(CrossEntropyTest, ForwardAndBackwardAgreeWithTheReference) {
   EXPECT_EQ(logits.values(), gradient.values());
 }
 
+TEST_P(CrossEntropyTest, TheObjectiveAndItsGradientAgreeWithTheReference) {
+  const auto [rows, vocab, gap, spread] = GetParam();
+  Context ctx(2);
+  const float scale = 1.0F / 7;
+  const auto values = normal(rows * vocab, 1, spread);
+  auto targets = random_targets(rows, vocab);
+  const Tensor ids(targets.data(), {rows});
+  for (const auto& [smoothing, z] : {std::pair{0.1F, 0.0F}, std::pair{0.0F, 1e-2F}, std::pair{0.25F, 1e-3F}}) {
+    const CrossEntropy op{vocab, smoothing, z};
+    Pitched logits(rows, vocab, gap, values);
+    Pitched gradient(rows, vocab, 2 * gap);
+    auto losses = unwritten(rows);
+    auto plain = unwritten(rows);
+    auto lse = unwritten(rows);
+    auto objectives = unwritten(rows);
+    const CrossEntropySaved saved{Tensor(lse.data(), {rows})};
+    cross_entropy_forward(ctx, {vocab}, logits.tensor(), ids, Tensor(plain.data(), {rows}), {});
+    cross_entropy_forward(ctx, op, logits.tensor(), ids, Tensor(losses.data(), {rows}), saved, Tensor(objectives.data(), {rows}));
+    EXPECT_EQ(losses, plain) << "the loss stays what it is";
+    expect_close(objectives, reference::cross_entropy_forward(vocab, widen(values), targets, smoothing, z), tolerance::kForward,
+                 "objectives");
+    const auto truth = reference::cross_entropy_backward(vocab, widen(values), targets, scale, smoothing, z);
+    cross_entropy_backward(ctx, op, logits.tensor(), ids, saved, scale, gradient.tensor());
+    expect_close(gradient.values(), truth, tolerance::kGradient, "dlogits");
+    gradient.expect_gaps_untouched("dlogits");
+    cross_entropy_backward(ctx, op, logits.tensor(), ids, saved, scale, logits.tensor());
+    EXPECT_EQ(logits.values(), gradient.values());
+    for (std::int64_t t = 4; t < rows; t += 5) EXPECT_EQ(objectives[t], 0.0F) << "an ignored target";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, CrossEntropyTest,
                          testing::Values(Case{2, 1, 0, 1.0}, Case{7, 5, 3, 2.0}, Case{33, 256, 0, 4.0}, Case{11, 1031, 1, 0.1},
                                          Case{6, 32000, 0, 3.0}, Case{20, 100, 4, 60.0}));
@@ -109,6 +140,19 @@ TEST(CrossEntropyReferenceTest, GradientAgreesWithFiniteDifferences) {
   };
   expect_finite_difference(loss, logits, reference::cross_entropy_backward(5, logits, targets, 0.25),
                            tolerance::kFiniteDifference, "dlogits");
+}
+
+TEST(CrossEntropyReferenceTest, GradientOfTheObjectiveAgreesWithFiniteDifferences) {
+  const auto logits = widen(normal(6 * 5, 1));
+  const auto targets = random_targets(6, 5);
+  for (const auto& [smoothing, z] : {std::pair{0.2, 0.0}, std::pair{0.0, 0.3}, std::pair{0.1, 0.2}}) {
+    const auto objective = [&, s = smoothing, c = z](const std::vector<double>& at) {
+      const auto losses = reference::cross_entropy_forward(5, at, targets, s, c);
+      return 0.25 * std::accumulate(losses.begin(), losses.end(), 0.0);
+    };
+    expect_finite_difference(objective, logits, reference::cross_entropy_backward(5, logits, targets, 0.25, smoothing, z),
+                             tolerance::kFiniteDifference, "dlogits");
+  }
 }
 
 TEST(CrossEntropyErrorTest, NamesTheTargetAndItsPositionAndWritesNothing) {

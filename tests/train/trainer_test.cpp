@@ -124,6 +124,25 @@ TEST_F(TrainerTest, DropoutChangesFromBatchToBatch) {
   EXPECT_EQ(still, without.step().loss);
 }
 
+TEST_F(TrainerTest, TellsLossAndObjectiveApart) {
+  RunConfig c = config();
+  c.train.validate_every = 1;
+  c.train.accumulate = 2;
+  const auto plain = trainer(c);
+  c.optim.label_smoothing = 0.1;
+  c.optim.z_loss = 1e-3;
+  const auto other = trainer(c);
+  EXPECT_EQ(valid_loss(*other), valid_loss(*plain));
+  const StepReport a = plain->step();
+  const StepReport b = other->step();
+  EXPECT_FALSE(a.objective.has_value());
+  EXPECT_EQ(b.loss, a.loss);
+  ASSERT_TRUE(b.objective.has_value());
+  EXPECT_LT(*b.objective, b.loss + 0.5);
+  EXPECT_GT(*b.objective, b.loss);
+  EXPECT_NE(b.grad_norm, a.grad_norm);
+}
+
 TEST_F(TrainerTest, SkipsAStepThatIsNotFiniteAndGoesOn) {
   for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
     const auto t = trainer(config(mode));
