@@ -15,6 +15,7 @@
 #include "infer/window.h"
 #include "megalodon/error.h"
 #include "model/megalodon.h"
+#include "train/trainer.h"
 
 namespace megalodon::apps {
 
@@ -24,7 +25,10 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string model;
+  RunOverrides training;  // what the flags say about a training step
   bool json = false;
+
+  bool is_run_file() const { return model.ends_with(".toml"); }
 };
 
 // The GPU's name, or why there is none.
@@ -138,6 +142,34 @@ Json memory_json(const ModelConfig& config) {
           {"workspace_bytes", plan.workspace}};
 }
 
+// The run file, or a run of the model with what the flags say.
+RunConfig run_of(const Options& options) {
+  RunConfig config = load_run_config(options.is_run_file() ? options.model : "", options.training);
+  if (!options.is_run_file()) config.model = config_of(options.model);
+  config.validate();
+  return config;
+}
+
+Json training_json(const RunConfig& config) {
+  const bool cuda = config.train.device == Device::Cuda;
+  if (cuda && !cuda::kBuilt) {
+    throw Error(ErrorKind::Unsupported, "this build cannot plan the memory of a GPU", "--device cuda",
+                "Build the preset cuda: scripts/build cuda");
+  }
+  const int threads = config.train.threads > 0 ? static_cast<int>(config.train.threads) : cpu::this_machine().processors;
+  const TrainingMemory memory = plan_training(config, {config.train.device, threads});
+  Json arenas = Json::object();
+  for (const auto& [name, bytes] : memory.parts()) arenas[name] = bytes;
+  return {{"batch", config.data.batch},
+          {"length", config.data.length},
+          {"dtype", config.train.dtype == DType::BF16 ? "bf16" : "f32"},
+          {"recompute", to_string(config.train.recompute)},
+          {"device", cuda ? "cuda" : "cpu"},
+          {"threads", threads},
+          {"bytes", arenas},
+          {"total_bytes", memory.total()}};
+}
+
 void print_counts(const Json& parts_of_total, std::int64_t total, bool as_bytes) {
   for (const auto& [name, value] : parts_of_total.items()) {
     const auto count = value.get<std::int64_t>();
@@ -164,6 +196,16 @@ void print_model(const Json& report) {
             << memory["reading_window_tokens"] << " tokens)\n\n";
 }
 
+void print_training(const Json& training) {
+  const auto text = [&](const char* key) { return training[key].get<std::string>(); };
+  const auto total = training["total_bytes"].get<std::int64_t>();
+  std::cout << "memory to train it, " << training["batch"] << " x " << training["length"] << " tokens in " << text("dtype")
+            << ", recompute " << text("recompute") << ", " << text("device") << ": " << format_bytes(static_cast<double>(total))
+            << "\n";
+  print_counts(training["bytes"], total, true);
+  std::cout << "  the checkpoint's copy is in the host's memory\n\n";
+}
+
 Json presets_json() {
   Json presets = Json::object();
   for (const std::string& name : preset_names()) presets[name] = ParameterLayout(preset(name)).total();
@@ -183,11 +225,12 @@ void run(const Options& options) {
   if (options.model.empty()) {
     report["presets"] = presets_json();
   } else {
-    const ModelConfig config = config_of(options.model);
+    const ModelConfig config = options.is_run_file() ? run_of(options).model : config_of(options.model);
     report["model"] = options.model;
     report["config"] = Json::parse(config_to_json(config));
     report["parameters"] = parameters_json(config);
     report["memory"] = memory_json(config);
+    if (options.is_run_file() || !options.training.empty()) report["training"] = training_json(run_of(options));
   }
   report["machine"] = machine_json();
   if (options.json) {
@@ -195,6 +238,7 @@ void run(const Options& options) {
     return;
   }
   options.model.empty() ? print_presets(report["presets"]) : print_model(report);
+  if (report.contains("training")) print_training(report["training"]);
   print_machine(report["machine"]);
 }
 
@@ -203,10 +247,23 @@ void run(const Options& options) {
 void add_inspect_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("inspect", "Show a model's configuration, size and memory, and the machine");
-  command->add_option("model", options->model, "A model folder, a run folder, a config.json or a preset; without: the presets")
+  command
+      ->add_option("model", options->model,
+                   "A model folder, a run folder, a config.json, a run.toml or a preset; without: the presets")
       ->type_name("MODEL|PRESET");
+  const std::pair<const char*, const char*> keys[] = {{"--batch", "data.batch"},          {"--length", "data.length"},
+                                                      {"--recompute", "train.recompute"}, {"--device", "train.device"},
+                                                      {"--dtype", "train.dtype"},         {"--threads", "train.threads"}};
+  for (const auto& [flag, key] : keys) {
+    command
+        ->add_option_function<std::string>(
+            flag, [options, name = std::string(key)](const std::string& value) { options->training.emplace_back(name, value); },
+            std::string("Plan the memory of training with ") + key)
+        ->type_name("VALUE")
+        ->group("Memory of training");
+  }
   command->add_flag("--json", options->json, "Print JSON");
-  command->footer("\nExample:\n  megalodon inspect 1.3B --json");
+  command->footer("\nExample:\n  megalodon inspect 1.3B --batch 4 --length 4096 --dtype bf16 --recompute block");
   command->callback([options] { run(*options); });
 }
 

@@ -140,6 +140,10 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
   const ParameterLayout layout(m);
   const TrainingMemory memory = plan_training(config, ctx.place());
   const auto mebi = [](std::size_t bytes) { return format_bytes(static_cast<double>(bytes)); };
+  std::string parts;
+  for (const auto& [name, bytes] : memory.parts()) {
+    if (bytes > 0) parts += (parts.empty() ? "" : ", ") + std::string(name) + " " + mebi(bytes);
+  }
   std::cout << "model       " << m.num_layers << " layers, D " << m.model_dim << ", Z " << m.z_dim << ", V " << m.value_dim
             << ", F " << m.ffn_hidden_dim << (m.swiglu ? " (SwiGLU)" : "") << ", H " << m.num_heads << ", N " << m.cema_ndim
             << ", chunk " << m.chunk_size << ", vocabulary " << with_commas(m.vocab_size) << "\n"
@@ -152,11 +156,7 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
             << "optimizer   AdamW, learning rate " << format("%g", config.optim.lr) << " " << to_string(config.optim.scheduler)
             << ", warmup " << config.optim.warmup << ", decay " << format("%g", config.optim.weight_decay) << ", clip "
             << format("%g", config.optim.clip) << "\n"
-            << "memory      " << mebi(memory.total()) << ": parameters " << mebi(memory.parameters) << ", gradients "
-            << mebi(memory.gradients) << ", optimizer " << mebi(memory.optimizer)
-            << (memory.average > 0 ? ", average " + mebi(memory.average) : "") << ", activations " << mebi(memory.activations)
-            << ", workspace " << mebi(memory.workspace) << ", state " << mebi(memory.state) << ", validation "
-            << mebi(memory.validation) << ", checkpoint " << mebi(memory.checkpoint) << "\n"
+            << "memory      " << mebi(memory.total()) << ": " << parts << "\n"
             << "device      "
             << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads") << "\n"
             << "run         " << config.out << ", " << with_commas(config.train.steps) << " steps\n"

@@ -94,7 +94,13 @@ void TensorBoardLog::append(const StepReport& report) {
       {"optim/grad_norm", report.grad_norm},
       {"data/epoch", report.epoch},
       {"speed/tokens_per_second", static_cast<double>(report.tokens) / std::max(report.seconds, 1e-9)}};
+  if (report.objective) values.emplace_back("loss/objective", *report.objective);
   if (report.valid_loss) values.emplace_back("loss/valid", *report.valid_loss);
+  std::vector<std::string> names;  // what the values' names show
+  names.reserve(report.other_valid.size());
+  for (const ValidationLoss& valid : report.other_valid) {
+    values.emplace_back(names.emplace_back("loss/valid/" + valid.name), valid.loss);
+  }
   scalars(report.step, values);
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "io/file.h"
 #include "io/safetensors.h"
@@ -55,12 +56,29 @@ double average_decay(double decay, std::int64_t updates) {
 // What is written beside the training is a copy, and so is what the host cannot read where it lies.
 bool copies_checkpoint(const RunConfig& config, Device device) { return config.train.async_checkpoint || device != Device::Cpu; }
 
+// The state of one sequence. Every block's has the same size, so that two tell; that of a large model is not allocated to be
+// measured.
+std::size_t state_bytes(ModelConfig config, DType dtype) {
+  const std::int64_t layers = std::exchange(config.num_layers, 1);
+  const std::size_t one = ModelState(config, 1, dtype).bytes();
+  config.num_layers = 2;
+  return one + static_cast<std::size_t>(layers - 1) * (ModelState(config, 1, dtype).bytes() - one);
+}
+
 std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_t>(config.train.seed); }
 
 }  // namespace
 
-std::size_t TrainingMemory::total() const noexcept {
-  return parameters + gradients + optimizer + average + activations + workspace + validation + state + checkpoint;
+std::vector<std::pair<const char*, std::size_t>> TrainingMemory::parts() const {
+  return {{"parameters", parameters}, {"gradients", gradients},     {"optimizer", optimizer},
+          {"average", average},       {"activations", activations}, {"workspace", workspace},
+          {"state", state},           {"validation", validation},   {"checkpoint", checkpoint}};
+}
+
+std::size_t TrainingMemory::total() const {
+  std::size_t sum = 0;
+  for (const auto& [name, bytes] : parts()) sum += bytes;
+  return sum;
 }
 
 TrainingMemory plan_training(const RunConfig& config, const Place& place) {
@@ -76,7 +94,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   if (config.train.ema > 0) memory.average = memory.parameters;
   memory.activations = training.activations;
   memory.workspace = training.workspace;
-  const std::size_t state = ModelState(config.model, 1, dtype).bytes() * static_cast<std::size_t>(config.data.batch);
+  const std::size_t state = state_bytes(config.model, dtype) * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
   if (copies_checkpoint(config, place.device))
     memory.checkpoint = CheckpointWriter::copy_bytes(checkpoint_flats(config), layout.total(), memory.state);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/context.h"
@@ -35,7 +36,9 @@ struct TrainingMemory {
   std::size_t state = 0;       // carried by the streams
   std::size_t checkpoint = 0;  // the copy that is written while training goes on, on the host whatever the device is
 
-  std::size_t total() const noexcept;
+  // All of them with what they are called, in the order of the report.
+  std::vector<std::pair<const char*, std::size_t>> parts() const;
+  std::size_t total() const;
 };
 
 // threads > 0.
