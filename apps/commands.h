@@ -8,6 +8,7 @@
 namespace megalodon::apps {
 
 void add_bench_command(CLI::App& app);
+void add_checkpoint_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_init_command(CLI::App& app);

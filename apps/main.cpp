@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "apps/commands.h"
+#include "apps/mapped_fault.h"
 #include "core/suggest.h"
 #include "io/utf8.h"
 #include "megalodon/error.h"
@@ -115,6 +116,7 @@ int run(int argc, char** argv) {
   megalodon::apps::add_prepare_command(app);  // the command table, in the order of --help
   megalodon::apps::add_init_command(app);
   megalodon::apps::add_train_command(app);
+  megalodon::apps::add_checkpoint_command(app);
   megalodon::apps::add_plot_command(app);
   megalodon::apps::add_eval_command(app);
   megalodon::apps::add_generate_command(app);
@@ -149,6 +151,7 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_DFL);
   // A file at its size limit is then an error like a full disk, with a line that says so.
   std::signal(SIGXFSZ, SIG_IGN);
+  megalodon::apps::report_mapped_faults(exit_code(ErrorKind::Io));
   const int code = run(argc, argv);
   std::cout.flush();
   if (code == 0 && (!std::cout || std::fflush(stdout) != 0)) {

@@ -1,6 +1,5 @@
 // megalodon train: trains a model as a run file says, from the start or from the last checkpoint.
 #include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "apps/commands.h"
 #include "apps/device.h"
 #include "apps/format.h"
+#include "apps/run_lock.h"
 #include "infer/generator.h"
 #include "io/file.h"
 #include "megalodon/error.h"
@@ -39,6 +39,7 @@ struct Options {
 
 // A signal handler reaches nothing but what has a fixed address.
 std::atomic<bool> stop_wanted{false};
+std::atomic<bool> save_wanted{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
 void want_stop(int) {
@@ -49,13 +50,41 @@ void want_stop(int) {
   std::signal(SIGTERM, SIG_DFL);
 }
 
-void catch_signals() {
-  stop_wanted = false;
+// The terminal has closed. The system tells so, and the shell again: it may come more than once.
+void want_stop_quietly(int) { stop_wanted = true; }
+
+void want_save(int) { save_wanted = true; }
+
+void on_signal(int number, void (*handler)(int)) {
   struct sigaction action = {};
-  action.sa_handler = want_stop;
+  action.sa_handler = handler;
   action.sa_flags = SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  sigaction(number, &action, nullptr);
+}
+
+void catch_signals() {
+  stop_wanted = save_wanted = false;
+  on_signal(SIGINT, want_stop);
+  on_signal(SIGTERM, want_stop);
+  on_signal(SIGUSR1, want_save);
+  struct sigaction before = {};
+  sigaction(SIGHUP, nullptr, &before);
+  if (before.sa_handler != SIG_IGN) on_signal(SIGHUP, want_stop_quietly);  // nohup asks to train on
+}
+
+// Whether all that was printed so far reached someone. What is printed next is tried anew: a log's disk may be full for a while.
+bool reached_by_output() {
+  const bool ok = std::cout.good() && std::fflush(stdout) == 0;
+  std::cout.clear();
+  std::clearerr(stdout);
+  return ok;
+}
+
+// The run is done and saved whether anyone has read of it or not: main() must not take it for a failure.
+void let_go_of_output() {
+  std::cerr << "megalodon: standard output could not be written; the run went on without it\n";
+  const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
 }
 
 // Resident memory of this process in bytes; 0 where the system does not tell.
@@ -66,26 +95,6 @@ double resident_bytes() {
   statm >> total >> resident;
   return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
 }
-
-// One process at a time in a run folder; the system lets go of the lock however the process ends.
-class RunLock {
- public:
-  explicit RunLock(const std::string& run) {
-    const std::string path = join_path(run, ".lock");
-    fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd_ < 0) throw Error(ErrorKind::Io, "cannot create the lock file", path);
-    if (flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
-    close(fd_);
-    throw Error(ErrorKind::Io, "another process trains in this run folder", run,
-                "Wait for it, or give another folder with --out");
-  }
-  ~RunLock() { close(fd_); }
-  RunLock(const RunLock&) = delete;
-  RunLock& operator=(const RunLock&) = delete;
-
- private:
-  int fd_;
-};
 
 // The text data of a run, opened.
 struct Data {
@@ -175,8 +184,7 @@ class Printer : public TrainerObserver {
         first_step_(first_step) {}
 
   void on_step(const StepReport& r) override {
-    metrics_.append(r);
-    board_.append(r);
+    append_to_logs(r);
     tokens_ += r.tokens;
     seconds_ += r.seconds;
     all_seconds_ += r.seconds;
@@ -236,6 +244,23 @@ class Printer : public TrainerObserver {
     std::cout << format("  %-13s loss %.4f (perplexity %.2f)%s\n", name.c_str(), loss, std::exp(loss), rest) << std::flush;
   }
 
+  // What a full disk does not take now is kept and written later; a checkpoint waits for it.
+  void append_to_logs(const StepReport& r) {
+    std::string what;
+    const auto append = [&](auto& log) {
+      try {
+        log.append(r);
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::Io) throw;
+        what = error.what();
+      }
+    };
+    append(metrics_);
+    append(board_);
+    if (!what.empty() && !logs_fail_) std::cout << "  log           kept in memory for now: " << what << "\n" << std::flush;
+    logs_fail_ = !what.empty();
+  }
+
   void print_line(const StepReport& r) {
     const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
     const double left = elapsed / static_cast<double>(r.step - first_step_) * static_cast<double>(r.steps - r.step);
@@ -254,6 +279,7 @@ class Printer : public TrainerObserver {
   const Tokenizer& tokenizer_;
   MetricsLog metrics_;
   TensorBoardLog board_;
+  bool logs_fail_ = false;
   std::int64_t first_step_;
   Clock::time_point begin_ = Clock::now();
   std::int64_t tokens_ = 0;  // since the last line
@@ -331,6 +357,7 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
 }
 
 void run(Options& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // a run is worth more than the reader of its output
   const RunConfig config = configure(options);
   if (!options.resume) refuse_used_folder(config.out);
   const Data data(config);
@@ -345,9 +372,15 @@ void run(Options& options) {
   write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));
   Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
   catch_signals();
-  const bool done = trainer.run(printer, [] { return stop_wanted.load(); });
+  bool output_lost = false;
+  const auto stop = [&] {
+    output_lost = !reached_by_output() || output_lost;
+    return stop_wanted.load();
+  };
+  const bool done = trainer.run(printer, stop, [] { return save_wanted.exchange(false); });
   std::cout << format("waiting for data took %.2f %% of the steps\n", 100 * printer.data_share());
   print_end(config, data, trainer, done);
+  if (!reached_by_output() || output_lost) let_go_of_output();
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ megalodon_check(commands ${Python3_EXECUTABLE} tests/apps/cli_test.py $<TARGET_F
 megalodon_check(kill ${Python3_EXECUTABLE} tests/kill/kill_test.py $<TARGET_FILE:megalodon_cli> --kills 8)
 megalodon_check(kill_prepare ${Python3_EXECUTABLE} tests/kill/prepare_test.py $<TARGET_FILE:megalodon_cli> --kills 10)
 megalodon_check(train_command ${Python3_EXECUTABLE} tests/kill/damage_test.py $<TARGET_FILE:megalodon_cli>)
+megalodon_check(faults ${Python3_EXECUTABLE} tests/kill/fault_test.py $<TARGET_FILE:megalodon_cli> $<TARGET_FILE:faults>)
 # scripts/setup test puts the package there; without it the test says that it is skipped.
 set(python_with_packages ${PROJECT_SOURCE_DIR}/build/python/bin/python3)
 if(NOT EXISTS ${python_with_packages})

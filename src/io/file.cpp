@@ -164,21 +164,6 @@ std::size_t FileReader::read(void* buffer, std::size_t bytes) {
   return done;
 }
 
-namespace {
-
-void write_all(int fd, const void* data, std::size_t bytes, const std::string& path) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t put = ::write(fd, next, std::min(bytes, kLargestTransfer));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail(errno, "write", path);
-    next += put;
-    bytes -= static_cast<std::size_t>(put);
-  }
-}
-
-}  // namespace
-
 void FileReader::expect_unchanged() const {
   struct stat status {};
   if (!regular_ || (stat(path_.c_str(), &status) == 0 && version_of(status) == version_)) return;
@@ -218,7 +203,16 @@ void FileWriter::flush() {
   buffer_.clear();
 }
 
-void FileWriter::write_through(const void* data, std::size_t bytes) { write_all(fd_, data, bytes, path_); }
+void FileWriter::write_through(const void* data, std::size_t bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t put = ::write(fd_, next, std::min(bytes, kLargestTransfer));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail(errno, "write", path_);
+    next += put;
+    bytes -= static_cast<std::size_t>(put);
+  }
+}
 
 void FileWriter::finish() {
   if (fd_ < 0) return;
@@ -237,9 +231,20 @@ AppendFile::AppendFile(const std::string& path, std::int64_t kept, bool must_be_
 
 AppendFile::~AppendFile() { close(fd_); }
 
-void AppendFile::write(std::string_view text) { write_all(fd_, text.data(), text.size(), path_); }
+void AppendFile::write(std::string_view text) {
+  kept_ += text;
+  while (!kept_.empty()) {
+    const ssize_t put = ::write(fd_, kept_.data(), kept_.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail(errno, "write", path_);
+    kept_.erase(0, static_cast<std::size_t>(put));
+  }
+}
 
-void AppendFile::sync() { sync_descriptor(fd_, path_); }
+void AppendFile::sync() {
+  write({});
+  sync_descriptor(fd_, path_);
+}
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
   FileReader file(path);

@@ -114,14 +114,15 @@ class AppendFile {
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;
 
-  // Throws Error(Io), for a full disk too.
+  // Throws Error(Io), for a full disk too. What could not be written is kept, and comes before whatever is written next.
   void write(std::string_view text);
-  // Waits until all that was written is on the disk. Throws Error(Io).
+  // Waits until all that was written, or kept, is on the disk. Throws Error(Io).
   void sync();
 
  private:
   std::string path_;
   int fd_;
+  std::string kept_;
 };
 
 // Writes PATH.partial, fsyncs it, renames it to PATH and fsyncs the folder: whoever opens PATH sees the old bytes or the new.

@@ -41,9 +41,9 @@ std::map<std::string, std::string> read_checksums(const std::string& folder) {
 
 void verify_checksum(const std::string& folder, const std::string& name, const std::string& checksum) {
   const std::string path = join_path(folder, name);
-  if (!is_file(path)) throw Error(ErrorKind::Corrupt, name + " is missing", folder);
+  if (!is_file(path)) throw Error(ErrorKind::Corrupt, name + " is missing, which checksums.json lists", folder);
   if (checksum_to_string(checksum_file(path)) == checksum) return;
-  throw Error(ErrorKind::Corrupt, name + " is damaged: its checksum differs", folder);
+  throw Error(ErrorKind::Corrupt, name + " is damaged: its checksum is not that in checksums.json", folder);
 }
 
 }  // namespace megalodon

@@ -139,14 +139,6 @@ void write_files(const std::string& folder, const CheckpointContent& content, co
   write_checksums(folder, checksums);
 }
 
-// Out of the way first, so that no folder with a checkpoint's name is ever half removed.
-void remove_checkpoint(const std::string& run, std::int64_t step) {
-  const std::string doomed = join_path(checkpoints_of(run), kRemoving + name_of(step));
-  remove_all(doomed);
-  replace_directory(checkpoint_folder(run, step), doomed);
-  remove_all(doomed);
-}
-
 // Whether a run may go on with another value of this key.
 bool is_fixed(const std::string& key) {
   return key.starts_with("model.") || key == "data.length" || key == "data.batch" || key == "data.mode" || key == "data.seed" ||
@@ -210,6 +202,14 @@ void clean_checkpoints(const std::string& run) {
     const bool replaced = name.ends_with(".old") && step_of(name.substr(0, name.size() - 4)) >= 0;  // by replace_directory
     if (name.starts_with(kSaving) || name.starts_with(kRemoving) || replaced) remove_all(join_path(checkpoints_of(run), name));
   }
+}
+
+// Out of the way first, so that no folder with a checkpoint's name is ever half removed.
+void remove_checkpoint(const std::string& run, std::int64_t step) {
+  const std::string doomed = join_path(checkpoints_of(run), kRemoving + name_of(step));
+  remove_all(doomed);
+  replace_directory(checkpoint_folder(run, step), doomed);
+  remove_all(doomed);
 }
 
 void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best) {
@@ -288,7 +288,13 @@ FoundCheckpoint find_checkpoint(const std::string& run) {
       found.folder = folder;
       return found;
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::Io) throw;  // what cannot be read now may be whole
+      if (error.kind() == ErrorKind::Io) {  // what cannot be read now may be whole
+        const bool first = step + 1 == steps.rend();
+        throw Error(ErrorKind::Io, error.what(), {},
+                    first ? ""
+                          : "The checkpoint before it is " + checkpoint_folder(run, *(step + 1)) +
+                                "; move the newer one away to go on from it");
+      }
       found.damaged.push_back({*step, error.what()});
     }
   }

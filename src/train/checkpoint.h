@@ -83,6 +83,9 @@ void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t k
 // Makes RUN/checkpoints/best a link to the checkpoint of that step. Throws Error(Io).
 void mark_best_checkpoint(const std::string& run, std::int64_t step);
 
+// Removes one: at no moment is a folder of its name half removed. Throws Error(Io).
+void remove_checkpoint(const std::string& run, std::int64_t step);
+
 // Returns the folder. Throws Error(Io), for a full disk too; then nothing is left of the new checkpoint and the others are whole.
 std::string save_checkpoint(const std::string& run, const CheckpointContent& content, const Tokenizer& tokenizer);
 
@@ -100,7 +103,8 @@ struct FoundCheckpoint {
   std::vector<DamagedCheckpoint> damaged;  // the newer ones that are passed over
 };
 
-// The newest whole checkpoint. Throws Error(Corrupt) when there are some and all of them are damaged.
+// The newest whole checkpoint. Throws Error(Corrupt) when there are some and all of them are damaged, Error(Io) for one that
+// cannot be read now, which may be whole, naming the one before it.
 FoundCheckpoint find_checkpoint(const std::string& run);
 
 // Renames a damaged checkpoint to RUN/checkpoints/damaged-step-00000100, which no one takes for a model or a checkpoint, and

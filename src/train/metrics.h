@@ -15,7 +15,7 @@ class MetricsLog {
   // that no step is there twice. Throws Error(Io), Error(NotFound) for a folder that is not there.
   MetricsLog(const std::string& path, std::int64_t after);
 
-  // Throws Error(Io), for a full disk too. A number that is not finite becomes null.
+  // Throws Error(Io), for a full disk too; the line is then kept, as AppendFile says. A number that is not finite becomes null.
   void append(const StepReport& report);
   // Waits until all that was appended is on the disk. Throws Error(Io).
   void sync() { file_.sync(); }

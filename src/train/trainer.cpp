@@ -111,7 +111,6 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, co
     : ctx_(ctx),
       config_(checked(config, train)),
       data_(train),
-      tokenizer_(tokenizer),
       schedule_(config.schedule()),
       loader_(train, config.data),
       model_(config.model, precision_of(config), ctx.accelerator()),
@@ -293,7 +292,12 @@ void Trainer::check_bad_steps() const {
 
 void Trainer::begin_save(TrainerObserver& observer) {
   collect_save(observer, /*wait=*/true);
-  observer.before_checkpoint();
+  try {
+    observer.before_checkpoint();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::Io) throw;
+    return observer.on_checkpoint_failed(progress_.step, error.what());
+  }
   writer_.save(view());
 }
 

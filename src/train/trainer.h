@@ -126,7 +126,6 @@ class Trainer {
   Context& ctx_;
   RunConfig config_;
   DataMix data_;
-  const Tokenizer& tokenizer_;
   Schedule schedule_;
   Loader loader_;
   Megalodon model_;

@@ -130,7 +130,7 @@ class Help(CliTest):
 
     def test_every_command_has_help_and_is_documented(self):
         commands = self.commands()
-        self.assertEqual(commands, ["prepare", "init", "train", "plot", "eval", "generate", "inspect", "verify", "bench"])
+        self.assertEqual(commands, ["prepare", "init", "train", "checkpoint", "plot", "eval", "generate", "inspect", "verify", "bench"])
         documented = re.split(r"^## ", (ROOT / "docs" / "commands.md").read_text(), flags=re.M)
         sections = {section.split("\n")[0]: section for section in documented}
         for command in commands:

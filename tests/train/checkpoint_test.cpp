@@ -1,21 +1,21 @@
 #include "train/checkpoint.h"
 
 #include <gmock/gmock.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <fstream>
 #include <map>
 #include <optional>
 
 #include "megalodon/error.h"
 #include "model/model_folder.h"
+#include "support/file_size_limit.h"
 #include "train/tiny_run.h"
 
 namespace megalodon {
 namespace {
 
 using test::error_of;
+using test::FileSizeLimit;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -296,29 +296,6 @@ TEST_F(CheckpointTest, PruningSparesTheCheckpointJustSaved) {
   EXPECT_EQ(list_checkpoints(c.out), (std::vector<std::int64_t>{2, 9}));
   EXPECT_EQ(find_checkpoint(c.out).folder, checkpoint_folder(c.out, 2));
 }
-
-// Lets no file grow past `bytes` while it lives: what a write meets on a full disk, but with EFBIG for ENOSPC.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    getrlimit(RLIMIT_FSIZE, &before_);
-    handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{bytes, before_.rlim_max};
-    set_ = setrlimit(RLIMIT_FSIZE, &limit) == 0;
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-  bool set() const { return set_; }
-
- private:
-  rlimit before_{};
-  void (*handler_)(int);
-  bool set_;
-};
 
 // The files of a checkpoint, without the line that says how it was saved.
 std::map<std::string, std::string> files_of(const std::string& folder) {

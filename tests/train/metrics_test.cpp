@@ -10,6 +10,7 @@
 
 #include "io/file.h"
 #include "megalodon/error.h"
+#include "support/file_size_limit.h"
 
 namespace megalodon {
 namespace {
@@ -55,6 +56,23 @@ TEST_F(MetricsTest, HoldsEachStepOnceHoweverOftenTheRunIsResumed) {
     EXPECT_EQ(all[i]["step"], i + 1);
     EXPECT_EQ(all[i]["loss"].get<double>(), 1.0 / static_cast<double>(i + 1));
   }
+}
+
+TEST_F(MetricsTest, KeepsWhatCannotBeWrittenAndWritesItLater) {
+  MetricsLog metrics(path_, 0);
+  metrics.append(report(1));
+  {
+    const test::FileSizeLimit limit(read_text_file(path_).size() + 7);  // cuts the next line short
+    if (!limit.set()) GTEST_SKIP() << "this system does not let a process limit its files' sizes";
+    EXPECT_THROW(metrics.append(report(2)), Error);
+    EXPECT_THROW(metrics.append(report(3)), Error);
+    EXPECT_THROW(metrics.sync(), Error);
+  }
+  metrics.sync();
+  metrics.append(report(4));
+  const auto all = lines();
+  ASSERT_EQ(all.size(), 4U);
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(all[i]["step"], i + 1);
 }
 
 TEST_F(MetricsTest, DropsALineThatWasCutOff) {
