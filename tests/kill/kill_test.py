@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Kills training runs with SIGKILL at random moments, resumes them, and asks that nothing shows: the last two checkpoints, every
-file of them, and the metrics but for the times must be those of a run that was never stopped, bit for bit.
+"""Kills the program with SIGKILL at random moments and goes on, and asks that nothing shows.
 
-    tests/kill/kill_test.py build/cpu/bin/megalodon --kills 60 --seed 1
+    tests/kill/kill_test.py build/cpu/bin/megalodon --kills 100 --seed 1
 
-One run takes one to three kills, the later ones while it is resumed. Half of the kills come at a random time, the others while a
-random one of its saves is going on, which the test tells by the folder that is being written. Runs save after every step or every
-eighth. Both modes of data.mode take turns. Exits 1 when a resumed run differs or fails."""
+Seven kills in ten hit training runs, one to three each, the later ones while the run is resumed: the last two checkpoints, every file
+of them, and the metrics but for the times must be those of a run that was never stopped, bit for bit. Half of them come at a random
+time, the others while a random one of its saves is going on, which the test tells by the folder that is being written. Runs save
+after every step or every eighth; both modes of data.mode take turns. The other kills hit `prepare`, after which the same command must
+give the same data set, and `checkpoint prune`, after which every checkpoint that is left is whole, and a run goes on to the same
+bits. Exits 1 when anything differs or fails."""
 
 import argparse
 import collections
-import pathlib
+import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -54,6 +57,90 @@ def kill_once(workshop, run, resume, seconds, draw):
     return "elsewhere" if names else "before the first checkpoint"
 
 
+class Preparing:
+    """Kills of `prepare`."""
+
+    def __init__(self, workshop):
+        self.workshop = workshop
+        self.count = 0
+        text = workshop.folder / "long.txt"
+        text.write_text((workshop.folder / "text.txt").read_text() * 400)
+        self.command = ["prepare", "--input", str(text), "--tokenizer", "bytes", "--valid-fraction", "0.1", "--out"]
+        begin = time.monotonic()
+        workshop.check(*self.command, str(workshop.folder / "whole"))
+        self.seconds = time.monotonic() - begin
+        self.whole = self.files(workshop.folder / "whole")
+
+    @staticmethod
+    def files(folder):
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def kill_once(self, draw):
+        """Returns whether the kill came in time, and what is wrong."""
+        self.count += 1
+        folder = self.workshop.folder / f"data_{self.count}"
+        process = self.workshop.start(*self.command, str(folder))
+        time.sleep(draw.uniform(0, self.seconds))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            return False, None
+        fault = None
+        # A data set that opens is whole: the other files differ in nothing.
+        opens = all((folder / part / "index.json").exists() for part in ("train", "valid"))
+        code, _, err = self.workshop.run(*self.command, str(folder), *(["--force"] if opens else []))
+        if code != 0:
+            fault = f"prepare again ended with {code}: {err}"
+        elif self.files(folder) != self.whole:
+            fault = f"prepared again, {folder.name} holds other bytes"
+        shutil.rmtree(folder)
+        return True, fault
+
+
+class Pruning:
+    """Kills of `checkpoint prune`."""
+
+    def __init__(self, workshop, straight):
+        self.workshop = workshop
+        self.straight = straight
+        self.count = 0
+        self.many = workshop.new_run("many", "carry", 1, keep=0)
+        workshop.check("train", "run.toml", cwd=self.many)
+        run = self.copy()
+        begin = time.monotonic()
+        self.prune(run)
+        self.seconds = time.monotonic() - begin
+
+    def copy(self):
+        self.count += 1
+        run = self.workshop.new_run(f"pruned_{self.count}", "carry", 1)
+        shutil.copytree(self.many / "run", run / "run", copy_function=os.link)
+        return run
+
+    def prune(self, run):
+        self.workshop.check("checkpoint", "prune", "run", "--keep", "2", cwd=run)
+
+    def kill_once(self, draw):
+        run = self.copy()
+        process = self.workshop.start("checkpoint", "prune", "run", "--keep", "2", cwd=run)
+        time.sleep(draw.uniform(0, self.seconds))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            return False, None
+        fault = None
+        code, out, err = self.workshop.run("checkpoint", "verify", "run", cwd=run)
+        if code != 0:
+            fault = f"after a prune that was killed, verify ended with {code}: {out}{err}"
+        elif checkpoints(run)[-2:] != checkpoints(self.straight):
+            fault = f"after a prune that was killed, the newest checkpoints are {checkpoints(run)[-2:]}"
+        else:
+            self.prune(run)
+            fault = difference(run, self.straight, ignore=("trainer.json", "checksums.json"))  # train.keep stands in them
+        shutil.rmtree(run)
+        return True, fault
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
@@ -76,6 +163,14 @@ def main():
         # The comparison must be able to fail: the two modes train differently.
         if difference(straight["fresh", 1], straight["carry", 1]) is None:
             raise AssertionError("a run in fresh mode and one in carry mode do not differ: nothing is compared")
+        others = {"in prepare": Preparing(workshop), "in prune": Pruning(workshop, straight["carry", 1])}
+        for place, hunt in others.items():
+            while hits[place] < options.kills * 15 // 100:
+                hit, fault = hunt.kill_once(draw)
+                hits[place] += hit
+                if fault:
+                    failures.append(f"{place}: {fault}")
+        elsewhere = len(failures)
         runs = unhurt = 0
         while sum(hits.values()) < options.kills:
             kind = KINDS[(runs + unhurt) % len(KINDS)]
@@ -102,7 +197,9 @@ def main():
                       flush=True)
     print(f"{sum(hits.values())} kills in {runs} runs, seed {options.seed}: " +
           ", ".join(f"{count} {place}" for place, count in sorted(hits.items())))
-    print(f"{runs - len(failures)} of {runs} runs have the bits of the run that was never stopped")
+    print(f"{runs - len(failures) + elsewhere} of {runs} runs have the bits of the run that was never stopped")
+    for failure in failures:
+        print(failure)
     return 1 if failures or not hits else 0
 
 

@@ -41,7 +41,7 @@ validate_every = 7
 sample_every = 13
 sample_tokens = 8
 checkpoint_every = {checkpoint_every}
-keep = 2
+keep = {keep}
 """
 
 
@@ -59,10 +59,10 @@ class Workshop:
         text.write_text(" ".join(draw.choice(words) for _ in range(2000)))
         self.check("prepare", "--input", str(text), "--tokenizer", "bytes", "--valid-fraction", "0.1", "--out", str(self.folder / "data"))
 
-    def new_run(self, name, mode, checkpoint_every=1, steps=STEPS):
+    def new_run(self, name, mode, checkpoint_every=1, steps=STEPS, keep=2):
         folder = self.folder / name
         folder.mkdir()
-        (folder / "run.toml").write_text(RUN_FILE.format(mode=mode, checkpoint_every=checkpoint_every, steps=steps))
+        (folder / "run.toml").write_text(RUN_FILE.format(mode=mode, checkpoint_every=checkpoint_every, steps=steps, keep=keep))
         return folder
 
     def start(self, *arguments, cwd=None, prefix=(), **options):
@@ -98,8 +98,8 @@ def metrics_of(run):
     return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "data_seconds")} for line in lines]
 
 
-def difference(run, straight):
-    """What differs between two finished runs, or None."""
+def difference(run, straight, ignore=()):
+    """What differs between two finished runs, but for the files of checkpoints to ignore, or None."""
     if checkpoints(run) != checkpoints(straight):
         return f"checkpoints {checkpoints(run)} instead of {checkpoints(straight)}"
     for name in checkpoints(straight):
@@ -107,7 +107,7 @@ def difference(run, straight):
         theirs = files_of(straight / "run" / "checkpoints" / name)
         if ours.keys() != theirs.keys():
             return f"{name} holds {sorted(ours)} instead of {sorted(theirs)}"
-        for file in theirs:
+        for file in theirs.keys() - set(ignore):
             if ours[file] != theirs[file]:
                 return f"{name}/{file} differs"
     ours, theirs = metrics_of(run), metrics_of(straight)
