@@ -16,6 +16,7 @@
 
 #include "apps/commands.h"
 #include "apps/device.h"
+#include "apps/environment.h"
 #include "apps/format.h"
 #include "apps/run_lock.h"
 #include "infer/generator.h"
@@ -370,6 +371,12 @@ void run(Options& options) {
   if (options.resume) resume(trainer, config.out);
   if (trainer.progress().step == 0 && !config.train.init.empty()) trainer.start_from(config.train.init);
   write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));
+  std::vector<const TokenDataset*> parts;
+  for (const TokenDataset& part : data.train) parts.push_back(&part);
+  if (data.valid) parts.push_back(&*data.valid);
+  if (!append_environment(config, trainer.progress().step, ctx, parts)) {
+    std::cout << "data        another data set than before, of the same size\n" << std::flush;
+  }
   Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
   catch_signals();
   bool output_lost = false;

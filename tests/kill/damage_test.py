@@ -94,6 +94,29 @@ class TrainCommand(unittest.TestCase):
             text = self.workshop.check("generate", model, "--prompt", "the ", "--max-tokens", "40", "--seed", "1", cwd=self.straight)
             self.assertGreater(len(text), 10)
 
+    def test_the_run_folder_says_what_it_was_computed_with(self):
+        def starts(run):
+            return [json.loads(line) for line in (run / "run" / "environment.jsonl").read_text().splitlines()]
+
+        (start,) = starts(self.straight)
+        for key in ("program", "compiler", "onednn", "highway", "processor", "device"):
+            self.assertTrue(start[key], key)
+        self.assertEqual([start[key] for key in ("step", "threads", "seed", "data_seed")], [0, 2, 1, 1])
+        train, valid = start["data"]
+        self.assertEqual(train["tokenizer"], "bytes")
+        self.assertRegex(train["index"], "^[0-9a-f]{16}$")
+        self.assertNotEqual(train["index"], valid["index"])
+        run = self.new_run()
+        step, _ = self.stop_early(run)
+        self.assertNotIn("another data set", self.finish(run))
+        self.assertEqual([line["step"] for line in starts(run)], [0, step])
+        self.assertEqual(starts(run)[1]["data"], start["data"])
+        # The same number of other tokens.
+        text = self.workshop.folder / "other.txt"
+        text.write_text((self.workshop.folder / "text.txt").read_text().replace("whale", "shark"))
+        self.workshop.check("prepare", "--input", str(text), "--tokenizer", "bytes", "--valid-fraction", "0.1", "--out", str(run / "other"))
+        self.assertIn("another data set", self.workshop.check("train", "run.toml", "--resume", "--data.path", "other", cwd=run))
+
     def test_signals_save_and_stop(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             run = self.new_run(number.name)
