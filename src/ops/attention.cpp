@@ -14,6 +14,7 @@ constexpr const char* kName = "attention";
 void check_op(const Attention& op) {
   require(op.heads > 0 && op.z_head_dim > 0 && op.v_head_dim > 0 && op.chunk > 0, kName, "sizes must be positive");
   require(op.dropout >= 0 && op.dropout < 1 && op.dropkey >= 0 && op.dropkey < 1, kName, "dropout and dropkey must be in [0, 1)");
+  if (op.step) require_contiguous(op.step, DType::I64, {1}, kName, "step");
   require(op.begin >= -1 && op.begin < op.chunk, kName, "begin must be in [0, C), or -1");
 }
 

@@ -23,6 +23,7 @@ struct Attention {
   double dropkey = 0;
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;
+  Tensor step{};  // [1] i64 on the context's device, added to stream (Dropout::step); null for 0
   // Where in its chunk every sequence's window begins, in [0, C), when the caller knows: positions on a GPU are out of the
   // host's sight, and long windows are fast only where the host knows which keys a row may see. -1: positions tell.
   std::int64_t begin = -1;

@@ -270,8 +270,9 @@ void draw(const Attention& op, bool of_keys, double probability, std::int64_t se
   const auto threshold = static_cast<std::uint32_t>(probability * 0x1p32);
   const std::uint64_t base = (static_cast<std::uint64_t>(of_keys) << 63) ^ (static_cast<std::uint64_t>(sequence_head) << 48) ^
                              (static_cast<std::uint64_t>(row) << 20);
+  const std::uint64_t stream = op.stream + (op.step ? static_cast<std::uint64_t>(*op.step.data<std::int64_t>()) : 0);
   for (std::int64_t j = from; j < to; j += 4) {
-    const auto words = philox(op.seed, base ^ static_cast<std::uint64_t>(j / 4), op.stream);
+    const auto words = philox(op.seed, base ^ static_cast<std::uint64_t>(j / 4), stream);
     for (std::int64_t i = j; i < std::min(j + 4, to); ++i) {
       out[(i - from) * stride] = words[static_cast<std::size_t>(i - j)] < threshold ? hit : miss;
     }

@@ -17,14 +17,19 @@ namespace megalodon::cuda {
 struct AttentionMasks {
   std::uint64_t seed = 0;
   std::uint64_t stream = 0;
-  std::uint32_t dropkey = 0;  // draws below this hide a key
-  std::uint32_t dropout = 0;  // draws below this drop a weight
-  float keep = 1;             // what the other weights are multiplied by
+  const std::int64_t* step = nullptr;  // added to stream
+  std::uint32_t dropkey = 0;           // draws below this hide a key
+  std::uint32_t dropout = 0;           // draws below this drop a weight
+  float keep = 1;                      // what the other weights are multiplied by
   __host__ __device__ bool any() const { return dropkey > 0 || dropout > 0; }
 };
 
 inline AttentionMasks attention_masks(const Attention& op) {
-  return {op.seed, op.stream, static_cast<std::uint32_t>(op.dropkey * 0x1p32), static_cast<std::uint32_t>(op.dropout * 0x1p32),
+  return {op.seed,
+          op.stream,
+          pointer<const std::int64_t>(op.step),
+          static_cast<std::uint32_t>(op.dropkey * 0x1p32),
+          static_cast<std::uint32_t>(op.dropout * 0x1p32),
           static_cast<float>(1 / (1 - op.dropout))};
 }
 
@@ -33,7 +38,8 @@ __device__ inline uint4 attention_draws(const AttentionMasks& masks, bool of_key
                                         std::int64_t quad) {
   const std::uint64_t base = (static_cast<std::uint64_t>(of_keys) << 63) ^ (static_cast<std::uint64_t>(sequence_head) << 48) ^
                              (static_cast<std::uint64_t>(row) << 20);
-  return philox(masks.seed, base ^ static_cast<std::uint64_t>(quad), masks.stream);
+  const std::uint64_t stream = masks.stream + (masks.step != nullptr ? static_cast<std::uint64_t>(*masks.step) : 0);
+  return philox(masks.seed, base ^ static_cast<std::uint64_t>(quad), stream);
 }
 
 // For the keys [key, key + N) of a chunk, N and key multiples of 4: whether each is hidden from a row of the window, and what

@@ -11,6 +11,7 @@ constexpr const char* kName = "dropout";
 
 void run(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y, const char* x_name, const char* y_name) {
   require(op.p >= 0 && op.p < 1, kName, "p must be in [0, 1)");
+  if (op.step) require_contiguous(op.step, DType::I64, {1}, kName, "step");
   require_matrix(x, x.dtype(), x.rows(), x.cols(), kName, x_name);
   require_matrix(y, x.dtype(), x.rows(), x.cols(), kName, y_name);
   dispatch(

@@ -1,7 +1,8 @@
 // Dropout (Srivastava et al., JMLR 15, 2014), kept values scaled up:
 //   y_i = x_i * m_i / (1 - p),   m_i = 1 where word_i >= p * 2^32, else 0,   word_i = philox(seed, i / 4, stream)[i % 4]
 // i is the element's flat index, counted as if the tensor were contiguous. The mask is a function of (seed, stream, i) alone:
-// it is drawn again in backward instead of being kept, and does not depend on threads or on the machine.
+// it is drawn again in backward instead of being kept, and does not depend on threads or on the machine. What of the stream
+// changes from step to step may lie in memory, so that a recorded step finds another mask each time.
 #pragma once
 
 #include "core/context.h"
@@ -12,6 +13,7 @@ struct Dropout {
   double p;              // the probability of dropping, in [0, 1)
   std::uint64_t seed;    // of the run
   std::uint64_t stream;  // what tells one mask from another: step, layer, place
+  Tensor step{};         // [1] i64 on the context's device, added to stream; null for 0
 };
 
 // Overwrites y, which may be the memory of x.

@@ -61,9 +61,10 @@ void dropout(Context& ctx, const Dropout& op, const Tensor& x, const Tensor& y) 
   // A word w is kept when w >= p 2^32: when it is not below the next integer. p so near 1 that this is 2^32 keeps one in 2^32.
   const auto threshold = static_cast<std::uint32_t>(std::min(std::ceil(op.p * 0x1p32), 0x1p32 - 1));
   const auto scale = static_cast<float>(1 / (1 - op.p));
+  const Dropout now{op.p, op.seed, op.stream + (op.step ? static_cast<std::uint64_t>(*op.step.data<std::int64_t>()) : 0)};
   const auto rows = HWY_DYNAMIC_DISPATCH(dropout_rows);
   ctx.threads().parallel_for(x.rows(), 8,
-                             [&](std::int64_t begin, std::int64_t end, int) { rows(op, threshold, scale, x, y, begin, end); });
+                             [&](std::int64_t begin, std::int64_t end, int) { rows(now, threshold, scale, x, y, begin, end); });
 }
 
 }  // namespace megalodon::cpu

@@ -35,5 +35,30 @@ TEST_F(DropoutCudaTest, TheMasksAreTheCpus) {
   }
 }
 
+// What a recorded step does: the masks follow the number in memory.
+TEST_F(DropoutCudaTest, ARecordedMaskFollowsItsStep) {
+  Context ctx(the_gpu(), 1);
+  const std::int64_t count = 1000;
+  const Buffer memory(4096 + 256, "test", ctx.accelerator());
+  const Tensor x(memory.data(), DType::F32, {1, count}, Device::Cuda);
+  const Tensor step(memory.data() + 4096, DType::I64, {1}, Device::Cuda);
+  const auto mask = [&](std::int64_t now, const std::function<void()>& drop) {
+    std::vector<float> values(count, 1.0F);
+    ctx.copy(Tensor(&now, {1}), step);
+    ctx.copy(Tensor(values.data(), {1, count}), x);
+    drop();
+    ctx.copy(x, Tensor(values.data(), {1, count}));
+    return values;
+  };
+  const auto recording = ctx.accelerator()->record([&] { dropout_forward(ctx, {0.3, 1, 3, step}, x, x); });
+  std::vector<std::vector<float>> masks;
+  for (const std::int64_t now : {1, 2}) {
+    masks.push_back(mask(now, [&] { recording->replay(); }));
+    const auto stream = static_cast<std::uint64_t>(now + 3);
+    EXPECT_EQ(masks.back(), mask(0, [&] { dropout_forward(ctx, {0.3, 1, stream}, x, x); }));
+  }
+  EXPECT_NE(masks[0], masks[1]);
+}
+
 }  // namespace
 }  // namespace megalodon

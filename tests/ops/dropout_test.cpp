@@ -68,6 +68,11 @@ TEST(DropoutTest, KeepsItsShareAndSeedAndStreamMatter) {
   EXPECT_EQ(first, mask({0.3, 1, 1}));
   EXPECT_NE(first, mask({0.3, 2, 1}));
   EXPECT_NE(first, mask({0.3, 1, 2}));
+  std::int64_t step = 1;
+  const Tensor in_memory(&step, {1});
+  EXPECT_EQ(first, mask({0.3, 1, 0, in_memory}));
+  step = 2;
+  EXPECT_EQ(mask({0.3, 1, 5}), mask({0.3, 1, 3, in_memory}));
 }
 
 TEST(DropoutErrorTest, RefusesProbabilitiesOutsideTheRange) {
