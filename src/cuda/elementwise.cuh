@@ -22,13 +22,14 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   typename Op::Loaded loaded[Packs];
 #pragma unroll
   for (int p = 0; p < Packs; ++p) {
-    const std::uint32_t i = first + p * kElementwiseThreads;
+    // From the last to the first, as last_row() in cuda/rows.cuh says why; past the first is beyond count.
+    const std::uint32_t i = count - 1 - (first + p * kElementwiseThreads);
     const std::uint32_t row = i / packs_in_row;
     if (i < count) op.load(first_row + row, static_cast<std::int64_t>(i - row * packs_in_row) * N, loaded[p]);
   }
 #pragma unroll
   for (int p = 0; p < Packs; ++p) {
-    const std::uint32_t i = first + p * kElementwiseThreads;
+    const std::uint32_t i = count - 1 - (first + p * kElementwiseThreads);
     const std::uint32_t row = i / packs_in_row;
     if (i < count) op.store(first_row + row, static_cast<std::int64_t>(i - row * packs_in_row) * N, loaded[p]);
   }

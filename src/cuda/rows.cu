@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const std::int64_t column = from + lane;
     float total = 0;
     if (column < pitch) {
-#pragma unroll 4
+#pragma unroll 8
       for (std::int64_t row = warp; row < rows; row += kWarps) total += sums[row * pitch + column];
     }
     __syncthreads();

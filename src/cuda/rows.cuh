@@ -52,6 +52,13 @@ int row_blocks(std::int64_t rows, int multiprocessors, int at_once) {
   return static_cast<int>(std::max<std::int64_t>(1, std::min(most, ceil_div(rows, Team::kTeams))));
 }
 
+// A team begins with this row, or with none where it is negative, and goes on to lower ones, as elementwise kernels do. Products,
+// before and after them, go the other way: each reads first what the one before wrote last, which is in cache still.
+template <class Team>
+__device__ __forceinline__ std::int64_t last_row(std::int64_t rows) {
+  return rows - 1 - (static_cast<std::int64_t>(blockIdx.x) * Team::kTeams + threadIdx.x / Team::kThreads);
+}
+
 // Calls body(i, column) for this thread's packs of a row: the i-th begins at `column`.
 template <class Team, class Body>
 __device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
@@ -64,6 +71,14 @@ __device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
     }
   } else {
     for (std::int64_t column = lane; column < dim; column += Team::kThreads) body(0, column);
+  }
+}
+
+// Asks for a row to be in the L2 cache by the time that it is read.
+template <class Team>
+__device__ __forceinline__ void prefetch_row(const float* row, std::int64_t dim) {
+  if constexpr (Team::kPacks > 0) {
+    for_row<Team>(dim, [&](int, std::int64_t column) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row + column)); });
   }
 }
 

@@ -37,7 +37,7 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op,
                          const Tensor& weight,  // [D] f32, or null
                          const Tensor& x,       // [B, L, D] f32
                          const LayerNormSaved& saved,
-                         const Tensor& dy,         // [B, L, D] f32
+                         const Tensor& dy,         // [B, L, D] f32; on a GPU f32 or T
                          const Tensor& dx,         // [B, L, D] T
                          const Tensor& dweight,    // [D] f32, or null when weight is
                          const Tensor& dbias,      // [D] f32, or null: no bias

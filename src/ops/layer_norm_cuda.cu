@@ -7,7 +7,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
-constexpr int kBackwardRows = 6;  // x, a, dy, dx, dweight, dbias
+constexpr int kBackwardRows = 6;  // x, dy, dweight, dbias, the next x, half of the next a and dy each
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -22,12 +22,12 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   TeamSum<Team, 2> sum_two;
   const float share = 1.0F / static_cast<float>(dim);
   const std::int64_t stride = gridDim.x * Team::kTeams;
-  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  std::int64_t row = last_row<Team>(rows);
   const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
-  if (row < rows) v.fetch(x.row(row), dim, added(row));
-  for (; row < rows; row += stride) {
+  if (row >= 0) v.fetch(x.row(row), dim, added(row));
+  for (; row >= 0; row -= stride) {
     v.take(x.row(row), dim, added(row));
-    if (row + stride < rows) v.fetch(x.row(row + stride), dim, added(row + stride));
+    if (row >= stride) v.fetch(x.row(row - stride), dim, added(row - stride));
     float total[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
 }
 
 // sums: [blocks, 2, D] for dweight, dbias. a, residual and y may be null; bias is read for y alone.
-template <class Team, class T>
+template <class Team, class T, class D>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     layer_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, const float* bias, Matrix<const float> x,
-                               Matrix<const T> a, const float* mean, const float* rstd, Matrix<const float> dy, Matrix<T> dx,
+                               Matrix<const T> a, const float* mean, const float* rstd, Matrix<const D> dy, Matrix<T> dx,
                                Matrix<float> residual, Matrix<T> y, float* sums) {
   // Four adjacent weights, from cache: there is no register left to hold them in.
   const auto read_weight = [&](std::int64_t column, float(&to)[Team::kN]) {
@@ -87,16 +87,31 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     }
   };
   Row<Team, float, T> v;
-  Row<Team, float> d;
+  Row<Team, D> d;
   TeamSum<Team, 2> sum;
   ColumnSums<Team, 2> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
-  const std::int64_t first = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
-  for (std::int64_t row = first; row < rows; row += gridDim.x * Team::kTeams) {
-    v.read(x.row(row), dim, a ? a.row(row) : nullptr);
-    d.read(dy.row(row), dim);
-    const float center = mean[row];
-    const float r = rstd[row];
+  const std::int64_t stride = gridDim.x * Team::kTeams;
+  std::int64_t row = last_row<Team>(rows);
+  float next_mean = 0;
+  float next_rstd = 0;
+  const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
+  const auto fetch = [&](std::int64_t i) {
+    if (i < 0) return;
+    v.fetch(x.row(i), dim, added(i));
+    d.fetch(dy.row(i), dim);
+    if (residual) prefetch_row<Team>(residual.row(i), dim);  // no register is left to fetch it into
+    next_mean = mean[i];
+    next_rstd = rstd[i];
+  };
+  fetch(row);
+  for (; row >= 0; row -= stride) {
+    float* both = residual ? residual.row(row) : nullptr;
+    v.take(x.row(row), dim, added(row));
+    d.take(dy.row(row), dim);
+    const float center = next_mean;
+    const float r = next_rstd;
+    fetch(row - stride);
     float means[2] = {0, 0};  // of g and of g * n
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -114,7 +129,6 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     means[0] *= share;
     means[1] *= share;
     T* out = dx.row(row);
-    float* both = residual ? residual.row(row) : nullptr;
     T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -204,10 +218,14 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
     with_type(dx.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
-      layer_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
-          pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const float>(dy), matrix<T>(dx),
-          matrix<float>(sum), matrix<T>(y), pointer<float>(sums));
+      const auto run = [&](auto up) {
+        using D = decltype(up);
+        layer_norm_backward_kernel<Team, T, D><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+            rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
+            pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const D>(dy), matrix<T>(dx),
+            matrix<float>(sum), matrix<T>(y), pointer<float>(sums));
+      };
+      dy.dtype() == DType::F32 ? run(float()) : run(T());
       check_launch("layer_norm_backward");
     });
     if (!dweight && !dbias) return;

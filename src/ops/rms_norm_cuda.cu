@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   Row<Team, T> v;
   TeamSum<Team, 1> sum;
   const std::int64_t stride = gridDim.x * Team::kTeams;
-  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
-  if (row < rows) v.fetch(x.row(row), dim);
-  for (; row < rows; row += stride) {
+  std::int64_t row = last_row<Team>(rows);
+  if (row >= 0) v.fetch(x.row(row), dim);
+  for (; row >= 0; row -= stride) {
     v.take(x.row(row), dim);
-    if (row + stride < rows) v.fetch(x.row(row + stride), dim);
+    if (row >= stride) v.fetch(x.row(row - stride), dim);
     float squares[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -48,31 +48,31 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
 }
 
 // sums: [blocks, D]. y may be null.
-template <class Team, class T>
+template <class Team, class T, class D>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     rms_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const T> x, const float* rstd,
-                             Matrix<const float> dy, Matrix<float> dx, Matrix<T> y, float* sums) {
+                             Matrix<const D> dy, Matrix<float> dx, Matrix<T> y, float* sums) {
   Row<Team, float> w;
   w.read(weight, dim);
   Row<Team, T> v;
-  Row<Team, float> d;
+  Row<Team, D> d;
   TeamSum<Team, 1> sum;
   ColumnSums<Team, 1> dweight(sums + blockIdx.x * dim, dim, dim);
   const std::int64_t stride = gridDim.x * Team::kTeams;
-  std::int64_t row = blockIdx.x * Team::kTeams + threadIdx.x / Team::kThreads;
+  std::int64_t row = last_row<Team>(rows);
   float next_rstd = 0;
   const auto fetch = [&](std::int64_t i) {
-    if (i >= rows) return;
+    if (i < 0) return;
     v.fetch(x.row(i), dim);
     d.fetch(dy.row(i), dim);
     next_rstd = rstd[i];
   };
   fetch(row);
-  for (; row < rows; row += stride) {
+  for (; row >= 0; row -= stride) {
     v.take(x.row(row), dim);
     d.take(dy.row(row), dim);
     const float r = next_rstd;
-    fetch(row + stride);
+    fetch(row - stride);
     float dot[1] = {0};
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -158,9 +158,13 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
     with_type(x.dtype(), [&](auto element) {
       using Team = decltype(team);
       using T = decltype(element);
-      rms_norm_backward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.dim, pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd),
-          matrix<const float>(dy), matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
+      const auto run = [&](auto up) {
+        using D = decltype(up);
+        rms_norm_backward_kernel<Team, T, D><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+            rows, op.dim, pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd), matrix<const D>(dy),
+            matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
+      };
+      dy.dtype() == DType::F32 ? run(float()) : run(T());
       check_launch("rms_norm_backward");
     });
     if (dweight) add_column_sums(stream_of(ctx), pointer<float>(sums), blocks, pointer<float>(dweight), op.dim, nullptr, 0);

@@ -41,6 +41,9 @@ TEST_P(LayerNormCudaTest, AgreesWithTheCpu) {
     const auto sum_rstd = both.output("rstd of x + a", {batch, length}, gradient);
     const auto sum_dx = both.output("dx of x + a", shape, tolerance::of(dtype, gradient), dtype, gap);
     const auto again = both.output("y again", shape, forward, dtype, gap);
+    // With a gradient of T.
+    const auto dy_of_dtype = both.input(normal(count, 2), shape, dtype, 2 * gap);
+    const auto dx_of_dtype = both.output("dx of dy in T", shape, tolerance::of(dtype, gradient), dtype, gap);
     // The gradient of a residual, and what may be the same memory, which is float32 only.
     const auto sum = both.updated("sum", normal(count, 7), shape, gradient, DType::F32, gap);
     const auto x_and_y = both.updated("y over x", normal(count, 1), shape, tolerance::kForward, DType::F32, gap);
@@ -55,6 +58,7 @@ TEST_P(LayerNormCudaTest, AgreesWithTheCpu) {
       layer_norm_forward(ctx, op, t(weight), t(bias), t(x), t(y_of_sum), of_sum, t(a));
       layer_norm_backward(ctx, op, t(weight), t(x), of_sum, t(dy), t(sum_dx), t(dweight), t(dbias), t(sum), t(a), t(bias),
                           t(again));
+      layer_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(dx_of_dtype), t(dweight), t(dbias), t(sum));
     });
   }
 }

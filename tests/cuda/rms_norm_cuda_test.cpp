@@ -34,12 +34,16 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
     const auto x_and_y = both.updated("y over x", normal(count, 1), shape, tolerance::of(dtype, tolerance::kForward), dtype, gap);
     const auto dy_and_dx = both.updated("dx over dy", normal(count, 2), shape, tolerance::kGradient, DType::F32, gap);
     const auto dweight_too = affine ? both.updated("dweight", normal(dim, 4), {dim}, tolerance::kGradient) : BothDevices::kNone;
+    // With a gradient of T.
+    const auto dy_of_dtype = both.input(normal(count, 2), shape, dtype, 2 * gap);
+    const auto dx_of_dtype = both.output("dx of dy in T", shape, tolerance::kGradient, DType::F32, gap);
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
       const RmsNormSaved saved{t(rstd)};
       rms_norm_forward(ctx, op, t(weight), t(x), t(y), saved);
       rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight));
       rms_norm_forward(ctx, op, t(weight), t(x_and_y), t(x_and_y), {});
       rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight_too), t(again));
+      rms_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(dx_of_dtype), t(dweight_too));
     });
   }
 }
