@@ -267,10 +267,11 @@ MatmulPlans::MatmulPlans(Gpu& gpu) : impl_(std::make_unique<Impl>(Impl{gpu})) {
 
 MatmulPlans::~MatmulPlans() { impl_->gpu.release(impl_->workspace); }
 
-void MatmulPlans::execute(const Matmul& op, const void* a, const void* b, void* c, const void* bias) {
+void MatmulPlans::execute(const Matmul& op, const void* a, const void* b, void* c, const void* bias, const void* added) {
   if (op.m <= 0 || op.n <= 0 || op.batch <= 0) return;
   Impl& impl = *impl_;
-  const Key key{op, alignment(a), alignment(b), alignment(c)};
+  if (added == nullptr) added = c;
+  const Key key{op, alignment(a), alignment(b), std::min(alignment(c), alignment(added))};
   auto found = impl.plans.find(key);
   if (found == impl.plans.end()) {
     Plan plan = make_plan(op);
@@ -282,18 +283,18 @@ void MatmulPlans::execute(const Matmul& op, const void* a, const void* b, void* 
       cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
       check(cudaStreamIsCapturing(impl.gpu.stream(), &capture), "matmul");
       if (capture != cudaStreamCaptureStatusNone) {
-        return require_success(impl.run(key, plan, plan.algorithm, a, b, c, c, bias), op);
+        return require_success(impl.run(key, plan, plan.algorithm, a, b, added, c, bias), op);
       }
-      plan.algorithm = impl.fastest(key, plan, candidates, a, b, c, bias);
+      plan.algorithm = impl.fastest(key, plan, candidates, a, b, added, bias);
     }
     if (impl.plans.size() >= kPlans) impl.plans.clear();
     found = impl.plans.emplace(key, std::move(plan)).first;
   }
-  require_success(impl.run(key, found->second, found->second.algorithm, a, b, c, c, bias), op);
+  require_success(impl.run(key, found->second, found->second.algorithm, a, b, added, c, bias), op);
 }
 
-void matmul(Context& ctx, const Matmul& op, const void* a, const void* b, void* c, const void* bias) {
-  gpu_of(ctx).plans().execute(op, a, b, c, bias);
+void matmul(Context& ctx, const Matmul& op, const void* a, const void* b, void* c, const void* bias, const void* added) {
+  gpu_of(ctx).plans().execute(op, a, b, c, bias, added);
 }
 
 }  // namespace megalodon::cuda

@@ -31,13 +31,15 @@ struct Matmul {
   bool operator==(const Matmul&) const = default;
 };
 
-// Asks for the product. C must not overlap A or B. bias [n] is read only with op.bias, and aligned to 16 bytes. Throws
+// Asks for the product. C must not overlap A or B. With op.accumulate and `added`, which lies as C does, that is added instead of
+// what C holds, and only read. bias [n] is read only with op.bias, and aligned to 16 bytes. Throws
 // Error(Internal) with the product's sizes and cuBLASLt's status.
 //
 // The first call of a shape asks cuBLASLt for algorithms; of a large product (2e9 operations) it also times them, which waits
 // for the device and needs memory the size of C for a moment. Where that memory is not to be had, or a graph is being captured,
 // cuBLASLt's first choice is taken; during a capture that is not remembered, so a step should run once before it is captured.
-void matmul(Context& ctx, const Matmul& op, const void* a, const void* b, void* c, const void* bias = nullptr);
+void matmul(Context& ctx, const Matmul& op, const void* a, const void* b, void* c, const void* bias = nullptr,
+            const void* added = nullptr);
 
 // One GPU's products: for each shape the algorithm that was fastest when it was first asked for, among those that give the bits
 // of cuBLASLt's own first choice: what is chosen depends on the clock, the result does not. Holds cuBLASLt's workspace.
@@ -47,7 +49,7 @@ class MatmulPlans {
   explicit MatmulPlans(Gpu& gpu);
   ~MatmulPlans();
   // What matmul() says.
-  void execute(const Matmul& op, const void* a, const void* b, void* c, const void* bias);
+  void execute(const Matmul& op, const void* a, const void* b, void* c, const void* bias, const void* added);
 
  private:
   struct Impl;

@@ -21,13 +21,21 @@ void check(const Linear& op, const Tensor& from, std::int64_t from_width, const 
 }  // namespace
 
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
-                    bool accumulate) {
+                    bool accumulate, const Tensor& added) {
   check(op, x, op.in, "x", y, op.out, "y");
   require_contiguous(weight, x.dtype(), {op.out, op.in}, kName, "weight");
   if (bias) require_contiguous(bias, DType::F32, {op.out}, kName, "bias");
-  dispatch(
-      ctx, x.dtype(), "linear_forward", [&] { cpu::linear_forward(ctx, op, weight, bias, x, y, accumulate); },
-      [&] { cuda::linear_forward(ctx, op, weight, bias, x, y, accumulate); });
+  if (added) {
+    require(!accumulate, kName, "a product that accumulates has nothing else added");
+    require_contiguous(y, y.dtype(), y.shape(), kName, "y");
+    require_contiguous(added, y.dtype(), y.shape(), kName, "added");
+  }
+  const auto on_cpu = [&] {
+    if (added) ctx.copy(added, y);
+    cpu::linear_forward(ctx, op, weight, bias, x, y, accumulate || added);
+  };
+  dispatch(ctx, x.dtype(), "linear_forward", on_cpu,
+           [&] { cuda::linear_forward(ctx, op, weight, bias, x, y, accumulate, added); });
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

@@ -15,13 +15,14 @@ struct Linear {
 // What the ops below take of the workspace, for up to `rows` rows of x.
 std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 
-// Overwrites y, or with accumulate adds to it. y must not overlap x.
+// Overwrites y, or with accumulate adds to it; or writes the sum with another tensor, a residual. y must not overlap x.
 void linear_forward(Context& ctx, const Linear& op,
                     const Tensor& weight,  // [out, in] T
                     const Tensor& bias,    // [out] f32, or null
                     const Tensor& x,       // [..., in] T, any pitch
                     const Tensor& y,       // [..., out] T or f32, any pitch, as many rows as x
-                    bool accumulate = false);
+                    bool accumulate = false,
+                    const Tensor& added = {});  // [..., out] of y's dtype, it and y contiguous; null, as it is with accumulate
 
 // dx = dy W. Overwrites dx, or with accumulate adds to it. dx must not overlap dy.
 void linear_backward_input(Context& ctx, const Linear& op,
@@ -51,7 +52,7 @@ namespace cuda {
 // Bytes of workspace that each of these takes at most, for so many rows. linear_forward rounds the bias to the dtype of y.
 std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
-                    bool accumulate);
+                    bool accumulate, const Tensor& added);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate);
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps)
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   double sum = 0;
   if (column < cols) {
+#pragma unroll 8
     for (std::int64_t part = threadIdx.y; part < parts; part += kColumnWarps) sum += partial[part * cols + column];
   }
   __shared__ double sums[kColumnWarps][kWarp];
@@ -126,9 +127,12 @@ std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows) {
 }
 
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
-                    bool accumulate) {
+                    bool accumulate, const Tensor& added) {
   if (x.rows() == 0) return;
-  if (x.rows() <= kFewRows) return linear_few_rows(ctx, op, weight, bias, x, y, accumulate);
+  if (x.rows() <= kFewRows) {
+    if (added) ctx.copy(added, y);
+    return linear_few_rows(ctx, op, weight, bias, x, y, accumulate || added);
+  }
   const ArenaScope scope(ctx.workspace());
   Tensor ready = bias;
   if (bias && (y.dtype() != DType::F32 || reinterpret_cast<std::uintptr_t>(bias.raw()) % 16 != 0)) {
@@ -145,14 +149,14 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
           .n = op.out,
           .k = op.in,
           .transpose_b = true,
-          .accumulate = accumulate,
+          .accumulate = accumulate || added,
           .bias = static_cast<bool>(bias),
           .pitch_a = x.pitch(),
           .pitch_b = weight.pitch(),
           .pitch_c = y.pitch(),
           .in = x.dtype(),
           .out = y.dtype()},
-         x.raw(), weight.raw(), y.raw(), ready.raw());
+         x.raw(), weight.raw(), y.raw(), ready.raw(), added.raw());
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

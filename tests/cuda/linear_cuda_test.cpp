@@ -36,8 +36,11 @@ class LinearCudaTest : public OnGpu, public testing::WithParamInterface<Case> {
     const auto dweight =
         both.updated("dweight", normal(c.out * c.in, 7), {c.out, c.in}, tolerance::product(dtype, DType::F32, c.rows));
     const auto dbias = c.bias ? both.updated("dbias", normal(c.out, 8), {c.out}, tolerance::kForward) : BothDevices::kNone;
+    const auto added = both.input(normal(c.rows * c.out, 9), {c.rows, c.out}, result);
+    const auto sum = both.output("y + added", {c.rows, c.out}, tolerance::product(dtype, result, c.in), result);
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
       linear_forward(ctx, op, t(weight), t(bias), t(x), t(y), c.accumulate);
+      linear_forward(ctx, op, t(weight), t(bias), t(x), t(sum), /*accumulate=*/false, t(added));
       linear_backward_input(ctx, op, t(weight), t(dy), t(dx), c.accumulate);
       linear_backward_weight(ctx, op, t(x), t(dy), t(dweight), t(dbias));
     });
