@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
+#include <map>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "apps/bench.h"
@@ -19,6 +21,7 @@ struct Options : BenchModel {
   std::int64_t batch = 8;
   std::int64_t length = 512;
   int steps = 5;
+  Recompute recompute = Recompute::None;
 };
 
 struct Step {
@@ -28,8 +31,14 @@ struct Step {
   double profiled = 0;  // seconds of the step that the profile is of
 };
 
+// Of activations and workspace, in bytes: what was planned before the first step, and what a GPU lacked after the last one.
+struct Memory {
+  std::size_t planned = 0;
+  std::size_t taken = 0;
+};
+
 // The step that took the median time.
-Step median_step(Context& ctx, const Options& options, Megalodon& model) {
+Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory& memory) {
   const Shape window{options.batch, options.length};
   std::vector<std::int32_t> tokens = random_tokens(model, window.numel());
   const Tensor text(tokens.data(), window);
@@ -41,7 +50,12 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
   const Tensor m = arena.allocate(DType::F32, flat);
   const Tensor v = arena.allocate(DType::F32, flat);
   Update update(ctx);
-  Training training(ctx, model, options.batch, options.length);
+  const MemoryPlan plan =
+      Training::plan(model.config(), model.dtype(), options.batch, options.length, ctx.place(), options.recompute);
+  memory.planned = plan.activations + plan.workspace;
+  const auto free_bytes = [&] { return ctx.accelerator() ? ctx.accelerator()->free_bytes() : std::size_t{0}; };
+  const std::size_t free_before = free_bytes();
+  Training training(ctx, model, options.batch, options.length, options.recompute);
   std::vector<Step> steps;
   std::int64_t count = 0;
   const auto run = [&](bool profiled) {
@@ -61,6 +75,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model) {
   };
   for (int i = 0; i < (profiles_apart(ctx) ? 3 : 1); ++i) run(false);  // warms up
   for (int i = 0; i < options.steps; ++i) steps.push_back(run(!profiles_apart(ctx)));
+  memory.taken = free_before - free_bytes();
   const auto middle = steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2);
   std::nth_element(steps.begin(), middle, steps.end(), [](const Step& a, const Step& b) { return a.seconds < b.seconds; });
   if (!profiles_apart(ctx)) return *middle;
@@ -74,7 +89,8 @@ void train(const Options& options) {
   Context ctx = open_context(options.device, options.threads);
   MeasuredCeilings ceilings(ctx);
   const auto model = options.load(ctx, Precision::BF16WithMaster);
-  const Step step = median_step(ctx, options, *model);
+  Memory memory;
+  const Step step = median_step(ctx, options, *model, memory);
   ceilings.remeasure();
   const auto tokens = static_cast<double>(options.batch * options.length);
   const double rate = 6 * static_cast<double>(model->layout().total()) * tokens / step.seconds;
@@ -84,6 +100,9 @@ void train(const Options& options) {
     Json report = options.about(*model);
     report["batch"] = options.batch;
     report["length"] = options.length;
+    report["recompute"] = to_string(options.recompute);
+    report["planned_bytes"] = memory.planned;
+    if (ctx.accelerator()) report["taken_bytes"] = memory.taken;
     ceilings.add_to(report);
     report["step_seconds"] = step.seconds;
     report["optimizer_seconds"] = step.optimizer;
@@ -97,7 +116,10 @@ void train(const Options& options) {
   }
   ceilings.print();
   std::cout << "model      " << options.title(*model) << "\n"
-            << "window     " << options.batch << " x " << options.length << " tokens\n"
+            << "window     " << options.batch << " x " << options.length << " tokens, recompute " << to_string(options.recompute)
+            << "\n"
+            << "memory     " << format_bytes(static_cast<double>(memory.planned)) << " planned for activations and workspace"
+            << (ctx.accelerator() ? ", " + format_bytes(static_cast<double>(memory.taken)) + " taken" : std::string()) << "\n"
             << format("step       %.1f ms: forward and backward %.1f, clip and AdamW %.1f (the median of %d)\n",
                       1e3 * step.seconds, 1e3 * (step.seconds - step.optimizer), 1e3 * step.optimizer, options.steps)
             << format("rate       %.0f tokens/s, %.1f GFLOP/s as 6 x parameters x tokens: %.1f %% of the %s product\n",
@@ -114,6 +136,12 @@ void add_bench_train(CLI::App* bench) {
   options->add_flags(command);
   command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(CLI::PositiveNumber);
+  const std::map<std::string, Recompute> levels = {
+      {"keep", Recompute::Keep}, {"none", Recompute::None}, {"selective", Recompute::Selective}, {"block", Recompute::Block}};
+  command->add_option("--recompute", options->recompute, "What backward computes again instead of keeping it")
+      ->transform(CLI::CheckedTransformer(levels))
+      ->default_str("none")
+      ->type_name("keep|none|selective|block");
   command->add_option("--steps", options->steps, "Steps to take the median of")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

@@ -60,7 +60,7 @@ std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, c
 }
 
 void Masks::apply(Context& ctx, Site site, double p, const Tensor& x) const {
-  if (active && p > 0) dropout_forward(ctx, {p, seed, stream(site)}, x, x);
+  if (active && p > 0) dropout_forward(ctx, {p, seed, stream(site), window}, x, x);
 }
 
 namespace {
@@ -86,11 +86,12 @@ Attention attention_of(const BlockOps& op, std::int64_t begin, const Masks& mask
     attention.dropkey = op.config.dropkey;
     attention.seed = masks.seed;
     attention.stream = masks.stream(Site::Attention);
+    attention.step = masks.window;
   }
   return attention;
 }
 
-// Runs in forward, and again in backward instead of being kept.
+// Runs in forward, and again in backward where it is not kept.
 // q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
 void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
                          const Packed& a, const BlockSaved& s, const BlockScratch& t) {
@@ -127,9 +128,13 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
   silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
-  linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
-  masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
-  residual_forward(ctx, p.alpha, x, t.n, out);
+  const bool plain_sum = !p.alpha && c.dropout == 0;
+  if (masks.active && plain_sum && ctx.device() != Device::Cpu) {  // one crossing of a GPU's memory less
+    return linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, out, /*accumulate=*/false, x);
+  }
+  linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.f);
+  masks.apply(ctx, Site::FeedForward, c.dropout, t.f);
+  residual_forward(ctx, p.alpha, x, t.f, out);
 }
 
 void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& x, const BlockSaved& s,
@@ -147,47 +152,52 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   const ModelConfig& c = op.config;
   const Packed a(c, s.zrh, s.fc13);
   const Packed da(c, d.d_zrh, d.d_fc13);
+  // What forward left in the scratch is there still, its masks applied, or backward puts it there.
+  const auto unless_kept = [&](const Tensor& tensor) { return t.kept ? Tensor() : tensor; };
+  const auto mask_again = [&](Site site, const Tensor& tensor) {
+    if (!t.kept) masks.apply(ctx, site, c.hidden_dropout, tensor);
+  };
 
   // Through the feed-forward. d_a = gradient of its normed input.
   if (p.alpha) {  // only alpha's gradient needs the value that it scales
-    silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
-    masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
-    linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.n);
-    masks.apply(ctx, Site::FeedForward, c.dropout, t.n);
+    if (!t.kept) silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
+    mask_again(Site::Hidden, t.hidden);
+    linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.f);
+    masks.apply(ctx, Site::FeedForward, c.dropout, t.f);
   }
-  residual_backward(ctx, p.alpha, t.n, d_out, d.d_f, g.alpha);
+  residual_backward(ctx, p.alpha, t.f, d_out, d.d_f, g.alpha);
   masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
   linear_backward_input(ctx, op.fc2, p.fc2, d.d_f, d.d_hidden);
   masks.apply(ctx, Site::Hidden, c.hidden_dropout, d.d_hidden);
-  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3, t.hidden);
-  masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
+  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3, unless_kept(t.hidden));
+  mask_again(Site::Hidden, t.hidden);
   linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
 
   // The gradient of y goes two ways: to what was added to x, in h1's place, and to x itself, where it joins that of out.
   // d_zrh is filled slice by slice: h1 and r here, z below.
   layer_norm_backward(ctx, op.nffn, p.nffn_weight, x, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias, d_out, a.h1, p.nffn_bias,
-                      t.n);
+                      unless_kept(t.n));
   linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
 
   // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
   linear_backward_input(ctx, op.wh2, p.wh2, da.h1, d.d_gated);
   masks.apply(ctx, Site::Gated, c.hidden_dropout, d.d_gated);
-  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o, t.gated);
-  masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
+  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o, unless_kept(t.gated));
+  mask_again(Site::Gated, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
-  queries_keys_values(ctx, op, p, table, positions, a, s, t);
+  if (!t.kept) queries_keys_values(ctx, op, p, table, positions, a, s, t);
   attention_backward(ctx, attention_of(op, 0, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
   head_norm_backward(ctx, op.head, p.gamma, {table, positions}, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
-  // Through the average. d_a = gradient of mx, then of ce; d_b = gradient of tn.
+  // Through the average. d_a = gradient of mx; d_b = gradient of ce, then of tn.
   linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
   masks.apply(ctx, Site::Average, c.hidden_dropout, d.d_a);
-  rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_a, g.rmsnorm_weight, t.mx);
-  masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
+  rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_b, g.rmsnorm_weight, unless_kept(t.mx));
+  mask_again(Site::Average, t.mx);
   linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
-  cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_a, d.d_b, g.cema);
+  cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_b, d.d_b, g.cema);
   silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
@@ -224,6 +234,7 @@ void visit_scratch(const ModelConfig& c, DType dtype, BlockScratch& t, Visit&& v
   visit(t.gated, dtype, c.value_dim);
   visit(t.n, dtype, c.model_dim);
   visit(t.hidden, dtype, c.ffn_hidden_dim);
+  visit(t.f, dtype, c.model_dim);
 }
 
 Tensor shorter(const Tensor& tensor, std::int64_t length) {
@@ -251,23 +262,26 @@ BlockSaved allocate_saved(Arena& arena, const ModelConfig& c, DType dtype, std::
 }
 
 BlockScratch allocate_scratch(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
-                              bool exact_average) {
+                              bool exact_average, bool kept) {
   BlockScratch t;
+  t.kept = kept;
   visit_scratch(c, dtype, t, [&](Tensor& tensor, DType element, std::int64_t width) {
-    const bool is_spare = &tensor == &t.tn && (dtype == DType::F32 || !exact_average);
+    const bool is_spare = (&tensor == &t.tn && (dtype == DType::F32 || !exact_average)) || (&tensor == &t.f && !kept);
     if (!is_spare) tensor = arena.allocate(element, {batch, length, width});
   });
+  if (!kept) t.f = t.n;
   return t;
 }
 
-BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length) {
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length,
+                                  Device device) {
   const auto tensor = [&](DType element, std::int64_t width) { return arena.allocate(element, {batch, length, width}); };
   BlockGradients d;
   d.d_fc13 = tensor(dtype, fc13_width(c));
   d.d_hidden = tensor(dtype, c.ffn_hidden_dim);
-  d.d_a = tensor(DType::F32, c.model_dim);
+  d.d_a = tensor(device == Device::Cpu ? DType::F32 : dtype, c.model_dim);
   d.d_b = tensor(DType::F32, c.model_dim);
-  d.d_f = dtype == DType::F32 ? d.d_a : tensor(dtype, c.model_dim);
+  d.d_f = d.d_a.dtype() == dtype ? d.d_a : tensor(dtype, c.model_dim);
   d.d_zrh = tensor(dtype, c.z_dim + c.value_dim + c.model_dim);
   d.d_gated = tensor(dtype, c.value_dim);
   d.d_o = tensor(dtype, c.value_dim);

@@ -35,16 +35,19 @@ struct BlockOps {
   std::size_t workspace_bytes(std::int64_t batch, std::int64_t length, const Place& place) const;
 };
 
-// The dropout masks of one window in one block; inactive outside training.
+// The dropout masks of one window in one block; inactive outside training. Which window it is lies in memory, so that a step may
+// be recorded.
 struct Masks {
   std::uint64_t seed = 0;
-  std::uint64_t window = 0;
+  Tensor window;  // [1] i64: window_key() of it
   std::int64_t layer = 0;
   bool active = false;
 
   enum class Site : std::uint64_t { Embedding, Average, Attention, Gated, Output, Hidden, FeedForward };
+  static std::int64_t window_key(std::uint64_t window) noexcept { return static_cast<std::int64_t>(window << 24); }
+  // Less the window.
   std::uint64_t stream(Site site) const noexcept {
-    return window << 24 | static_cast<std::uint64_t>(layer) << 4 | static_cast<std::uint64_t>(site);
+    return static_cast<std::uint64_t>(layer) << 4 | static_cast<std::uint64_t>(site);
   }
   // x *= mask / (1 - p): of values going forward and of gradients going back alike.
   void apply(Context& ctx, Site site, double p, const Tensor& x) const;
@@ -68,22 +71,25 @@ struct BlockSaved {
   Tensor fc13;  // [B, L, F or 2F] T before silu
 };
 
-// Values that backward computes again: one set serves all blocks.
+// Values that backward computes again: one set serves all blocks. Or it finds them as forward left them, in a set for each block.
 struct BlockScratch {
   Tensor tn;      // [B, L, D] TimestepNorm's output as CEMA reads it; null where saved.tn serves
   Tensor mx;      // [B, L, D] T the normed average
   Tensor q, k;    // [B, L, Z] T rotated queries and keys
   Tensor v;       // [B, L, V] T values
   Tensor gated;   // [B, L, V] T o * silu(r)
-  Tensor n;       // [B, L, D] T the feed-forward's normed input; also what it adds
+  Tensor n;       // [B, L, D] T the feed-forward's normed input
   Tensor hidden;  // [B, L, F] T
+  Tensor f;       // [B, L, D] T what the feed-forward adds: n's memory, unless the set is one to keep
+  bool kept = false;
 };
 
 struct BlockGradients {
   Tensor d_f;           // [B, L, D] T of what the feed-forward adds
   Tensor d_fc13;        // [B, L, F or 2F] T
   Tensor d_hidden;      // [B, L, F] T
-  Tensor d_a, d_b;      // [B, L, D] each
+  Tensor d_a;           // [B, L, D] f32; on a GPU T
+  Tensor d_b;           // [B, L, D]
   Tensor d_zrh;         // [B, L, Z + V + D] T
   Tensor d_gated, d_o;  // [B, L, V] T each
   Tensor d_q, d_k;      // [B, L, Z] each
@@ -93,10 +99,12 @@ struct BlockGradients {
 // the same name: one block after the other may use that memory.
 BlockSaved allocate_saved(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
                           bool for_backward, const BlockSaved& shared = {});
-// `exact_average` asks for CEMA to read TimestepNorm's output before its rounding to bfloat16.
+// `exact_average` asks for CEMA to read TimestepNorm's output before its rounding to bfloat16, `kept` for a set that backward
+// finds as forward left it.
 BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
-                              bool exact_average);
-BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length);
+                              bool exact_average, bool kept = false);
+BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
+                                  Device device);
 
 // The same tensors with a shorter window: for windows of fewer than the planned tokens.
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);

@@ -96,12 +96,14 @@ class Inference {
 
 // What a training step keeps of each block's forward for its backward. The same bits on a CPU whichever it is.
 enum class Recompute {
+  Keep,       // all of it: where memory is plenty, a GPU's step takes least time so
   None,       // all but what is elementwise in something else that is kept
   Selective,  // the feed-forward's hidden layer is computed again too, the widest tensor: about a quarter less memory
   Block,      // a block's input alone: its whole forward runs again
 };
 // "none", ...
 inline const char* to_string(Recompute recompute) noexcept {
+  if (recompute == Recompute::Keep) return "keep";
   if (recompute == Recompute::None) return "none";
   return recompute == Recompute::Selective ? "selective" : "block";
 }

@@ -15,11 +15,11 @@ namespace megalodon {
 namespace {
 
 struct Buffers {
-  std::vector<Tensor> x;          // [B, L, D] each: the embedding, then every block's output
-  std::vector<BlockSaved> saved;  // of each block
-  BlockSaved shared;              // of them, what all blocks use in turn: tn and fc13
-  std::vector<BlockState> began;  // with Recompute::Block: the carried state as each block's forward found it
-  BlockScratch scratch;
+  std::vector<Tensor> x;              // [B, L, D] each: the embedding, then every block's output
+  std::vector<BlockSaved> saved;      // of each block
+  BlockSaved shared;                  // of them, what all blocks use in turn: tn and fc13
+  std::vector<BlockState> began;      // with Recompute::Block: the carried state as each block's forward found it
+  std::vector<BlockScratch> scratch;  // of each block with Recompute::Keep, else one
   BlockGradients gradients;
   TimestepNormSaved final_norm;
   Tensor normed;  // [B, L, D] the model's dtype: the head's input
@@ -29,7 +29,10 @@ struct Buffers {
   Tensor objectives;       // [B, L]
   Tensor sums;             // [2] f64: of losses and of objectives
   Tensor origins;          // [B] i64: where the window begins in each sequence
+  Tensor window;           // [1] i64: which window it is, as masks have it
   Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
+
+  const BlockScratch& scratch_of(std::size_t layer) const { return scratch[scratch.size() == 1 ? 0 : layer]; }
 };
 
 Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device,
@@ -38,7 +41,8 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   Buffers b;
   const BlockSaved whole = allocate_saved(arena, c, dtype, batch, length, /*for_backward=*/true);  // the first block's
   // What a GPU can read in as long as it takes to compute again is not worth its memory.
-  if (recompute != Recompute::Block && device != Device::Cpu) b.shared.tn = whole.tn;
+  const bool keep = recompute == Recompute::Keep;
+  if (!keep && recompute != Recompute::Block && device != Device::Cpu) b.shared.tn = whole.tn;
   if (recompute == Recompute::Selective) b.shared.fc13 = whole.fc13;
   b.x.push_back(rows());
   for (std::int64_t i = 0; i < c.num_layers; ++i) {
@@ -48,8 +52,10 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
     if (recompute == Recompute::Block) b.began.push_back(allocate_moments(arena, c, batch));
   }
   // The rounding hardly shows in gradients, and crossing a GPU's memory with the exact values would cost 0.3 % of a step.
-  b.scratch = allocate_scratch(arena, c, dtype, batch, length, /*exact_average=*/device == Device::Cpu);
-  b.gradients = allocate_gradients(arena, c, dtype, batch, length);
+  for (std::int64_t i = 0; i < (keep ? c.num_layers : 1); ++i) {
+    b.scratch.push_back(allocate_scratch(arena, c, dtype, batch, length, /*exact_average=*/device == Device::Cpu, keep));
+  }
+  b.gradients = allocate_gradients(arena, c, dtype, batch, length, device);
   b.final_norm = {arena.allocate(DType::I64, {batch}), arena.allocate(DType::F32, {batch, length, c.norm_num_groups}),
                   arena.allocate(DType::F32, {batch, length, c.norm_num_groups})};
   b.normed = arena.allocate(dtype, {batch, length, c.model_dim});
@@ -62,6 +68,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   b.objectives = arena.allocate(DType::F32, {batch, length});
   b.sums = arena.allocate(DType::F64, {2});
   b.origins = arena.allocate(DType::I64, {batch});
+  b.window = arena.allocate(DType::I64, {1});
   if (device != Device::Cpu) {
     b.tokens = arena.allocate(DType::I32, {batch, length});
     b.targets = arena.allocate(DType::I32, {batch, length});
@@ -113,22 +120,22 @@ struct Training::Impl {
     check_targets(c.outputs(), given_targets);
     const Tensor tokens = ctx.at_hand(given_tokens, buffers.tokens);
     const Tensor targets = ctx.at_hand(given_targets, buffers.targets);
-    const auto ask = [&] { pass(tokens, targets, state, flat_gradients, scale, key); };
     if (has_dropout(c)) {
-      ask();  // masks differ from window to window, and are told to the ops as numbers
-    } else {
-      replay.run(ctx,
-                 {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
-                  Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale)},
-                 ask);
+      std::int64_t window = Masks::window_key(key.window);
+      ctx.copy(Tensor(&window, {1}), buffers.window);
     }
+    replay.run(
+        ctx,
+        {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
+         Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale), key.seed},
+        [&] { pass(tokens, targets, state, flat_gradients, scale, key.seed); });
     ctx.copy(buffers.sums, Tensor(sums.data(), {2}));
     if (objective.plain()) sums[1] = sums[0];
     return sums[0];
   }
 
   void pass(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
-            const DropoutKey& key) {
+            std::uint64_t seed) {
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     if (gradients.flat != flat_gradients.raw())
@@ -137,7 +144,7 @@ struct Training::Impl {
     const Tensor& table = model.rotary_table();
     const std::size_t layers = p.blocks.size();
     Buffers& b = buffers;
-    const auto masks = [&](std::size_t layer) { return Masks{key.seed, key.window, static_cast<std::int64_t>(layer), true}; };
+    const auto masks = [&](std::size_t layer) { return Masks{seed, b.window, static_cast<std::int64_t>(layer), true}; };
 
     // Forward.
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, b.x[0]);
@@ -145,7 +152,7 @@ struct Training::Impl {
     for (std::size_t i = 0; i < layers; ++i) {
       if (state != nullptr && !b.began.empty()) remember(state->blocks[i], b.began[i]);
       block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
-                    state != nullptr ? state->blocks[i] : BlockState(), b.saved[i], b.scratch, b.x[i + 1]);
+                    state != nullptr ? state->blocks[i] : BlockState(), b.saved[i], b.scratch_of(i), b.x[i + 1]);
     }
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, b.x[layers],
                           state != nullptr ? state->final_norm : TimestepNormState(), b.normed, b.final_norm);
@@ -167,11 +174,11 @@ struct Training::Impl {
       // The last block's forward was the last to write what is shared.
       if (i + 1 < layers && !b.began.empty()) {
         block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
-                      state != nullptr ? b.began[i] : BlockState(), b.saved[i], b.scratch, b.x[i + 1]);
+                      state != nullptr ? b.began[i] : BlockState(), b.saved[i], b.scratch_of(i), b.x[i + 1]);
       } else if (i + 1 < layers) {
-        block_again(ctx, ops, p.blocks[i], b.x[i], b.saved[i], b.shared, b.scratch);
+        block_again(ctx, ops, p.blocks[i], b.x[i], b.saved[i], b.shared, b.scratch_of(i));
       }
-      block_backward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], b.saved[i], b.scratch, b.gradients, b.d_x,
+      block_backward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], b.saved[i], b.scratch_of(i), b.gradients, b.d_x,
                      g.blocks[i]);
     }
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);

@@ -44,7 +44,7 @@ inline constexpr std::array kChoices<Device>{Device::Cpu, Device::Cuda};
 template <>
 inline constexpr std::array kChoices<DType>{DType::F32, DType::BF16};
 template <>
-inline constexpr std::array kChoices<Recompute>{Recompute::None, Recompute::Selective, Recompute::Block};
+inline constexpr std::array kChoices<Recompute>{Recompute::Keep, Recompute::None, Recompute::Selective, Recompute::Block};
 
 const char* name_of(DataMode mode) { return to_string(mode); }
 const char* name_of(Scheduler scheduler) { return to_string(scheduler); }
@@ -121,7 +121,8 @@ std::vector<Key> keys_of(RunConfig& c) {
       {"train.threads", &c.train.threads, "Threads; 0: all processors"},
       {"train.device", &c.train.device, "cpu or cuda: where to compute"},
       {"train.dtype", &c.train.dtype, "f32, or bf16: products and activations in bfloat16 beside float32 parameters"},
-      {"train.recompute", &c.train.recompute, "none, selective or block: what backward computes again instead of keeping it"},
+      {"train.recompute", &c.train.recompute,
+       "keep, none, selective or block: what backward computes again instead of keeping it"},
       {"train.init", &c.train.init, "Model folder to take the parameters from instead of drawing them"},
       {"train.freeze", &c.train.freeze, "Patterns of the names of parameters that are not trained"},
       {"train.ema", &c.train.ema, "Decay of a running average of the parameters, saved beside them, as 0.999; 0: none"},
