@@ -1,5 +1,7 @@
 #include "ops/adamw.h"
 
+#include <string>
+
 #include "bench/harness.h"
 #include "reference/adamw.h"
 #include "tests/support/values.h"
@@ -7,33 +9,43 @@
 namespace megalodon::bench {
 namespace {
 
-const Register kBench("adamw", [](Bench& bench) {
-  const std::int64_t count = 12 << 20;
+// A step as the trainer takes it: with bf16 it writes the rounded copy as well.
+void measure(Bench& bench, std::int64_t count, DType dtype) {
+  Data data(bench);
   const AdamW op{.lr = 1e-3};
-  auto parameters = test::normal(count, 1);
-  auto gradients = test::normal(count, 2);
-  std::vector<float> m(parameters.size());
-  std::vector<float> v(parameters.size());
-  const auto flat = [&](std::vector<float>& x) { return Tensor(x.data(), {count}); };
-  AdamWRates rates = adamw_rates(op, 1, 0.5);
-  double norm = 1 - 1e-6;  // clips to the half, as the truth below has it
-  const auto step = [&] {
-    adamw_step(bench.context(), Tensor(rates.data(), {kAdamWRates}), Tensor(&norm, {1}), Tensor(), flat(parameters),
-               flat(gradients), flat(m), flat(v));
-  };
-  auto halved = test::widen(gradients);
+  const Tensor parameters = data.normal({count}, 1);
+  const Tensor gradients = data.normal({count}, 2);
+  const Tensor m = data.zeros({count});
+  const Tensor v = data.zeros({count});
+  const Tensor copy = dtype == DType::BF16 ? data.zeros({count}, DType::BF16) : Tensor();
+  AdamWRates chosen = adamw_rates(op, 1, 0.5);
+  double given = 1 - 1e-6;  // clips to the half, as the truth below has it
+  const Tensor rates = data.copy(Tensor(chosen.data(), {kAdamWRates}));
+  const Tensor norm = data.copy(Tensor(&given, {1}));
+  const auto step = [&] { adamw_step(bench.context(), rates, norm, Tensor(), parameters, gradients, m, v, copy); };
+  const auto measured = [&] { gradient_norm(bench.context(), gradients, norm); };
+
+  const std::int64_t checked = std::min<std::int64_t>(count, 1 << 20);  // an element knows nothing of the others
+  auto halved = data.values(gradients, checked);
   for (double& g : halved) g *= 0.5;
-  reference::AdamWState truth{test::widen(parameters), test::widen(m), test::widen(v)};
+  const std::vector<double> none(halved.size());
+  reference::AdamWState truth{data.values(parameters, checked), none, none};
   reference::adamw_step(op.lr, op.beta1, op.beta2, op.eps, op.weight_decay, 1, halved, truth);
   step();
-  bench.check("adamw", test::relative_error(parameters, truth.parameters), 5e-7);
-  const auto measure = [&] { gradient_norm(bench.context(), flat(gradients), Tensor(&norm, {1})); };
-  measure();
-  const double true_norm = reference::global_norm(test::widen(gradients));
-  bench.check("gradient_norm", std::abs(norm - true_norm) / true_norm, 1e-12);
+  bench.check("adamw", test::relative_error(data.values(parameters, checked), truth.parameters), 5e-7);
+
+  const std::string size = std::to_string(count >> 20) + " Mi parameters";
   const double bytes = 4.0 * static_cast<double>(count);
-  bench.time("adamw step  12.6 M parameters", 7 * bytes, 0, step);
-  bench.time("gradient_norm 12.6 M parameters", bytes, 0, measure);
+  bench.time("adamw step    " + size + suffix(dtype), (copy ? 7.5 : 7) * bytes, 0, step);
+  if (dtype != bench.dtypes().front()) return;
+  measured();
+  const double true_norm = reference::global_norm(data.values(gradients));
+  bench.check("gradient_norm", std::abs(data.values(norm)[0] - true_norm) / true_norm, 1e-12);
+  bench.time_reading("gradient_norm " + size, bytes, 0, measured, DType::F32);
+}
+
+const Register kBench("adamw", [](Bench& bench) {
+  for (const DType dtype : bench.dtypes()) measure(bench, bench.on_gpu() ? 256 << 20 : 12 << 20, dtype);
 });
 
 }  // namespace

@@ -3,45 +3,50 @@
 #include <string>
 
 #include "bench/harness.h"
+#include "core/on_host.h"
 #include "reference/cross_entropy.h"
 #include "tests/support/values.h"
+#include "tests/tolerances.h"
 
 namespace megalodon::bench {
 namespace {
 
-void measure(Bench& bench, std::int64_t rows, std::int64_t vocab) {
+// The gradient has the dtype; logits are float32.
+void measure(Bench& bench, std::int64_t rows, std::int64_t vocab, DType dtype) {
+  Data data(bench);
   const CrossEntropy op{vocab};
-  auto logits = test::normal(rows * vocab, 1, 3);
-  std::vector<float> dlogits(logits.size());
-  std::vector<float> losses(static_cast<std::size_t>(rows));
-  std::vector<float> lse(losses.size());
-  std::vector<std::int32_t> targets;
-  Rng rng(3);
-  for (std::int64_t t = 0; t < rows; ++t) {
-    targets.push_back(static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(vocab))));
-  }
-  const Tensor in(logits.data(), {rows, vocab});
-  const Tensor ids(targets.data(), {rows});
-  const CrossEntropySaved saved{Tensor(lse.data(), {rows})};
-  const auto forward = [&] { cross_entropy_forward(bench.context(), op, in, ids, Tensor(losses.data(), {rows}), saved); };
-  const auto backward = [&] {
-    cross_entropy_backward(bench.context(), op, in, ids, saved, 1.0F, Tensor(dlogits.data(), {rows, vocab}));
-  };
+  const Tensor logits = data.normal({rows, vocab}, 1, 3);
+  const Tensor targets = data.indices({rows}, 3, vocab);
+  const Tensor losses = data.zeros({rows});
+  const Tensor dlogits = data.zeros({rows, vocab}, dtype);
+  const CrossEntropySaved saved{data.zeros({rows})};
+  const auto forward = [&] { cross_entropy_forward(bench.context(), op, logits, targets, losses, saved); };
+  const auto backward = [&] { cross_entropy_backward(bench.context(), op, logits, targets, saved, 1.0F, dlogits); };
   forward();
   backward();
+  // The first rows stand for all.
+  const std::int64_t checked = std::min<std::int64_t>(rows, (1 << 20) / vocab);
+  const OnHost host(targets, bench.context().accelerator());
+  const auto* first = host.tensor().data<std::int32_t>();
+  const std::vector<std::int32_t> ids(first, first + checked);
+  const auto in = data.values(logits, checked * vocab);
   bench.check("cross_entropy forward",
-              test::relative_error(losses, reference::cross_entropy_forward(vocab, test::widen(logits), targets)), 5e-7);
+              test::relative_error(data.values(losses, checked), reference::cross_entropy_forward(vocab, in, ids)),
+              tolerance::kForward);
   bench.check("cross_entropy backward",
-              test::relative_error(dlogits, reference::cross_entropy_backward(vocab, test::widen(logits), targets, 1)), 2e-6);
+              test::relative_error(data.values(dlogits, checked * vocab), reference::cross_entropy_backward(vocab, in, ids, 1)),
+              tolerance::of(dtype, tolerance::kGradient));
   const std::string size = " [" + std::to_string(rows) + ", " + std::to_string(vocab) + "]";
-  const double bytes = 4.0 * static_cast<double>(rows * vocab);
-  bench.time("cross_entropy forward " + size, bytes, 0, forward);
-  bench.time("cross_entropy backward" + size, 2 * bytes, 0, backward);
+  const auto elements = static_cast<double>(rows * vocab);
+  if (dtype == bench.dtypes().front()) bench.time_reading("cross_entropy forward " + size, 4 * elements, 0, forward, DType::F32);
+  bench.time("cross_entropy backward" + size + suffix(dtype), (4 + static_cast<double>(size_of(dtype))) * elements, 0, backward);
 }
 
 const Register kBench("cross_entropy", [](Bench& bench) {
-  measure(bench, 4096, 256);
-  measure(bench, 256, 32000);
+  for (const DType dtype : bench.dtypes()) {
+    measure(bench, bench.on_gpu() ? 1 << 20 : 4096, 256, dtype);
+    measure(bench, bench.on_gpu() ? 8192 : 256, 32000, dtype);
+  }
 });
 
 }  // namespace

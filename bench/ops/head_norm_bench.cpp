@@ -1,66 +1,63 @@
 #include "ops/head_norm.h"
 
-#include <algorithm>
+#include <string>
 
 #include "bench/harness.h"
-#include "core/bfloat16.h"
 #include "ops/rotary.h"
 #include "reference/head_norm.h"
 #include "reference/rotary.h"
 #include "tests/support/values.h"
+#include "tests/tolerances.h"
 
 namespace megalodon::bench {
 namespace {
 
-const Register kBench("head_norm", [](Bench& bench) {
-  const std::int64_t rows = 4096;
-  const HeadNorm op{4, 256};
-  const Rotary rotary{4, 256, 2048};
-  const std::int64_t dim = 1024;
-  auto z = test::normal(rows * dim, 1);
-  auto gamma = test::normal(2 * dim, 2, 0.3);
-  auto beta = test::normal(2 * dim, 3, 0.3);
-  auto dq = test::normal(rows * dim, 4);
-  auto dk = test::normal(rows * dim, 5);
+void measure(Bench& bench, std::int64_t rows, const HeadNorm& op, const Rotary& rotary, DType dtype, bool check) {
+  Data data(bench);
+  const std::int64_t dim = op.heads * op.head_dim;
+  const Shape shape{1, rows, dim};
+  const Tensor z = data.normal(shape, 1, 1, dtype);
+  const Tensor gamma = data.normal({2, dim}, 2, 0.3);
+  const Tensor beta = data.normal({2, dim}, 3, 0.3);
+  const Tensor dq = data.normal(shape, 4);
+  const Tensor dk = data.normal(shape, 5);
   std::vector<float> angles(static_cast<std::size_t>(rotary.chunk * rotary.head_dim));
-  const HeadNormRotation rotation{Tensor(angles.data(), {rotary.chunk, rotary.head_dim / 2, 2}), Tensor()};
-  rotary_table(rotary, rotation.table);
-  std::vector<float> q(z.size());
-  std::vector<float> k(z.size());
-  std::vector<float> dz(z.size());
-  std::vector<BFloat16> narrow_z(z.size());
-  std::vector<BFloat16> narrow_q(z.size());
-  std::vector<BFloat16> narrow_k(z.size());
-  std::vector<BFloat16> narrow_dz(z.size());
-  std::transform(z.begin(), z.end(), narrow_z.begin(), to_bfloat16);
-  std::vector<float> rstd(static_cast<std::size_t>(rows * op.heads));
-  std::vector<float> dgamma(gamma.size());
-  std::vector<float> dbeta(beta.size());
-  const auto tensor = [&](auto& v) { return Tensor(v.data(), {1, rows, dim}); };
-  const auto pair = [&](std::vector<float>& v) { return Tensor(v.data(), {2, dim}); };
-  const HeadNormSaved saved{Tensor(rstd.data(), {1, rows, op.heads})};
-  const auto forward = [&](const Tensor& from, const Tensor& to_q, const Tensor& to_k) {
-    head_norm_forward(bench.context(), op, pair(gamma), pair(beta), rotation, from, to_q, to_k, saved);
-  };
-  const auto backward = [&](const Tensor& from, const Tensor& to) {
-    head_norm_backward(bench.context(), op, pair(gamma), rotation, from, saved, tensor(dq), tensor(dk), to, pair(dgamma),
-                       pair(dbeta));
-  };
-  forward(tensor(z), tensor(q), tensor(k));
-  backward(tensor(z), tensor(dz));
-  const auto turned_back = [&](const std::vector<float>& v) {
-    return reference::rotary(op.heads, op.head_dim, rotary.chunk, rotary.base, {0}, test::widen(v), -1);
-  };
-  const auto truth = reference::head_norm_backward(op.heads, op.head_dim, op.eps, test::widen(gamma), test::widen(z),
-                                                   turned_back(dq), turned_back(dk));
-  bench.check("head_norm backward", test::relative_error(dz, truth.dz), 2e-6);
-  const double size = static_cast<double>(rows * dim);
-  bench.time("head_norm forward  [4096, 4 heads of 256]", 12 * size, 0, [&] { forward(tensor(z), tensor(q), tensor(k)); });
-  bench.time("head_norm backward [4096, 4 heads of 256]", 16 * size, 0, [&] { backward(tensor(z), tensor(dz)); });
-  bench.time("head_norm forward  [4096, 4 heads of 256], bf16", 6 * size, 0,
-             [&] { forward(tensor(narrow_z), tensor(narrow_q), tensor(narrow_k)); });
-  bench.time("head_norm backward [4096, 4 heads of 256], bf16", 12 * size, 0,
-             [&] { backward(tensor(narrow_z), tensor(narrow_dz)); });
+  const Tensor table(angles.data(), {rotary.chunk, rotary.head_dim / 2, 2});
+  rotary_table(rotary, table);
+  const HeadNormRotation rotation{data.copy(table), Tensor()};
+  const Tensor q = data.zeros(shape, dtype);
+  const Tensor k = data.zeros(shape, dtype);
+  const Tensor dz = data.zeros(shape, dtype);
+  const HeadNormSaved saved{data.zeros({1, rows, op.heads})};
+  const Tensor dgamma = data.zeros({2, dim});
+  const Tensor dbeta = data.zeros({2, dim});
+  const auto forward = [&] { head_norm_forward(bench.context(), op, gamma, beta, rotation, z, q, k, saved); };
+  const auto backward = [&] { head_norm_backward(bench.context(), op, gamma, rotation, z, saved, dq, dk, dz, dgamma, dbeta); };
+  forward();
+  backward();
+  if (check) {
+    const auto turned_back = [&](const Tensor& v) {
+      return reference::rotary(op.heads, op.head_dim, rotary.chunk, rotary.base, {0}, data.values(v), -1);
+    };
+    const auto truth = reference::head_norm_backward(op.heads, op.head_dim, op.eps, data.values(gamma), data.values(z),
+                                                     turned_back(dq), turned_back(dk));
+    bench.check("head_norm backward", test::relative_error(data.values(dz), truth.dz),
+                tolerance::of(dtype, tolerance::kGradient));
+  }
+  if (check && bench.on_gpu()) return;
+  const std::string size = " [" + std::to_string(rows) + ", " + std::to_string(op.heads) + " heads of " +
+                           std::to_string(op.head_dim) + "]" + suffix(dtype);
+  const auto elements = static_cast<double>(rows * dim);
+  const auto bytes = static_cast<double>(size_of(dtype));
+  bench.time("head_norm forward " + size, 3 * bytes * elements, 0, forward);
+  bench.time("head_norm backward" + size, (2 * bytes + 8) * elements, 0, backward);
+}
+
+const Register kBench("head_norm", [](Bench& bench) {
+  for (const DType dtype : bench.dtypes()) {
+    measure(bench, 4096, {4, 256}, {4, 256, 2048}, dtype, true);
+    if (bench.on_gpu()) measure(bench, 32768, {4, 256}, {4, 256, 4096}, dtype, false);
+  }
 });
 
 }  // namespace

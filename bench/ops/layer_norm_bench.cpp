@@ -1,54 +1,62 @@
 #include "ops/layer_norm.h"
 
+#include <string>
+
 #include "bench/harness.h"
 #include "reference/layer_norm.h"
 #include "tests/support/values.h"
+#include "tests/tolerances.h"
 
 namespace megalodon::bench {
 namespace {
 
-const Register kBench("layer_norm", [](Bench& bench) {
-  const std::int64_t rows = 4096;
-  const std::int64_t dim = 1024;
+// Of one tensor, and as a block has it: of a residual and what is added to it, whose gradient has a sum of its own.
+void measure(Bench& bench, std::int64_t rows, std::int64_t dim, DType dtype, bool check) {
+  Data data(bench);
   const LayerNorm op{dim};
-  auto x = test::normal(rows * dim, 1);
-  auto weight = test::normal(dim, 2, 0.3);
-  auto bias = test::normal(dim, 4, 0.3);
-  auto dy = test::normal(rows * dim, 3);
-  std::vector<float> y(x.size());
-  std::vector<float> dx(x.size());
-  std::vector<BFloat16> narrow_y(x.size());
-  std::vector<float> mean(static_cast<std::size_t>(rows));
-  std::vector<float> rstd(static_cast<std::size_t>(rows));
-  std::vector<float> dweight(weight.size());
-  std::vector<float> dbias(bias.size());
   const Shape shape{1, rows, dim};
-  const LayerNormSaved saved{Tensor(mean.data(), {1, rows}), Tensor(rstd.data(), {1, rows})};
-  const auto forward = [&](const Tensor& to) {
-    layer_norm_forward(bench.context(), op, Tensor(weight.data(), {dim}), Tensor(bias.data(), {dim}), Tensor(x.data(), shape), to,
-                       saved);
-  };
-  std::vector<float> total(x.size());
-  const auto backward = [&](const Tensor& to, const Tensor& sum) {
-    layer_norm_backward(bench.context(), op, Tensor(weight.data(), {dim}), Tensor(x.data(), shape), saved,
-                        Tensor(dy.data(), shape), to, Tensor(dweight.data(), {dim}), Tensor(dbias.data(), {dim}), sum);
-  };
-  const Tensor wide_y(y.data(), shape);
-  forward(wide_y);
-  const Tensor wide_dx(dx.data(), shape);
-  backward(wide_dx, Tensor());
-  const auto truth = reference::layer_norm_backward(dim, op.eps, test::widen(weight), test::widen(x), test::widen(dy));
-  bench.check(
-      "layer_norm forward",
-      test::relative_error(y, reference::layer_norm_forward(dim, op.eps, test::widen(weight), test::widen(bias), test::widen(x))),
-      5e-7);
-  bench.check("layer_norm backward", test::relative_error(dx, truth.dx), 2e-6);
-  const double size = static_cast<double>(rows * dim);
-  bench.time("layer_norm forward  [4096, 1024]", 8 * size, 0, [&] { forward(wide_y); });
-  bench.time("layer_norm forward  [4096, 1024], bf16", 6 * size, 0, [&] { forward(Tensor(narrow_y.data(), shape)); });
-  bench.time("layer_norm backward [4096, 1024]", 12 * size, 0, [&] { backward(wide_dx, Tensor()); });
-  bench.time("layer_norm backward [4096, 1024], bf16 and a residual's sum", 18 * size, 0,
-             [&] { backward(Tensor(narrow_y.data(), shape), Tensor(total.data(), shape)); });
+  const Tensor x = data.normal(shape, 1);
+  const Tensor a = data.normal(shape, 5, 1, dtype);
+  const Tensor weight = data.normal({dim}, 2, 0.3);
+  const Tensor bias = data.normal({dim}, 4, 0.3);
+  const Tensor dy = data.normal(shape, 3);
+  const Tensor y = data.zeros(shape, dtype);
+  const Tensor dx = data.zeros(shape, dtype);
+  const Tensor sum = data.zeros(shape);
+  const LayerNormSaved saved{data.zeros({1, rows}), data.zeros({1, rows})};
+  const Tensor dweight = data.zeros({dim});
+  const Tensor dbias = data.zeros({dim});
+  Context& ctx = bench.context();
+  const auto forward = [&](const Tensor& added) { layer_norm_forward(ctx, op, weight, bias, x, y, saved, added); };
+  const auto backward = [&] { layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, Tensor()); };
+  const auto in_block = [&] { layer_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, sum, a, bias, y); };
+  forward(Tensor());
+  backward();
+  if (check) {
+    const auto w = data.values(weight);
+    const auto in = data.values(x);
+    const auto truth = reference::layer_norm_backward(dim, op.eps, w, in, data.values(dy));
+    bench.check("layer_norm forward",
+                test::relative_error(data.values(y), reference::layer_norm_forward(dim, op.eps, w, data.values(bias), in)),
+                tolerance::of(dtype, tolerance::kForward));
+    bench.check("layer_norm backward", test::relative_error(data.values(dx), truth.dx),
+                tolerance::of(dtype, tolerance::kGradient));
+  }
+  if (check && bench.on_gpu()) return;
+  const std::string size = " [" + std::to_string(rows) + ", " + std::to_string(dim) + "]" + suffix(dtype);
+  const auto elements = static_cast<double>(rows * dim);
+  const auto bytes = static_cast<double>(size_of(dtype));
+  bench.time("layer_norm forward " + size, (4 + bytes) * elements, 0, [&] { forward(Tensor()); });
+  bench.time("layer_norm backward" + size, (8 + bytes) * elements, 0, backward);
+  bench.time("layer_norm forward " + size + " of x + a", (4 + 2 * bytes) * elements, 0, [&] { forward(a); });
+  bench.time("layer_norm backward" + size + " of x + a, y, sum", (16 + 3 * bytes) * elements, 0, in_block);
+}
+
+const Register kBench("layer_norm", [](Bench& bench) {
+  for (const DType dtype : bench.dtypes()) {
+    measure(bench, 4096, 1024, dtype, true);
+    if (bench.on_gpu()) measure(bench, 32768, 4096, dtype, false);
+  }
 });
 
 }  // namespace

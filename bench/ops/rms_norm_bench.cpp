@@ -1,50 +1,50 @@
 #include "ops/rms_norm.h"
 
-#include <algorithm>
+#include <string>
 
 #include "bench/harness.h"
-#include "core/bfloat16.h"
 #include "reference/rms_norm.h"
 #include "tests/support/values.h"
+#include "tests/tolerances.h"
 
 namespace megalodon::bench {
 namespace {
 
-const Register kBench("rms_norm", [](Bench& bench) {
-  const std::int64_t rows = 4096;
-  const std::int64_t dim = 1024;
+void measure(Bench& bench, std::int64_t rows, std::int64_t dim, DType dtype, bool check) {
+  Data data(bench);
   const RmsNorm op{dim};
-  auto x = test::normal(rows * dim, 1);
-  auto weight = test::normal(dim, 2, 0.3);
-  auto dy = test::normal(rows * dim, 3);
-  std::vector<float> y(x.size());
-  std::vector<float> dx(x.size());
-  std::vector<BFloat16> narrow_x(x.size());
-  std::vector<BFloat16> narrow_y(x.size());
-  std::transform(x.begin(), x.end(), narrow_x.begin(), to_bfloat16);
-  std::vector<float> rstd(static_cast<std::size_t>(rows));
-  std::vector<float> dweight(weight.size());
   const Shape shape{1, rows, dim};
-  const RmsNormSaved saved{Tensor(rstd.data(), {1, rows})};
-  const auto forward = [&](const Tensor& from, const Tensor& to) {
-    rms_norm_forward(bench.context(), op, Tensor(weight.data(), {dim}), from, to, saved);
+  const Tensor x = data.normal(shape, 1, 1, dtype);
+  const Tensor weight = data.normal({dim}, 2, 0.3);
+  const Tensor dy = data.normal(shape, 3);
+  const Tensor y = data.zeros(shape, dtype);
+  const Tensor dx = data.zeros(shape);
+  const Tensor dweight = data.zeros({dim});
+  const RmsNormSaved saved{data.zeros({1, rows})};
+  const auto forward = [&] { rms_norm_forward(bench.context(), op, weight, x, y, saved); };
+  const auto backward = [&](const Tensor& again) {
+    rms_norm_backward(bench.context(), op, weight, x, saved, dy, dx, dweight, again);
   };
-  const auto backward = [&](const Tensor& from) {
-    rms_norm_backward(bench.context(), op, Tensor(weight.data(), {dim}), from, saved, Tensor(dy.data(), shape),
-                      Tensor(dx.data(), shape), Tensor(dweight.data(), {dim}));
-  };
-  const Tensor wide(x.data(), shape);
-  const Tensor narrow(narrow_x.data(), shape);
-  const Tensor wide_y(y.data(), shape);
-  forward(wide, wide_y);
-  backward(wide);
-  const auto truth = reference::rms_norm_backward(dim, op.eps, test::widen(weight), test::widen(x), test::widen(dy));
-  bench.check("rms_norm backward", test::relative_error(dx, truth.dx), 2e-6);
-  const double size = static_cast<double>(rows * dim);
-  bench.time("rms_norm forward  [4096, 1024]", 8 * size, 0, [&] { forward(wide, wide_y); });
-  bench.time("rms_norm backward [4096, 1024]", 12 * size, 0, [&] { backward(wide); });
-  bench.time("rms_norm forward  [4096, 1024], bf16", 4 * size, 0, [&] { forward(narrow, Tensor(narrow_y.data(), shape)); });
-  bench.time("rms_norm backward [4096, 1024], bf16", 10 * size, 0, [&] { backward(narrow); });
+  forward();
+  backward(Tensor());
+  if (check) {
+    const auto truth = reference::rms_norm_backward(dim, op.eps, data.values(weight), data.values(x), data.values(dy));
+    bench.check("rms_norm backward", test::relative_error(data.values(dx), truth.dx), tolerance::kGradient);
+  }
+  if (check && bench.on_gpu()) return;
+  const std::string size = " [" + std::to_string(rows) + ", " + std::to_string(dim) + "]" + suffix(dtype);
+  const auto elements = static_cast<double>(rows * dim);
+  const auto bytes = static_cast<double>(size_of(dtype));
+  bench.time("rms_norm forward " + size, 2 * bytes * elements, 0, forward);
+  bench.time("rms_norm backward" + size, (8 + bytes) * elements, 0, [&] { backward(Tensor()); });
+  bench.time("rms_norm backward" + size + ", with y", (8 + 2 * bytes) * elements, 0, [&] { backward(y); });
+}
+
+const Register kBench("rms_norm", [](Bench& bench) {
+  for (const DType dtype : bench.dtypes()) {
+    measure(bench, 4096, 1024, dtype, true);
+    if (bench.on_gpu()) measure(bench, 32768, 4096, dtype, false);
+  }
 });
 
 }  // namespace

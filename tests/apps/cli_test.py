@@ -367,6 +367,9 @@ class HappyPath(CliTest):
             self.assertIn("this processor does not multiply bfloat16", err)
         return code != UNSUPPORTED
 
+    def has_gpu(self):
+        return json.loads(self.ok("inspect", "--json"))["machine"]["gpu"] is not None
+
     def test_verify_in_bf16(self):
         if not self.has_bf16():
             self.skipTest("this processor does not multiply bfloat16")
@@ -392,6 +395,17 @@ class HappyPath(CliTest):
             self.check_profile(after, after["step_seconds"])
         lines = json.loads(self.ok("bench", "ops", "rms_norm", "--json"))["lines"]
         self.assertTrue(lines and all(line["seconds"] > 0 for line in lines))
+        narrow = json.loads(self.ok("bench", "ops", "rms_norm", "--dtype", "bf16", "--json"))["lines"]
+        self.assertEqual([line["what"] for line in narrow], [line["what"] for line in lines if "bf16" in line["what"]])
+        self.assertTrue(narrow)
+
+    def test_bench_ops_on_a_gpu(self):
+        if not self.has_gpu():
+            self.skipTest("there is no GPU, or the program is built without CUDA")
+        report = json.loads(self.ok("bench", "ops", "cema", "timestep_norm", "--device", "cuda", "--dtype", "bf16", "--json"))
+        self.assertIn("accelerator", report)
+        for line in report["lines"]:
+            self.assertTrue(0 < line["share"] < 1.5, line)
 
     def check_profile(self, report, seconds):
         ops = {entry["op"]: entry["seconds"] for entry in report["profile"]}
