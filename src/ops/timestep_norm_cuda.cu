@@ -7,7 +7,7 @@ namespace {
 constexpr int kStepThreads = 1024;
 constexpr std::int64_t kFewSteps = 4;  // at most as many are taken one after the other, by one kernel
 constexpr int kForwardRows = 8;        // timesteps of a thread in a tile
-constexpr int kTileBlocks = 4;         // on a multiprocessor
+constexpr int kTileBlocks = 2;         // on a multiprocessor
 
 // The tensors of forward; those that are absent are null.
 template <class T>
@@ -131,6 +131,12 @@ __device__ inline Moments join(const Moments& a, const Moments& b) {
   return {n, a.mean + d * share, a.squares + b.squares + d * d * a.n * share};
 }
 
+// Of n features, from the sums of their distances from `about` and of the squares of those.
+__device__ inline Moments moments_of(double first, double second, int n, double about) {
+  const double mean = first / n;
+  return {static_cast<double>(n), about + mean, fmax(0.0, second - first * mean)};
+}
+
 // The moments of a group before the tile, when all has arrived: those that came in, and of all tiles before it.
 template <class Shape, class T>
 __device__ __forceinline__ Moments moments_before(const Forward<T>& p, const Tile& tile, const Before& published,
@@ -160,11 +166,23 @@ struct __align__(16) Scale {
   float center, scale, shift, unused;
 };
 
+// A tile's sums of a group up to a timestep, from the tile's center: of what is summed, and of its squares.
+struct __align__(16) Running {
+  double first, second;
+};
+
+// A block works on three tiles at once: x of the newest is on its way into shared memory, the one before is summed up and
+// published, and the one before that, which is in registers, is written: by then all that it waits for has long been published.
 template <class Shape>
-constexpr std::size_t forward_shared() {
-  return Shape::kFloats * sizeof(float) + Shape::kTimesteps * kGroupsAtOnce * sizeof(Scale) +
-         Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
-}
+struct ForwardShared {
+  float x[2][Shape::kFloats];
+  Running running[2][kGroupsAtOnce][Shape::kTimesteps];
+  Scale scales[Shape::kTimesteps][kGroupsAtOnce];
+  float2 partial[Shape::kTimesteps * (Shape::kSlots + 1)];
+  float first[Shape::kSlots];
+  float centers[2][kGroupsAtOnce];
+  unsigned ticket;
+};
 
 // last: [B, G], mean and var after the last timestep, or null.
 template <class Shape, class T>
@@ -173,165 +191,203 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
-  extern __shared__ __align__(16) float shared[];
-  Scale* scales = reinterpret_cast<Scale*>(shared + Shape::kFloats);  // [timestep][group]
-  float2* partial = reinterpret_cast<float2*>(scales + Shape::kTimesteps * kGroupsAtOnce);
-  __shared__ float first[Shape::kSlots];
-  __shared__ float centers[kGroupsAtOnce];
-  __shared__ unsigned shared_ticket;
+  extern __shared__ __align__(16) float memory[];
+  auto& shared = *reinterpret_cast<ForwardShared<Shape>*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int width = static_cast<int>(plan.width);
   const unsigned all = plan.chains * plan.tiles;
   const Place<Shape> place;
+  // The lanes that sum up a group, and those that join what came before it: others, so that they do it at the same time.
   const StepLanes lanes;
+  const int joined = (lanes.group + kGroupsAtOnce / 2) % kGroupsAtOnce;
   // With one pack a thread stays in one group of its tiles.
   const int group = kPacks > 1 ? 0 : place.column(0) / width;
 
-  if (threadIdx.x == 0) shared_ticket = next_ticket(published.ticket);
-  __syncthreads();
-  for (unsigned ticket = shared_ticket; ticket < all;) {
-    const Tile tile = Tile::of<false>(plan, ticket);
-    const std::int64_t row0 = tile.batch * plan.length + tile.begin;
-    const std::int64_t column0 = tile.first_group * plan.width;
-    place.for_each(tile, [&](int r, int c, int row, int column) {
-      __pipeline_memcpy_async(place.pack(shared, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
-    });
-    __pipeline_commit();
-    const std::int64_t count = p.count != nullptr ? p.count[tile.batch] : 0;
-    if (place.column(0) < tile.columns) {  // for the end of the tile
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(p.weight + column0 + place.column(0)));
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(p.bias + column0 + place.column(0)));
+  // Asks for this thread's part of a tile.
+  const auto fetch = [&](unsigned ticket, float* to) {
+    if (ticket < all) {
+      const Tile tile = Tile::of<false>(plan, ticket);
+      const float* const x = p.x.row(tile.batch * plan.length + tile.begin) + tile.first_group * plan.width;
+      place.for_each(tile, [&](int r, int c, int row, int column) {
+        __pipeline_memcpy_async(place.pack(to, r, c), x + row * p.x.pitch + column, kN * sizeof(float));
+      });
     }
+    __pipeline_commit();
+  };
+
+  unsigned asked = 0;  // the first thread's next ticket: it asks early, for the answer takes its time
+  if (threadIdx.x == 0) {
+    shared.ticket = next_ticket(published.ticket);
+    asked = next_ticket(published.ticket);
+  }
+  __syncthreads();
+  unsigned old = all;               // the ticket of the tile to be written; none yet
+  unsigned ticket = shared.ticket;  // of the one to be summed up
+  fetch(ticket, shared.x[0]);
+  __syncthreads();
+  float x[kRows][kPacks][kN] = {};  // of the tile to be written
+  for (int half = 0; ticket < all || old < all; half ^= 1) {
+    if (threadIdx.x == 0) shared.ticket = asked;
+    float* const coming = shared.x[half];
+    const Tile tile = Tile::of<false>(plan, min(ticket, all - 1));
+    const bool sums = ticket < all;
     __pipeline_wait_prior(0);
 
     // What all values of a group are measured from: the mean of its first timestep in the tile.
-    if (place.lane == 0) {
+    if (sums && place.lane == 0) {
       float total = 0;
 #pragma unroll
       for (int c = 0; c < kPacks; ++c) {
         if (place.column(c) >= tile.columns) continue;
-        float x[kN];
-        load_f32(place.pack(shared, 0, c), x);
+        float v[kN];
+        load_f32(place.pack(coming, 0, c), v);
 #pragma unroll
-        for (int j = 0; j < kN; ++j) total += x[j];
+        for (int j = 0; j < kN; ++j) total += v[j];
       }
-      first[place.slot] = total;
+      shared.first[place.slot] = total;
     }
     __syncthreads();
+    const unsigned next = shared.ticket;
+    fetch(next, shared.x[half ^ 1]);  // whose content is in registers
     const int slots = kPacks > 1 ? Shape::kSlots : width / kN;
-    for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
-      float total = 0;
-      for (int i = lane; i < slots; i += kWarp) total += first[g * slots + i];
-      total = warp_sum(total);
-      if (lane == 0) centers[g] = total / static_cast<float>(width);
-    }
-    __syncthreads();
-    const float center = group < tile.groups ? centers[group] : 0.0F;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float2 sums = {0, 0};
-#pragma unroll
-      for (int c = 0; c < kPacks; ++c) {
-        if (place.row(r) >= tile.rows || place.column(c) >= tile.columns) continue;
-        float x[kN];
-        load_f32(place.pack(shared, r, c), x);
-#pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          const float d = x[j] - center;
-          sums.x += d;
-          sums.y = fmaf(d, d, sums.y);
-        }
-      }
-      partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = sums;
-    }
-    __syncthreads();
-
-    if (lanes.group < tile.groups) {
-      const int g = lanes.group;
-      const int lane = lanes.lane;
-      const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
-      Before published_before(plan, published, tile, at, lane);
-      const bool carried = count > 0 && tile.step < kSpan;
-      const double state_mean = carried ? p.mean[at] : 0;
-      const double state_var = carried ? p.var[at] : 0;
-      float2 sums = {0, 0};
-      if (lane < tile.rows) sums = sum_slots<Shape>(partial, lane, g, width);
-      const double s1 = lanes.running_sum<false>(sums.x);
-      const double s2 = lanes.running_sum<false>(sums.y);
-      const double about = centers[g];
-      Moments own{static_cast<double>(tile.rows) * width, 0, 0};
-      const double total = lanes.from(s1, kStepLanes - 1);
-      own.mean = total / own.n;
-      own.squares = fmax(0.0, lanes.from(s2, kStepLanes - 1) - total * own.mean);
-      own.mean += about;
-      const bool final = tile.step + 1 == plan.tiles;
-      if (lane == 0 && !final) publish(published.tiles + at * plan.tiles + tile.step, own.mean, own.squares);
-      published_before.wait(tile, lanes);
-      Moments before = moments_before<Shape>(p, tile, published_before, count, state_mean, state_var, lanes);
-      if (final || tile.step % kSpan == kSpan - 1) {
-        const Moments now = join(before, own);
-        if (lane == 0 && !final) publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, now.mean, now.squares);
-        if (lane == 0 && final && last != nullptr) last[at] = {now.mean, now.squares / now.n};
-      }
-      if (before.n == 0) before.mean = about;
-      // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the tile's timesteps up to this one:
-      const double e = about - before.mean;
-      const double features = static_cast<double>(lane + 1) * width;
-      const double t1 = s1 + features * e;
-      const double t2 = s2 + e * (s1 + t1);
-      const double share = 1 / (before.n + features);
-      const double step = t1 * share;
-      const double mean = before.mean + step;
-      const double var = fmax(0.0, (before.squares + t2 - t1 * step) * share);
-      const double rstd = rsqrt(var + p.eps);
-      const float at_center = static_cast<float>(mean);
-      // The shift is what rounding took from the mean, so that y keeps its precision where the mean is large.
-      if (lane < tile.rows) {
-        scales[lane * kGroupsAtOnce + g] = {at_center, static_cast<float>(rstd),
-                                            static_cast<float>((static_cast<double>(at_center) - mean) * rstd), 0};
+    if (sums) {
+      for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
+        float total = 0;
+        for (int i = lane; i < slots; i += kWarp) total += shared.first[g * slots + i];
+        total = warp_sum(total);
+        if (lane == 0) shared.centers[half][g] = total / static_cast<float>(width);
       }
     }
     __syncthreads();
-    if (threadIdx.x == 0) ticket = next_ticket(published.ticket);
-
-#pragma unroll
-    for (int c = 0; c < kPacks; ++c) {
-      const int column = place.column(c);
-      if (column >= tile.columns) continue;
-      float weight[kN];
-      float bias[kN];
-      load_f32(p.weight + column0 + column, weight);
-      load_f32(p.bias + column0 + column, bias);
+    if (sums) {
+      const float center = group < tile.groups ? shared.centers[half][group] : 0.0F;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (place.row(r) >= tile.rows) continue;
-        const Scale s = scales[place.row(r) * kGroupsAtOnce + group];
-        float x[kN];
-        load_f32(place.pack(shared, r, c), x);
-        float result[kN];
+        float2 both = {0, 0};  // of a timestep that is not there too: nobody reads it
 #pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          const float normed = fmaf(x[j] - s.center, s.scale, s.shift);
-          result[j] = fmaf(normed, weight[j], normed + bias[j]);
+        for (int c = 0; c < kPacks; ++c) {
+          if (kPacks > 1 && place.column(c) >= tile.columns) continue;
+          float v[kN];
+          load_f32(place.pack(coming, r, c), v);
+#pragma unroll
+          for (int j = 0; j < kN; ++j) {
+            const float d = v[j] - center;
+            both.x += d;
+            both.y = fmaf(d, d, both.y);
+          }
         }
-        const std::int64_t row = row0 + place.row(r);
-        store_f32(p.y.row(row) + column0 + column, result);
-        if (p.exact) store_f32(p.exact.row(row) + column0 + column, result);
+        shared.partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = both;
       }
     }
-    if (p.saved_mean != nullptr) {
-      for (int i = static_cast<int>(threadIdx.x); i < tile.rows * tile.groups; i += kTileThreads) {
-        const int row = i / tile.groups;
-        const int g = i - row * tile.groups;
-        const Scale s = scales[row * kGroupsAtOnce + g];
-        p.saved_mean[(row0 + row) * plan.groups + tile.first_group + g] = s.center;
-        p.saved_rstd[(row0 + row) * plan.groups + tile.first_group + g] = s.scale;
-      }
-    }
-    if (threadIdx.x == 0) shared_ticket = ticket;
     __syncthreads();
-    ticket = shared_ticket;
+
+    if (old < all) {
+      const Tile from = Tile::of<false>(plan, old);
+      if (joined < from.groups) {
+        const int step_lane = lanes.lane;
+        const std::int64_t at = from.batch * plan.groups + from.first_group + joined;
+        Before published_before(plan, published, from, at, step_lane);
+        const std::int64_t count = p.count != nullptr ? p.count[from.batch] : 0;
+        const bool carried = count > 0 && from.step < kSpan;
+        const double state_mean = carried ? p.mean[at] : 0;
+        const double state_var = carried ? p.var[at] : 0;
+        const Running* const running = shared.running[half ^ 1][joined];
+        const double s1 = running[min(step_lane, Shape::kTimesteps - 1)].first;
+        const double s2 = running[min(step_lane, Shape::kTimesteps - 1)].second;
+        const double about = shared.centers[half ^ 1][joined];
+        published_before.wait(from, lanes);
+        Moments before = moments_before<Shape>(p, from, published_before, count, state_mean, state_var, lanes);
+        const bool final = from.step + 1 == plan.tiles;
+        if (final || from.step % kSpan == kSpan - 1) {
+          const Running total = running[from.rows - 1];
+          const Moments now = join(before, moments_of(total.first, total.second, from.rows * width, about));
+          if (step_lane == 0 && !final) {
+            publish(published.spans + at * plan.spans() + from.step / kSpan + 1, now.mean, now.squares);
+          }
+          if (step_lane == 0 && final && last != nullptr) last[at] = {now.mean, now.squares / now.n};
+        }
+        if (before.n == 0) before.mean = about;
+        // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the tile's timesteps up to this one:
+        const double e = about - before.mean;
+        const double features = static_cast<double>(step_lane + 1) * width;
+        const double t1 = s1 + features * e;
+        const double t2 = s2 + e * (s1 + t1);
+        const double share = 1 / (before.n + features);
+        const double step = t1 * share;
+        const double mean = before.mean + step;
+        const double var = fmax(0.0, (before.squares + t2 - t1 * step) * share);
+        const double rstd = rsqrt(var + p.eps);
+        const float at_center = static_cast<float>(mean);
+        // The shift is what rounding took from the mean, so that y keeps its precision where the mean is large.
+        if (step_lane < from.rows) {
+          shared.scales[step_lane][joined] = {at_center, static_cast<float>(rstd),
+                                              static_cast<float>((static_cast<double>(at_center) - mean) * rstd), 0};
+        }
+      }
+    }
+    if (sums && lanes.group < tile.groups) {
+      const int g = lanes.group;
+      float2 own = {0, 0};
+      if (lanes.lane < tile.rows) own = sum_slots<Shape>(shared.partial, lanes.lane, g, width);
+      const double s1 = lanes.running_sum<false>(own.x);
+      const double s2 = lanes.running_sum<false>(own.y);
+      if (lanes.lane < Shape::kTimesteps) shared.running[half][g][lanes.lane] = {s1, s2};
+      if (lanes.lane == tile.rows - 1 && tile.step + 1 < plan.tiles) {
+        const Moments moments = moments_of(s1, s2, tile.rows * width, shared.centers[half][g]);
+        const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
+        publish(published.tiles + at * plan.tiles + tile.step, moments.mean, moments.squares);
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0 && asked < all) asked = next_ticket(published.ticket);
+
+    if (old < all) {
+      const Tile from = Tile::of<false>(plan, old);
+      const std::int64_t row0 = from.batch * plan.length + from.begin;
+      const std::int64_t column0 = from.first_group * plan.width;
+#pragma unroll
+      for (int c = 0; c < kPacks; ++c) {
+        const int column = place.column(c);
+        if (column >= from.columns) continue;
+        float weight[kN];
+        float bias[kN];
+        load_f32(p.weight + column0 + column, weight);
+        load_f32(p.bias + column0 + column, bias);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (place.row(r) >= from.rows) continue;
+          const Scale s = shared.scales[place.row(r)][group];
+          float result[kN];
+#pragma unroll
+          for (int j = 0; j < kN; ++j) {
+            const float normed = fmaf(x[r][c][j] - s.center, s.scale, s.shift);
+            result[j] = fmaf(normed, weight[j], normed + bias[j]);
+          }
+          const std::int64_t row = row0 + place.row(r);
+          store_f32(p.y.row(row) + column0 + column, result);
+          if (p.exact) store_f32(p.exact.row(row) + column0 + column, result);
+        }
+      }
+      if (p.saved_mean != nullptr) {
+        for (int i = static_cast<int>(threadIdx.x); i < from.rows * from.groups; i += kTileThreads) {
+          const int row = i / from.groups;
+          const int g = i - row * from.groups;
+          const Scale s = shared.scales[row][g];
+          p.saved_mean[(row0 + row) * plan.groups + from.first_group + g] = s.center;
+          p.saved_rstd[(row0 + row) * plan.groups + from.first_group + g] = s.scale;
+        }
+      }
+    }
+    if (sums) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int c = 0; c < kPacks; ++c) load_f32(place.pack(coming, r, c), x[r][c]);
+      }
+    }
+    old = ticket;
+    ticket = next;
   }
 }
 
@@ -361,7 +417,7 @@ void forward_tiles(Context& ctx, const TimestepNorm& op, std::int64_t batch, con
   auto* last = pointer<double2>(ctx.workspace().allocate(DType::F64, {batch, op.groups, 2}));
   check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_forward");
   const auto kernel = timestep_norm_tiles_kernel<Shape, T>;
-  constexpr auto kShared = static_cast<int>(forward_shared<Shape>());
+  constexpr auto kShared = static_cast<int>(sizeof(ForwardShared<Shape>));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_forward");
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);

@@ -4,8 +4,10 @@
 // Those sums are always joined in the same order: what is before this span of kSpan tiles, which the last tile of the span before
 // has published, and then the span's tiles.
 //
-// Blocks take tiles by a ticket, so that every tile is begun after all that it has to wait for, whichever blocks run at once. A
-// block takes its next one when it has nothing to publish and to wait for any more: until then it would keep others waiting.
+// Blocks take tiles by a ticket, so that every tile is begun after all that it has to wait for, whichever blocks run at once. In
+// backward a block takes its next one when it has nothing to publish and to wait for any more: until then it would keep others
+// waiting. In forward it has the next ones already, and publishes each before it waits for the one before it: whatever a block
+// waits for, it has itself published all of its tiles up to there.
 #pragma once
 
 #include <cuda_pipeline.h>
