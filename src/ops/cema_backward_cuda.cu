@@ -12,7 +12,7 @@
 //   A gets q sum over blocks of S W,   dA gets q sum of (S W + S dW + dS W),   S = sum_j q^j x_j,   dS = sum_j j q^j x_j.
 // With the 16 values of x turned round S is the product with the matrix of forward's states; dS takes the one of their
 // derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 62
-// products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, one warp a channel, and
+// products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, a warp two of them, and
 // keeps these sums in registers.
 #include "ops/cema_blocks.cuh"
 
@@ -22,13 +22,17 @@ namespace {
 
 using namespace cema_blocks;
 
-constexpr int kThreads = kChannels * kWarp;
+constexpr int kTurns = 2;  // channels of a warp, one after the other: a few warps with many registers are the faster
+constexpr int kWarps = kChannels / kTurns;
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kPart = 4;    // channels that a thread moves
 constexpr int kBlocks = 2;  // of a lane
+constexpr int kPairs = kBlocks / 2;
 constexpr const char* kWhere = "cema backward";
 
 using Part = Tile<kBlocks, kPart>;
-static_assert(Part::kTasks == kThreads);
+constexpr int kTasks = Part::kTasks / kThreads;  // of a thread
+static_assert(kTasks * kThreads == Part::kTasks);
 
 template <class X, class Dy, class Dx>
 struct Backward {
@@ -42,7 +46,7 @@ struct Backward {
 
 struct BackwardShared {
   Matrices<kBackwardFragments> matrices;
-  Exchange exchanges[kChannels][2];      // of W and of dW
+  Exchange exchanges[kWarps][2];         // of W and of dW
   double2 before[2][kChannels][kOrder];  // sums of h_0 W and h_0 (W + dW) of the first token
   union {
     SetUp set_up;
@@ -69,50 +73,67 @@ __device__ inline void advance(Complex power, float steps, Complex from, Complex
 }
 
 // One channel of a tile: from the words of dy to those of dx in their place, and to the sums. The lanes that own the channel's
-// states have q^32 in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks.
+// states have q^(16R) in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks.
 template <bool Low, bool Wide>
-__device__ void backward_channel(BackwardShared& shared, int channel, int full, Complex leap, Complex& carry, Complex& carry_d,
-                                 LaneSums& sums) {
+__device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchange (&exchange)[2], int channel, int full,
+                                                 Complex leap, Complex& carry, Complex& carry_d, LaneSums& sums) {
+  constexpr int R = kBlocks;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
   const uint4(&fragments)[kBackwardFragments][kWarp] = shared.matrices.fragments[channel];
-  Exchange(&exchange)[2] = shared.exchanges[channel];
-  const int at = Part::lane_word(channel, 0, lane);
-  uint4 a, x, rest{};
+  uint4 a[kPairs], rest[kPairs];
   const auto load = [&] {
-    a = *reinterpret_cast<const uint4*>(shared.tile.high + at);
-    if (Low) rest = *reinterpret_cast<const uint4*>(shared.tile.low + at);
-    x = *reinterpret_cast<const uint4*>(shared.tile.x + at);
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) {
+      const int at = Part::lane_word(channel, m, lane);
+      a[m] = *reinterpret_cast<const uint4*>(shared.tile.high + at);
+      rest[m] = Low ? *reinterpret_cast<const uint4*>(shared.tile.low + at) : uint4{};
+    }
   };
+  const auto load_x = [&](int m) { return *reinterpret_cast<const uint4*>(shared.tile.x + Part::lane_word(channel, m, lane)); };
   load();
-  {
+#pragma unroll
+  for (int m = 0; m < kPairs; ++m) {
+    const uint4 x = load_x(m);
     const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
-    multiply(sums.lags[0], turned, transpose(a.x), transpose(a.y));
-    multiply(sums.lags[1], turned, transpose(a.z), transpose(a.w));
+    multiply(sums.lags[0], turned, transpose(a[m].x), transpose(a[m].y));
+    multiply(sums.lags[1], turned, transpose(a[m].z), transpose(a[m].w));
     if (Low) {
-      multiply(sums.lags[0], turned, transpose(rest.x), transpose(rest.y));
-      multiply(sums.lags[1], turned, transpose(rest.z), transpose(rest.w));
+      multiply(sums.lags[0], turned, transpose(rest[m].x), transpose(rest[m].y));
+      multiply(sums.lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
     }
   }
 
   // W and dW at each block's end, from zero.
-  float w[4][4], d[4][4];
+  float w[kPairs][4][4], d[kPairs][4][4];
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    begin_multiply_all<Low>(w[v], a, rest, fragments[kStates + v][lane]);
-    begin_multiply_all<Low>(d[v], a, rest, fragments[kDerivative + v][lane]);
+    const uint4 f = fragments[kStates + v][lane];
+    const uint4 f_d = fragments[kDerivative + v][lane];
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) {
+      begin_multiply_all<Low>(w[m][v], a[m], rest[m], f);
+      begin_multiply_all<Low>(d[m][v], a[m], rest[m], f_d);
+    }
   }
 
-  // Those with which the blocks begin.
+  // Those with which the blocks begin: over the lane's blocks, over lanes, and back into the lane's blocks.
   {
     Complex q[4], h[4], h_d[4];
     load_states(shared.matrices.step[channel], t, q);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      h[v] = get(w[v], 1);
-      h_d[v] = get(d[v], 1);
-      advance(q[v], kBlock, get(w[v], 0), get(d[v], 0), h[v], h_d[v]);
+      h[v] = get(w[0][v], 0);
+      h_d[v] = get(d[0][v], 0);
+#pragma unroll
+      for (int i = 1; i < R; ++i) {
+        Complex next = get(w[i / 2][v], i);
+        Complex next_d = get(d[i / 2][v], i);
+        advance(q[v], kBlock, h[v], h_d[v], next, next_d);
+        h[v] = next;
+        h_d[v] = next_d;
+      }
     }
     __syncwarp();
     exchange[0].put(g, t, h);
@@ -146,27 +167,32 @@ __device__ void backward_channel(BackwardShared& shared, int channel, int full, 
     exchange[1].get(g, t, h_d);
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      Complex next = get(w[v], 0);
-      Complex next_d = get(d[v], 0);
-      advance(q[v], kBlock, h[v], h_d[v], next, next_d);
-      set(w[v], 0, h[v]);
-      set(d[v], 0, h_d[v]);
-      set(w[v], 1, next);
-      set(d[v], 1, next_d);
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+        Complex next = get(w[i / 2][v], i);
+        Complex next_d = get(d[i / 2][v], i);
+        if (i + 1 < R) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
+        set(w[i / 2][v], i, h[v]);
+        set(d[i / 2][v], i, h_d[v]);
+        h[v] = next;
+        h_d[v] = next_d;
+      }
     }
   }
   if (full != 8 * kBlocks) {
     __syncwarp();
-    if (full / kBlocks == g) {
-      const bool odd = full % kBlocks != 0;
-      Complex last[4], last_d[4];
 #pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        last[v] = odd ? get(w[v], 1) : get(w[v], 0);
-        last_d[v] = odd ? get(d[v], 1) : get(d[v], 0);
+    for (int i = 0; i < R; ++i) {
+      if (full == g * R + i) {
+        Complex last[4], last_d[4];
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          last[v] = get(w[i / 2][v], i);
+          last_d[v] = get(d[i / 2][v], i);
+        }
+        exchange[0].put_words(0, t, last);
+        exchange[1].put_words(0, t, last_d);
       }
-      exchange[0].put_words(0, t, last);
-      exchange[1].put_words(0, t, last_d);
     }
     __syncwarp();
     if (lane < kOrder) {
@@ -178,40 +204,60 @@ __device__ void backward_channel(BackwardShared& shared, int channel, int full, 
   }
 
   load();  // again: registers are scarce in between
-  float out[2][4];
+  float out[kPairs][2][4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) begin_multiply_all<Low>(out[half], a, rest, fragments[kToeplitz + half][lane]);
+  for (int half = 0; half < 2; ++half) {
+    const uint4 f = fragments[kToeplitz + half][lane];
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(out[m][half], a[m], rest[m], f);
+  }
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
-    uint4 h, h_rest;
-    split(w[2 * u][0], w[2 * u][1], h.x, h_rest.x);
-    split(w[2 * u][2], w[2 * u][3], h.y, h_rest.y);
-    split(w[2 * u + 1][0], w[2 * u + 1][1], h.z, h_rest.z);
-    split(w[2 * u + 1][2], w[2 * u + 1][3], h.w, h_rest.w);
+    const uint4 f0 = fragments[kOutput + 2 * u][lane];
+    const uint4 f1 = fragments[kOutput + 2 * u + 1][lane];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) multiply_all<Wide>(out[half], h, h_rest, fragments[kOutput + 2 * u + half][lane]);
+    for (int m = 0; m < kPairs; ++m) {
+      uint4 h, h_rest;
+      split(w[m][2 * u][0], w[m][2 * u][1], h.x, h_rest.x);
+      split(w[m][2 * u][2], w[m][2 * u][3], h.y, h_rest.y);
+      split(w[m][2 * u + 1][0], w[m][2 * u + 1][1], h.z, h_rest.z);
+      split(w[m][2 * u + 1][2], w[m][2 * u + 1][3], h.w, h_rest.w);
+      multiply_all<Wide>(out[m][0], h, h_rest, f0);
+      multiply_all<Wide>(out[m][1], h, h_rest, f1);
+    }
   }
-  const float(&p)[4] = out[0];
-  const float(&q)[4] = out[1];
-  const auto bits = [](float v) { return __float_as_uint(v); };
-  if (Wide) {
-    *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
-    *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
-  } else {
-    *reinterpret_cast<uint4*>(shared.tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]),
-                                                        narrow(q[2], q[3])};
+  uint4 x[kPairs];
+#pragma unroll
+  for (int m = 0; m < kPairs; ++m) {
+    x[m] = load_x(m);
+    const int at = Part::lane_word(channel, m, lane);
+    const float(&p)[4] = out[m][0];
+    const float(&q)[4] = out[m][1];
+    const auto bits = [](float v) { return __float_as_uint(v); };
+    if (Wide) {
+      *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
+      *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
+    } else {
+      *reinterpret_cast<uint4*>(shared.tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]),
+                                                          narrow(q[2], q[3])};
+    }
   }
 
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    float s[4], s_d[4];
-    begin_multiply_all<false>(s, x, x, fragments[kStates + v][lane]);
-    begin_multiply_all<false>(s_d, x, x, fragments[kDerivative + v][lane]);
+    const uint4 f = fragments[kStates + v][lane];
+    const uint4 f_d = fragments[kDerivative + v][lane];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      sums.product[v] = multiply_add(get(s, i), get(w[v], i), sums.product[v]);
-      sums.derivative[v] = multiply_add(get(s_d, i), get(w[v], i), sums.derivative[v]);
-      sums.derivative[v] = multiply_add(get(s, i), get(d[v], i), sums.derivative[v]);
+    for (int m = 0; m < kPairs; ++m) {
+      float s[4], s_d[4];
+      begin_multiply_all<false>(s, x[m], x[m], f);
+      begin_multiply_all<false>(s_d, x[m], x[m], f_d);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        sums.product[v] = multiply_add(get(s, i), get(w[m][v], i), sums.product[v]);
+        sums.derivative[v] = multiply_add(get(s_d, i), get(w[m][v], i), sums.derivative[v]);
+        sums.derivative[v] = multiply_add(get(s, i), get(d[m][v], i), sums.derivative[v]);
+      }
     }
   }
 }
@@ -238,30 +284,34 @@ __device__ __noinline__ float4 begin_of_sequence(const CemaPointers& parameters,
 // From the lanes' sums to those of the chain rule.
 template <class Problem>
 __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std::int64_t first, BackwardShared& shared,
-                       LaneSums& sums) {
+                       const LaneSums (&all)[kTurns]) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int channel = thread / kWarp;
   const int g = thread % kWarp / 4;
   const int t = thread % 4;
   __syncthreads();  // the tile is done with
 #pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    float4 s = {sums.product[v].r, sums.product[v].i, sums.derivative[v].r, sums.derivative[v].i};
+  for (int k = 0; k < kTurns; ++k) {
+    const LaneSums& sums = all[k];
+    const int channel = thread / kWarp + k * kWarps;
 #pragma unroll
-    for (int offset = 4; offset < kWarp; offset *= 2) {
-      s.x += __shfl_xor_sync(0xffffffffU, s.x, offset);
-      s.y += __shfl_xor_sync(0xffffffffU, s.y, offset);
-      s.z += __shfl_xor_sync(0xffffffffU, s.z, offset);
-      s.w += __shfl_xor_sync(0xffffffffU, s.w, offset);
+    for (int v = 0; v < 4; ++v) {
+      float4 s = {sums.product[v].r, sums.product[v].i, sums.derivative[v].r, sums.derivative[v].i};
+#pragma unroll
+      for (int offset = 4; offset < kWarp; offset *= 2) {
+        s.x += __shfl_xor_sync(0xffffffffU, s.x, offset);
+        s.y += __shfl_xor_sync(0xffffffffU, s.y, offset);
+        s.z += __shfl_xor_sync(0xffffffffU, s.z, offset);
+        s.w += __shfl_xor_sync(0xffffffffU, s.w, offset);
+      }
+      if (g == 0) shared.end.sums[channel][4 * t + v] = s;
     }
-    if (g == 0) shared.end.sums[channel][4 * t + v] = s;
-  }
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int place_of_x = g / 2 * 4 + i / 2 * 2 + g % 2;
-      shared.end.lags[channel][place_of_x][4 * t + 2 * half + i % 2] = sums.lags[half][i];
+      for (int i = 0; i < 4; ++i) {
+        const int place_of_x = g / 2 * 4 + i / 2 * 2 + g % 2;
+        shared.end.lags[channel][place_of_x][4 * t + 2 * half + i % 2] = sums.lags[half][i];
+      }
     }
   }
   __syncthreads();
@@ -312,34 +362,42 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
 
   const int part = Part::part(thread);
   const int at = Part::step(thread);  // of the tile
+  // A thread's tasks: those after the first are the same channels, a part of the tile later.
+  constexpr int kLater = Part::kSteps / kTasks;
+  constexpr int kWordsLater = kLater / kBlock / kBlocks * 16;
   const int word = Part::word(part, at / kBlock, at % kBlock / 2);
   const int turned_word = Part::word(part, at / kBlock, 7 - at % kBlock / 2);
   const bool valid = first + part < to_do.dim;
-  const int c = thread / kWarp;
+  const int warp = thread / kWarp;
   const int n = thread % kWarp;
-  const bool owner = n < kOrder && first + c < to_do.dim;
-  if (n < kOrder) shared.before[0][c][n] = shared.before[1][c][n] = {};
-  const float2 q32 = n < kOrder ? shared.matrices.leap[c][n] : float2{};
-  const Complex leap = {q32.x, q32.y};
+  const auto owns = [&](int c) { return n < kOrder && first + c < to_do.dim; };
+  if (thread < kSetUp) {
+    shared.before[0][thread / kOrder][thread % kOrder] = shared.before[1][thread / kOrder][thread % kOrder] = {};
+  }
+  __syncthreads();
   const auto steps_of = [](std::int64_t length, std::int64_t begin) {
     return static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), length - begin));
   };
-  LaneSums sums{};
+  LaneSums sums[kTurns] = {};
   for (std::int64_t b = blockIdx.y; b < to_do.batch; b += gridDim.y) {
-    Complex carry{}, carry_d{};
+    Complex carry[kTurns] = {}, carry_d[kTurns] = {};
 
     const std::int64_t row = (b + 1) * to_do.length - 1 - at;
     const X* from_x = to_do.x.row(row) + first + part;
     const Dy* from_dy = to_do.dy.row(row) + first + part;
     Dx* to = to_do.dx.row(row) + first + part;
-    RowPair<X, kPart> x;
-    RowPair<Dy, kPart> dy;
+    RowPair<X, kPart> x[kTasks];
+    RowPair<Dy, kPart> dy[kTasks];
     const auto load = [&](std::int64_t begin) {
       const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        x.load(k, from_x - k * to_do.x.pitch, at + k < steps);
-        dy.load(k, from_dy - k * to_do.dy.pitch, at + k < steps);
+      for (int k = 0; k < kTasks; ++k) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int later = k * kLater + i;
+          x[k].load(i, from_x - later * to_do.x.pitch, at + later < steps);
+          dy[k].load(i, from_dy - later * to_do.dy.pitch, at + later < steps);
+        }
       }
       from_x -= Part::kSteps * to_do.x.pitch;
       from_dy -= Part::kSteps * to_do.dy.pitch;
@@ -347,47 +405,67 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
     load(0);
     for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
 #pragma unroll
-      for (int j = 0; j < kPart; ++j) {
-        unsigned high, low;
-        dy.pair(j, high, low);
-        shared.tile.high[word + j * Part::kWords] = high;
-        if (kLow) shared.tile.low[word + j * Part::kWords] = low;
-        x.pair(j, high, low);
-        shared.tile.x[turned_word + j * Part::kWords] = __byte_perm(high, high, 0x1032);
+      for (int k = 0; k < kTasks; ++k) {
+#pragma unroll
+        for (int j = 0; j < kPart; ++j) {
+          unsigned high, low;
+          dy[k].pair(j, high, low);
+          shared.tile.high[word + k * kWordsLater + j * Part::kWords] = high;
+          if (kLow) shared.tile.low[word + k * kWordsLater + j * Part::kWords] = low;
+          x[k].pair(j, high, low);
+          shared.tile.x[turned_word + k * kWordsLater + j * Part::kWords] = __byte_perm(high, high, 0x1032);
+        }
       }
       __syncthreads();
       const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
-      backward_channel<kLow, kWide>(shared, c, steps / kBlock, leap, carry, carry_d, sums);
+#pragma unroll
+      for (int k = 0; k < kTurns; ++k) {
+        const int c = warp + k * kWarps;
+        const float2 leap = shared.matrices.leap[c][n % kOrder];
+        backward_channel<kLow, kWide>(shared, shared.exchanges[warp], c, steps / kBlock, {leap.x, leap.y}, carry[k], carry_d[k],
+                                      sums[k]);
+      }
       __syncthreads();
       if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
-        if (owner) {
-          const float4 end = begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c,
-                                               to_do.dy.pitch, steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
-          carry = {end.x, end.y};
-          carry_d = {end.z, end.w};
+#pragma unroll
+        for (int k = 0; k < kTurns; ++k) {
+          const int c = warp + k * kWarps;
+          if (!owns(c)) continue;
+          const float4 end =
+              begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c, to_do.dy.pitch,
+                                steps % kBlock, {carry[k].r, carry[k].i, carry_d[k].r, carry_d[k].i});
+          carry[k] = {end.x, end.y};
+          carry_d[k] = {end.z, end.w};
         }
         __syncthreads();
       }
-      unsigned high[kPart], low[kPart];
 #pragma unroll
-      for (int j = 0; j < kPart; ++j) {
-        high[j] = shared.tile.high[word + j * Part::kWords];
-        low[j] = kWide ? shared.tile.low[word + j * Part::kWords] : 0;
-      }
-      RowPair<Dx, kPart> dx;
-      dx.set_pairs(high, low);
+      for (int k = 0; k < kTasks; ++k) {
+        unsigned high[kPart], low[kPart];
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        if (valid && at + k < steps) dx.store(k, to - k * to_do.dx.pitch);
+        for (int j = 0; j < kPart; ++j) {
+          high[j] = shared.tile.high[word + k * kWordsLater + j * Part::kWords];
+          low[j] = kWide ? shared.tile.low[word + k * kWordsLater + j * Part::kWords] : 0;
+        }
+        RowPair<Dx, kPart> dx;
+        dx.set_pairs(high, low);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int later = k * kLater + i;
+          if (valid && at + later < steps) dx.store(i, to - later * to_do.dx.pitch);
+        }
       }
       to -= Part::kSteps * to_do.dx.pitch;
     }
-    if (owner) {
+#pragma unroll
+    for (int k = 0; k < kTurns; ++k) {
+      const int c = warp + k * kWarps;
+      if (!owns(c)) continue;
       const float2 before = reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n];
       const double2 h0 = {before.x, before.y};
-      const double2 w = wide(carry);
-      const double2 d = wide(carry_d);
+      const double2 w = wide(carry[k]);
+      const double2 d = wide(carry_d[k]);
       const double2 to_g = times(h0, w);
       const double2 to_q = times(h0, {w.x + d.x, w.y + d.y});
       shared.before[0][c][n].x += to_g.x;

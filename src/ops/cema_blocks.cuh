@@ -84,9 +84,18 @@ struct Tile {
   static constexpr int kParts = kChannels / C;       // of a row
   static constexpr int kTasks = kSteps / 2 * kParts;
 
-  // Of a task: the first channel of its part, and its step of the tile. A warp has 16 pairs of rows, two parts of each.
-  static __device__ constexpr int part(int task) { return (task % 2 + (kParts > 2 ? task / 32 % (kParts / 2) * 2 : 0)) * C; }
-  static __device__ constexpr int step(int task) { return 2 * (task / 2 % 16 + task / (16 * kParts) * 16); }
+  static_assert(kParts == 2 || kParts == 4);
+
+  // Of a task: the first channel of its part, and its step of the tile. A warp has whole rows, for each line of memory that a
+  // load or store meets costs as much as 128 bytes of shared memory: 16 pairs of rows or, in four parts, four pairs of each of a
+  // lane's blocks 2m and 2m + 1.
+  static __device__ constexpr int part(int task) { return task % kParts * C; }
+  static __device__ constexpr int step(int task) {
+    if (kParts == 2) return 2 * (task / 2 % 16 + task / kWarp * 16);
+    const int m = task / kWarp / 2 % (R / 2);
+    const int g = task / kWarp / R;
+    return (g * R + 2 * m + task / 16 % 2) * kBlock + 2 * (task / 4 % 4 + task / kWarp % 2 * 4);
+  }
 
   // Where the pair of steps 2 pair, 2 pair + 1 of a block stands: the four words that a lane has of two of its blocks are the
   // rows of a product as it takes them. Neither those nor the words that a warp moves meet in a bank.
@@ -100,7 +109,7 @@ struct Tile {
   }
 
  private:
-  static __device__ int swizzle(int channel) { return channel / C % 2 * 16; }
+  static __device__ int swizzle(int channel) { return channel / C * (32 / kParts); }
 };
 
 template <class T, int C>
