@@ -10,6 +10,8 @@
 #include "core/on_host.h"
 #include "core/thread_pool.h"
 #include "cpu/matmul.h"
+#include "cuda/built.h"
+#include "cuda/random.h"
 #include "megalodon/error.h"
 #include "ops/rotary.h"
 
@@ -86,11 +88,27 @@ void Megalodon::initialize(std::uint64_t seed) {
   ThreadPool pool;  // billions of random numbers
   pool.parallel_each(static_cast<std::int64_t>(layout_.entries().size()), [&](std::int64_t index, int) {
     const auto i = static_cast<std::size_t>(index);
+    if (accelerator_ && layout_.entries()[i].is_matrix) return;  // filled where they lie
     const Shape& shape = layout_.entries()[i].shape;
     std::vector<float> values(static_cast<std::size_t>(shape.numel()));
     initialize_parameter(config_, layout_, i, values.data(), seed);
     set(i, Tensor(values.data(), shape));
   });
+  if constexpr (cuda::kBuilt) {
+    if (!accelerator_) return;
+    for (std::size_t i = 0; i < layout_.entries().size(); ++i) {
+      const ParameterInfo& entry = layout_.entries()[i];
+      const auto normal = normal_parameter(config_, entry);
+      if (!entry.is_matrix || !normal) continue;
+      if (entry.offset < flat_.numel()) {
+        cuda::fill_normal(accelerator_, seed, i, normal->std, normal->limit, flat_.piece(entry.offset, entry.shape));
+      }
+      if (matrices_) {
+        const Tensor matrix = matrices_.piece(entry.offset - layout_.vectors(), entry.shape);
+        cuda::fill_normal(accelerator_, seed, i, normal->std, normal->limit, matrix);
+      }
+    }
+  }
 }
 
 namespace {

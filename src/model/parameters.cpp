@@ -121,15 +121,11 @@ namespace {
 
 bool ends_with(const std::string& name, const char* ending) { return name.ends_with(ending); }
 
-void fill_normal(Rng& rng, float* values, std::int64_t count, double std) {
-  for (std::int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(std * rng.normal());
-}
-
-// Redraws what falls outside [-limit, limit].
-void fill_truncated_normal(Rng& rng, float* values, std::int64_t count, double std, double limit) {
+// Draws again what falls outside [-limit, limit].
+void fill_normal(Rng& rng, float* values, std::int64_t count, const NormalParameter& normal) {
   for (std::int64_t i = 0; i < count; ++i) {
-    double value = std * rng.normal();
-    while (std::abs(value) > limit) value = std * rng.normal();
+    double value = normal.std * rng.normal();
+    while (std::abs(value) > normal.limit) value = normal.std * rng.normal();
     values[i] = static_cast<float>(value);
   }
 }
@@ -151,27 +147,31 @@ double layer_of(const std::string& name) { return std::stod(name.substr(name.fin
 
 }  // namespace
 
+std::optional<NormalParameter> normal_parameter(const ModelConfig& c, const ParameterInfo& entry) {
+  if (entry.name == "embed.weight" || entry.name == "output.output.weight") {
+    const double std = 1 / std::sqrt(static_cast<double>(c.model_dim));
+    return NormalParameter{std, 3 * std};
+  }
+  if (ends_with(entry.name, "cema.alpha") || ends_with(entry.name, "cema.delta")) return NormalParameter{0.2};
+  if (ends_with(entry.name, "cema.omega")) return NormalParameter{0.25, 1.0};
+  if (entry.is_matrix) return NormalParameter{1 / std::sqrt(3.0 * static_cast<double>(entry.shape[-1]))};
+  return std::nullopt;
+}
+
 void initialize_parameter(const ModelConfig& c, const ParameterLayout& layout, std::size_t index, float* values,
                           std::uint64_t seed) {
   const ParameterInfo& entry = layout.entries()[index];
   const std::int64_t count = entry.shape.numel();
   std::fill_n(values, count, 0.0F);
   Rng rng(seed, index);  // a stream a tensor: one tensor's size does not move another's values
-  if (entry.name == "embed.weight" || entry.name == "output.output.weight") {
-    const double std = 1 / std::sqrt(static_cast<double>(c.model_dim));
-    fill_truncated_normal(rng, values, count, std, 3 * std);
-  } else if (ends_with(entry.name, "cema.alpha") || ends_with(entry.name, "cema.delta")) {
-    fill_normal(rng, values, count, 0.2);
+  if (const auto normal = normal_parameter(c, entry)) {
+    fill_normal(rng, values, count, *normal);
   } else if (ends_with(entry.name, "cema.theta")) {
     fill_theta(rng, values, count);
   } else if (ends_with(entry.name, "cema.gamma")) {
     for (std::int64_t i = 0; i < count; i += 2) values[i] = static_cast<float>(rng.normal());  // the imaginary part stays zero
-  } else if (ends_with(entry.name, "cema.omega")) {
-    fill_truncated_normal(rng, values, count, 0.25, 1.0);
   } else if (ends_with(entry.name, "nffn.alpha")) {
     std::fill_n(values, count, static_cast<float>(0.1 * std::pow(0.5, layer_of(entry.name))));
-  } else if (entry.shape.rank() == 2 && ends_with(entry.name, ".weight")) {
-    fill_normal(rng, values, count, 1 / std::sqrt(3.0 * static_cast<double>(entry.shape[-1])));
   }
 }
 

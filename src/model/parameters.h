@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,6 +67,14 @@ struct Parameters {
 // [vectors] of `flat` are enough.
 Parameters parameters_in(const ModelConfig& config, const ParameterLayout& layout, const Tensor& flat,
                          const Tensor& matrices = {});
+
+// Values drawn from N(0, std), and again while outside [-limit, limit].
+struct NormalParameter {
+  double std;
+  double limit = std::numeric_limits<double>::infinity();
+};
+// How a parameter's values are drawn, where all of them are drawn alike: from the stream of its index, one after the other.
+std::optional<NormalParameter> normal_parameter(const ModelConfig& config, const ParameterInfo& entry);
 
 // Fills `values`, one parameter, with the released code's initial distribution (docs/math/model.md): the same seed gives the
 // same values, whatever the size of the other parameters.
