@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/kernels.cuh"
+#include "cuda/launch.cuh"
 
 namespace megalodon::cuda {
 
@@ -18,6 +19,8 @@ inline constexpr int kElementwiseThreads = 256;
 template <int N, int Packs, class Op>
 __global__ void __launch_bounds__(kElementwiseThreads)
     elementwise_kernel(Op op, std::int64_t first_row, std::uint32_t packs_in_row, std::uint32_t count) {
+  let_next_start();
+  wait_for_previous();
   const std::uint32_t first = blockIdx.x * (kElementwiseThreads * Packs) + threadIdx.x;
   typename Op::Loaded loaded[Packs];
 #pragma unroll
@@ -38,7 +41,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // Applies op to rows x cols elements, N adjacent ones at a time; N must divide cols. Single elements are small: a thread has four
 // times as many of them under way.
 template <int N, int Packs, class Op>
-void elementwise(Context& ctx, const Op& op, std::int64_t rows, std::int64_t cols, const char* where) {
+void elementwise(Context& ctx, const Op& op, std::int64_t rows, std::int64_t cols, const char* where,
+                 Start start = Start::BeforeTheLastEnds) {
   if (rows == 0 || cols == 0) return;
   constexpr int kUnderWay = N == 1 ? 4 * Packs : Packs;
   const std::int64_t packs_in_row = cols / N;
@@ -47,9 +51,8 @@ void elementwise(Context& ctx, const Op& op, std::int64_t rows, std::int64_t col
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first) * packs_in_row;
     const auto blocks = static_cast<unsigned>(ceil_div(count, kElementwiseThreads * kUnderWay));
-    elementwise_kernel<N, kUnderWay><<<blocks, kElementwiseThreads, 0, stream_of(ctx)>>>(
-        op, first, static_cast<std::uint32_t>(packs_in_row), static_cast<std::uint32_t>(count));
-    check_launch(where);
+    launch(ctx, where, start, elementwise_kernel<N, kUnderWay, Op>, blocks, kElementwiseThreads, 0, op, first, packs_in_row,
+           count);
   }
 }
 

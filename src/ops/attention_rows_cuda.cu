@@ -1,6 +1,7 @@
 // Attention row by row, each row at the place in its chunk that the device knows: single tokens, and windows that begin at
 // several places. Keys and values are read once, at memory's speed: the keys of a row are cut into splits, a block each, whose
 // sums a second kernel joins. The grid does not depend on positions; blocks whose keys do not exist yet leave at once.
+#include "cuda/launch.cuh"
 #include "ops/attention_cuda.cuh"
 
 namespace megalodon::cuda {
@@ -169,6 +170,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   __shared__ float logits[kMostKeys];
   __shared__ float weights[kMostKeys];
   __shared__ float shared[kThreads * N];
+  let_next_start();
+  wait_for_previous();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a.keys;
@@ -219,6 +222,8 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   constexpr int kPacks = kJoinColumns / kJoinPack;
   constexpr int kGroups = kThreads / kPacks;
   __shared__ float shared[kGroups][kJoinColumns];
+  let_next_start();
+  wait_for_previous();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
   const Place place(a, row);
@@ -261,7 +266,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
 }
 
 template <class T, int N>
-void launch(Context& ctx, Rows<T> a, const Cut& cut, std::int64_t rows) {
+void launch_rows(Context& ctx, Rows<T> a, const Cut& cut, std::int64_t rows) {
   const auto shared = static_cast<std::size_t>(a.z) * sizeof(float);
   if (shared > 16384) {
     check(cudaFuncSetAttribute(split_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), kName);
@@ -270,12 +275,9 @@ void launch(Context& ctx, Rows<T> a, const Cut& cut, std::int64_t rows) {
   for (std::int64_t first = 0; first < rows; first += cut.rows) {
     a.first = first;
     const auto count = static_cast<unsigned>(std::min(cut.rows, rows - first));
-    split_kernel<T, N>
-        <<<dim3(static_cast<unsigned>(cut.splits), static_cast<unsigned>(a.heads), count), kThreads, shared, stream_of(ctx)>>>(a);
-    check_launch(kName);
-    join_kernel<T><<<dim3(static_cast<unsigned>(ceil_div(a.w, kJoinColumns)), static_cast<unsigned>(a.heads), count), kThreads, 0,
-                     stream_of(ctx)>>>(a);
-    check_launch(kName);
+    const auto heads = static_cast<unsigned>(a.heads);
+    launch(ctx, kName, split_kernel<T, N>, dim3(static_cast<unsigned>(cut.splits), heads, count), kThreads, shared, a);
+    launch(ctx, kName, join_kernel<T>, dim3(static_cast<unsigned>(ceil_div(a.w, kJoinColumns)), heads, count), kThreads, 0, a);
   }
 }
 
@@ -358,7 +360,7 @@ void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t beg
     rows.masks = attention_masks(op);
     const bool packs = op.z_head_dim % kPack == 0 && op.v_head_dim % kPack == 0 && can_pack<kPack>(a.k) && can_pack<kPack>(a.v) &&
                        can_pack<kPack>(a.state.k) && can_pack<kPack>(a.state.v);
-    packs ? launch<T, kPack>(ctx, rows, cut, a.q.rows()) : launch<T, 1>(ctx, rows, cut, a.q.rows());
+    packs ? launch_rows<T, kPack>(ctx, rows, cut, a.q.rows()) : launch_rows<T, 1>(ctx, rows, cut, a.q.rows());
   });
 }
 

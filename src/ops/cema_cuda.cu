@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "cuda/launch.cuh"
+
 namespace megalodon::cuda {
 
 namespace {
@@ -16,12 +18,14 @@ constexpr std::int64_t kSequences = 4;  // of a thread: what they share is compu
 template <class X, class Y>
 __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters, std::int64_t dim, int order, std::int64_t batch,
                                                          int length, Matrix<X> x, Matrix<Y> y, float* h, float* h0) {
+  let_next_start();
   const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
   const int n = static_cast<int>(threadIdx.x) % kLanes;
   const bool valid = channel < dim && n < order;
   CemaCoefficients c{};
   if (valid) c = cema_coefficients(parameters, order, channel, n);
   const float omega = channel < dim ? parameters.omega[channel] : 0;
+  wait_for_previous();
   for (std::int64_t first = blockIdx.y * kSequences; first < batch; first += gridDim.y * kSequences) {
     const int sequences = static_cast<int>(min(static_cast<std::int64_t>(kSequences), batch - first));
     const auto at = [&](int s) { return ((first + s) * dim + channel) * order + n; };
@@ -73,12 +77,10 @@ void few_steps(Context& ctx, const Cema& op, const CemaPointers& parameters, con
     with_type(y.dtype(), [&](auto out) {
       using X = decltype(in);
       using Y = decltype(out);
-      steps_kernel<X, Y><<<grid, kThreads, 0, stream_of(ctx)>>>(parameters, op.dim, static_cast<int>(op.order), batch,
-                                                                static_cast<int>(x.shape()[1]), matrix<X>(x), matrix<Y>(y), h,
-                                                                h0);
+      launch(ctx, "cema steps", steps_kernel<X, Y>, grid, kThreads, 0, parameters, op.dim, op.order, batch, x.shape()[1],
+             matrix<X>(x), matrix<Y>(y), h, h0);
     });
   });
-  check_launch("cema steps");
 }
 
 }  // namespace

@@ -194,7 +194,7 @@ void embedding_forward(Context& ctx, const Embedding& op, const Tensor& weight, 
     const auto run = [&]<int N>(std::integral_constant<int, N>) {
       elementwise<N, 2>(
           ctx, Forward<T, N>{pointer<const T>(weight), pointer<const std::int32_t>(tokens), matrix<float>(x), op.dim, op.scale},
-          tokens.numel(), op.dim, "embedding_forward");
+          tokens.numel(), op.dim, "embedding_forward", Start::AfterAllBefore);  // a pass begins here: cuda/launch.cuh
     };
     if (can_pack<kPack>(weight) && can_pack<kPack>(x)) {
       run(std::integral_constant<int, kPack>());

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 
 namespace megalodon::cuda {
@@ -148,6 +149,7 @@ template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     head_norm_forward_kernel(Layout layout, Rotation rotation, float eps, float share, const float* gamma, const float* beta,
                              Matrix<const T> z, Matrix<T> q, Matrix<T> k, float* rstd) {
+  let_next_start();
   const Part<Team> part(layout);
   const std::int64_t heads = static_cast<std::int64_t>(gridDim.x) * layout.heads;
   const std::int64_t dim = heads * layout.head_dim;
@@ -163,6 +165,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     scale_q[i] = (scale_q[i] + 1) * share;
     scale_k[i] = (scale_k[i] + 1) * share;
   }
+  wait_for_previous();
   HeadSum<Team> sum;
   Features<T> next;
   Features<float> next_angles;
@@ -332,6 +335,8 @@ template <class T>
 __global__ void __launch_bounds__(kAnyBlock)
     head_norm_forward_any_kernel(Layout layout, Rotation rotation, float eps, float share, const float* gamma, const float* beta,
                                  Matrix<const T> z, Matrix<T> q, Matrix<T> k, float* rstd) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t heads = gridDim.x;
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * layout.head_dim;
   const std::int64_t dim = heads * layout.head_dim;
@@ -500,16 +505,15 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
       using Team = decltype(team);
       using T = decltype(element);
       const Plan plan = plan_of<Team>(op, rows, length_of(z), gpu_of(ctx).multiprocessors(), Team::kForwardBlocks);
-      const auto launch = [&](auto kernel, int block) {
-        kernel<<<plan.grid, block, 0, stream_of(ctx)>>>(
-            plan.layout, rotation_of(rotation), static_cast<float>(op.eps), share_of(op), pointer<const float>(gamma),
-            pointer<const float>(beta), matrix<const T>(z), matrix<T>(q), matrix<T>(k), pointer<float>(saved.rstd));
-        check_launch("head_norm_forward");
+      const auto run = [&](auto kernel, int block) {
+        launch(ctx, "head_norm_forward", kernel, plan.grid, block, 0, plan.layout, rotation_of(rotation), op.eps, share_of(op),
+               pointer<const float>(gamma), pointer<const float>(beta), matrix<const T>(z), matrix<T>(q), matrix<T>(k),
+               pointer<float>(saved.rstd));
       };
       if constexpr (std::is_same_v<Team, AnyTeam>) {
-        launch(head_norm_forward_any_kernel<T>, kAnyBlock);
+        run(head_norm_forward_any_kernel<T>, kAnyBlock);
       } else {
-        launch(head_norm_forward_kernel<Team, T>, Team::kBlock);
+        run(head_norm_forward_kernel<Team, T>, Team::kBlock);
       }
     });
   });

@@ -1,5 +1,6 @@
 #include "ops/layer_norm.h"
 
+#include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 
 namespace megalodon::cuda {
@@ -13,10 +14,12 @@ template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
     layer_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, const float* bias,
                               Matrix<const float> x, Matrix<const T> a, Matrix<T> y, float* mean, float* rstd) {
+  let_next_start();
   Row<Team, float> w;
   w.read(weight, dim);
   Row<Team, float> b;
   b.read(bias, dim);
+  wait_for_previous();
   Row<Team, float, T> v;
   TeamSum<Team, 1> sum_one;
   TeamSum<Team, 2> sum_two;
@@ -198,10 +201,9 @@ void layer_norm_forward(Context& ctx, const LayerNorm& op, const Tensor& weight,
       using Team = decltype(team);
       using T = decltype(element);
       const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
-      layer_norm_forward_kernel<Team, T><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
-          rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight), pointer<const float>(bias),
-          matrix<const float>(x), matrix<const T>(a), matrix<T>(y), pointer<float>(saved.mean), pointer<float>(saved.rstd));
-      check_launch("layer_norm_forward");
+      launch(ctx, "layer_norm_forward", layer_norm_forward_kernel<Team, T>, blocks, Team::kBlock, 0, rows, op.dim, op.eps,
+             pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a), matrix<T>(y),
+             pointer<float>(saved.mean), pointer<float>(saved.rstd));
     });
   });
 }

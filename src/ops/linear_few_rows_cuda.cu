@@ -1,6 +1,8 @@
 // Two kernels. Dot products, for one row, for float32, and for bfloat16 whose addresses or widths do not allow 16 bytes at once;
-// tensor cores, for which eight rows cost what one does, for several rows of bfloat16.
+// tensor cores, for which eight rows cost what one does, for several rows of bfloat16. Both ask for their first weights before
+// the kernel before them has ended.
 #include "cuda/kernels.cuh"
+#include "cuda/launch.cuh"
 #include "ops/linear_few_rows.h"
 
 namespace megalodon::cuda {
@@ -27,6 +29,13 @@ __device__ inline uint4 load_once(const uint4* p) {
   return v;
 }
 
+// 16 bytes of x, which the kernel before this one may have written while this one had begun: not for the read-only path.
+__device__ inline uint4 load_again(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+
 // N elements as they come, and as float32. Of 16 bytes of bfloat16, words are taken apart by hand: nvcc goes about it element by
 // element, which took longer than to read them.
 template <int N, class T>
@@ -43,7 +52,7 @@ struct Raw {
   }
   __device__ static Raw again(const T* p) {
     if constexpr (kVectors) {
-      return {__ldg(reinterpret_cast<const uint4*>(p))};
+      return {load_again(reinterpret_cast<const uint4*>(p))};
     } else {
       return {load_pack<N>(p)};
     }
@@ -92,6 +101,7 @@ template <class Y>
 __global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
     few_rows_by_tiles(const Half* weight, const float* bias, Matrix<const Half> x, Matrix<Y> y, int rows, std::int64_t in,
                       std::int64_t out, bool accumulate) {
+  let_next_start();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = lane / 4;
@@ -102,6 +112,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
   for (int i = 0; i < 2; ++i) from[i] = weight + min(out - 1, first + i * 8 + g) * in;
   const Half* from_x = x.row(min(g, rows - 1));
   float sum[4] = {};
+  bool waited = false;
   for (std::int64_t k = warp * (kAhead * kStep); k < in; k += kTileWarps * kAhead * kStep) {
     uint4 w[kAhead][2];
     uint4 v[kAhead];
@@ -110,7 +121,13 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
       const std::int64_t at = k + step * kStep + t * kVector;
 #pragma unroll
       for (int i = 0; i < 2; ++i) w[step][i] = at < in ? load_once(reinterpret_cast<const uint4*>(from[i] + at)) : uint4{};
-      v[step] = g < rows && at < in ? __ldg(reinterpret_cast<const uint4*>(from_x + at)) : uint4{};
+    }
+    if (!waited) wait_for_previous();
+    waited = true;
+#pragma unroll
+    for (int step = 0; step < kAhead; ++step) {
+      const std::int64_t at = k + step * kStep + t * kVector;
+      v[step] = g < rows && at < in ? load_again(reinterpret_cast<const uint4*>(from_x + at)) : uint4{};
     }
 #pragma unroll
     for (int step = 0; step < kAhead; ++step) {
@@ -120,6 +137,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, kTileBlocks)
       multiply_add(sum, a.z, b.z, a.w, b.w, v[step].z, v[step].w);
     }
   }
+  if (!waited) wait_for_previous();
   // Rows longer than the outputs by four: what a warp writes at once then meets in no bank.
   __shared__ float sums[kTileWarps][kTileRows][kTile + 4];
 #pragma unroll
@@ -144,6 +162,7 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
     few_rows_by_dots(const T* weight, const float* bias, Matrix<const T> x, Matrix<Y> y, int rows, std::int64_t in,
                      std::int64_t out, bool accumulate) {
   constexpr int kStride = kWarp * Width;
+  let_next_start();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kOutputs;
@@ -151,6 +170,7 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
 #pragma unroll
   for (int i = 0; i < kOutputs; ++i) from[i] = weight + min(out - 1, first + i) * in;
   float sum[Rows][kOutputs] = {};
+  bool waited = false;
   for (std::int64_t k = warp * (Ahead * kStride) + lane * Width; k < in; k += kDotWarps * Ahead * kStride) {
     Raw<Width, T> w[Ahead][kOutputs];
     Raw<Width, T> v[Ahead][Rows];
@@ -159,6 +179,12 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
       const std::int64_t at = k + step * kStride;
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) w[step][i] = at < in ? Raw<Width, T>::once(from[i] + at) : Raw<Width, T>{};
+    }
+    if (!waited) wait_for_previous();
+    waited = true;
+#pragma unroll
+    for (int step = 0; step < Ahead; ++step) {
+      const std::int64_t at = k + step * kStride;
 #pragma unroll
       for (int row = 0; row < Rows; ++row) {
         v[step][row] = at < in ? Raw<Width, T>::again(x.row(min(row, rows - 1)) + at) : Raw<Width, T>{};
@@ -180,6 +206,7 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
       }
     }
   }
+  if (!waited) wait_for_previous();
   __shared__ float sums[kDotWarps][Rows][kOutputs];
 #pragma unroll
   for (int row = 0; row < Rows; ++row) {
@@ -201,24 +228,24 @@ __global__ void __launch_bounds__(kDotWarps* kWarp)
 }
 
 struct Call {
+  Context& ctx;
   const Linear& op;
   const Tensor &weight, &bias, &x, &y;
   bool accumulate;
-  cudaStream_t stream;
 };
 
 template <class Y>
 void by_tiles(const Call& c) {
-  few_rows_by_tiles<<<static_cast<unsigned>(ceil_div(c.op.out, kTile)), kTileWarps * kWarp, 0, c.stream>>>(
-      pointer<const Half>(c.weight), pointer<const float>(c.bias), matrix<const Half>(c.x), matrix<Y>(c.y),
-      static_cast<int>(c.x.rows()), c.op.in, c.op.out, c.accumulate);
+  launch(c.ctx, kName, few_rows_by_tiles<Y>, static_cast<unsigned>(ceil_div(c.op.out, kTile)), kTileWarps * kWarp, 0,
+         pointer<const Half>(c.weight), pointer<const float>(c.bias), matrix<const Half>(c.x), matrix<Y>(c.y), c.x.rows(),
+         c.op.in, c.op.out, c.accumulate);
 }
 
 template <int Rows, int Width, int Ahead, class T, class Y>
 void by_dots(const Call& c) {
-  few_rows_by_dots<Rows, Width, Ahead><<<static_cast<unsigned>(ceil_div(c.op.out, kOutputs)), kDotWarps * kWarp, 0, c.stream>>>(
-      pointer<const T>(c.weight), pointer<const float>(c.bias), matrix<const T>(c.x), matrix<Y>(c.y),
-      static_cast<int>(c.x.rows()), c.op.in, c.op.out, c.accumulate);
+  launch(c.ctx, kName, few_rows_by_dots<Rows, Width, Ahead, T, Y>, static_cast<unsigned>(ceil_div(c.op.out, kOutputs)),
+         kDotWarps * kWarp, 0, pointer<const T>(c.weight), pointer<const float>(c.bias), matrix<const T>(c.x), matrix<Y>(c.y),
+         c.x.rows(), c.op.in, c.op.out, c.accumulate);
 }
 
 template <int Width, class T, class Y>
@@ -234,7 +261,7 @@ void by_dots(const Call& c) {
 
 void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                      bool accumulate) {
-  const Call call{op, weight, bias, x, y, accumulate, stream_of(ctx)};
+  const Call call{ctx, op, weight, bias, x, y, accumulate};
   if (x.dtype() == DType::F32) {
     can_pack<4>(weight) && can_pack<4>(x) ? by_dots<4, float, float>(call) : by_dots<1, float, float>(call);
   } else {
@@ -244,7 +271,6 @@ void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const
       x.rows() == 1 ? by_dots<1, kVector, 4, Half, Y>(call) : by_tiles<Y>(call);
     });
   }
-  check_launch(kName);
 }
 
 }  // namespace megalodon::cuda

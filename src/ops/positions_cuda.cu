@@ -1,4 +1,5 @@
 #include "cuda/kernels.cuh"
+#include "cuda/launch.cuh"
 #include "ops/positions.h"
 
 namespace megalodon::cuda {
@@ -6,6 +7,8 @@ namespace megalodon::cuda {
 namespace {
 
 __global__ void add(std::int64_t* positions, std::int64_t size, std::int64_t count) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < size) positions[i] += count;
 }
@@ -15,9 +18,8 @@ __global__ void add(std::int64_t* positions, std::int64_t size, std::int64_t cou
 void advance_positions(Context& ctx, const Tensor& positions, std::int64_t count) {
   constexpr int kThreads = 128;
   const std::int64_t size = positions.numel();
-  add<<<static_cast<unsigned>(ceil_div(size, kThreads)), kThreads, 0, stream_of(ctx)>>>(pointer<std::int64_t>(positions), size,
-                                                                                        count);
-  check_launch("advance_positions");
+  launch(ctx, "advance_positions", add, static_cast<unsigned>(ceil_div(size, kThreads)), kThreads, 0,
+         pointer<std::int64_t>(positions), size, count);
 }
 
 }  // namespace megalodon::cuda

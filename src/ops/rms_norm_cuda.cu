@@ -1,5 +1,6 @@
 #include "ops/rms_norm.h"
 
+#include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 
 namespace megalodon::cuda {
@@ -13,8 +14,10 @@ template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
     rms_norm_forward_kernel(std::int64_t rows, std::int64_t dim, float eps, const float* weight, Matrix<const T> x, Matrix<T> y,
                             float* rstd) {
+  let_next_start();
   Row<Team, float> w;
   w.read(weight, dim);
+  wait_for_previous();
   Row<Team, T> v;
   TeamSum<Team, 1> sum;
   const std::int64_t stride = gridDim.x * Team::kTeams;
@@ -140,10 +143,8 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
       using Team = decltype(team);
       using T = decltype(element);
       const int blocks = row_blocks<Team>(rows, gpu_of(ctx).multiprocessors(), Team::blocks_at_once(kForwardRows));
-      rms_norm_forward_kernel<Team, T>
-          <<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(rows, op.dim, static_cast<float>(op.eps), pointer<const float>(weight),
-                                                        matrix<const T>(x), matrix<T>(y), pointer<float>(saved.rstd));
-      check_launch("rms_norm_forward");
+      launch(ctx, "rms_norm_forward", rms_norm_forward_kernel<Team, T>, blocks, Team::kBlock, 0, rows, op.dim, op.eps,
+             pointer<const float>(weight), matrix<const T>(x), matrix<T>(y), pointer<float>(saved.rstd));
     });
   });
 }

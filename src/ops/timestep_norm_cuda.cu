@@ -1,3 +1,4 @@
+#include "cuda/launch.cuh"
 #include "ops/timestep_norm_tiles.cuh"
 
 namespace megalodon::cuda {
@@ -28,6 +29,8 @@ struct Forward {
 template <class T>
 __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forward<T> p) {
   constexpr int kLanes = kWarp / 2;
+  let_next_start();
+  wait_for_previous();
   constexpr int kHeld = 4;  // of a lane's features the first are read ahead of their use
   const std::int64_t b = blockIdx.x;
   const std::int64_t lane = threadIdx.x % kLanes;
@@ -468,8 +471,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                        pointer<float>(saved.mean),
                        pointer<float>(saved.rstd)};
     if (p.length <= kFewSteps) {
-      timestep_norm_steps_kernel<T><<<static_cast<unsigned>(batch), kStepThreads, 0, stream_of(ctx)>>>(p);
-      return check_launch("timestep_norm_forward");
+      return launch(ctx, "timestep_norm_forward", timestep_norm_steps_kernel<T>, static_cast<unsigned>(batch), kStepThreads, 0,
+                    p);
     }
     const bool packed =
         p.width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y) && can_pack<4>(exact);
