@@ -9,6 +9,7 @@
 #include "apps/format.h"
 #include "infer/window.h"
 #include "megalodon/error.h"
+#include "ops/sample.h"
 
 namespace megalodon::apps {
 
@@ -110,7 +111,8 @@ void prefill(const Options& options) {
 struct Decoding {
   std::int64_t context = 0;  // of the first sequence, at the start
   ModelState state;
-  std::vector<std::int32_t> last;  // the token that each sequence ends with
+  Buffer memory;
+  Tensor last;  // [B] i32, in memory: the token that each sequence ends with
   double seconds = 0;
   Profile profile;
   double profiled = 0;  // seconds of the tokens in the profile,
@@ -124,8 +126,10 @@ Decoding decoding_after(const Options& options, const Megalodon& model, std::int
   const Tensor logits(values.data(), {1, model.config().outputs()});
   std::vector<std::int32_t> prompt = random_tokens(model, context - first.position(0));
   read(reader, prompt, first, logits);
-  Decoding decoding{context, ModelState(model.config(), options.batch, model.dtype(), model.accelerator()), {}, 0, {}, 0, 0};
-  decoding.last.resize(static_cast<std::size_t>(options.batch), 1);
+  const AcceleratorPtr& gpu = model.accelerator();
+  Decoding decoding{context, ModelState(model.config(), options.batch, model.dtype(), gpu), {}, {}, 0, {}, 0, 0};
+  decoding.memory = Buffer(static_cast<std::size_t>(options.batch) * sizeof(std::int32_t), "tokens", gpu);  // zeros
+  decoding.last = Tensor(decoding.memory.data(), DType::I32, {options.batch}, gpu ? gpu->device() : Device::Cpu);
   ModelState other(model.config(), 1, model.dtype(), model.accelerator());
   other.copy_sequence(0, first, 0);
   decoding.state.copy_sequence(0, other, 0);
@@ -137,17 +141,17 @@ Decoding decoding_after(const Options& options, const Megalodon& model, std::int
   return decoding;
 }
 
-// Writes `tokens` tokens of each sequence, greedily.
+// Writes `tokens` tokens of each sequence, greedily. Each reaches the host before the next one is asked for, as in generation.
 void write(Context& ctx, Inference& inference, const Tensor& logits, std::int64_t tokens, Decoding& decoding, bool profiled) {
   const std::int64_t batch = logits.rows();
+  const std::vector<Draw> draws(static_cast<std::size_t>(batch), {.temperature = 0});
+  std::vector<std::int32_t> written(static_cast<std::size_t>(batch));
   if (profiled) ctx.set_profile(&decoding.profile);
   const auto start = std::chrono::steady_clock::now();
   for (std::int64_t i = 0; i < tokens; ++i) {
-    inference.last_logits(Tensor(decoding.last.data(), {batch, 1}), decoding.state, logits);
-    for (std::int64_t b = 0; b < batch; ++b) {
-      const float* row = logits.row<float>(b);
-      decoding.last[static_cast<std::size_t>(b)] = static_cast<std::int32_t>(std::max_element(row, row + logits.cols()) - row);
-    }
+    inference.last_logits(decoding.last.view({batch, 1}), decoding.state, logits);
+    sample(ctx, draws, logits, decoding.last);
+    ctx.copy(decoding.last, Tensor(written.data(), {batch}));
   }
   const double spent = seconds_since(start);
   ctx.set_profile(nullptr);
@@ -168,9 +172,10 @@ std::vector<Decoding> decode_in_turns(Context& ctx, const Options& options, cons
     for (const std::int64_t context : options.contexts) all.push_back(decoding_after(options, model, context, first, reader));
   }
   const std::int64_t outputs = model.config().outputs();
-  std::vector<float> values(static_cast<std::size_t>(options.batch * outputs));
-  const Tensor logits(values.data(), {options.batch, outputs});
+  const Buffer values(static_cast<std::size_t>(options.batch * outputs) * sizeof(float), "logits", ctx.accelerator());
+  const Tensor logits(values.data(), DType::F32, {options.batch, outputs}, ctx.device());
   Inference inference(ctx, model, options.batch, 1);
+  ctx.reserve_workspace(sample_workspace_bytes(outputs, ctx.place()));
   for (Decoding& decoding : all) {
     write(ctx, inference, logits, kTurn, decoding, false);  // warms up
     if (profiles_apart(ctx)) write(ctx, inference, logits, kTurn, decoding, true);
@@ -213,6 +218,7 @@ void decode(const Options& options) {
     if (options.json) {
       if (&d == &all.front()) report["tokens_per_second"] = per_second;
       report["after"].push_back({{"context", d.context},
+                                 {"in_chunk", d.context % model->config().chunk_size},
                                  {"step_seconds", step},
                                  {"tokens_per_second", per_second},
                                  {"bytes_per_second", rate},
@@ -223,6 +229,18 @@ void decode(const Options& options) {
     std::cout << format("after      %s tokens of context, batch %lld: %.2f ms a step, %.2f tokens/s\n",
                         with_commas(d.context).c_str(), static_cast<long long>(options.batch), 1e3 * step, per_second)
               << format("rate       %.2f GB/s of weights: %.1f %% of reading memory\n", rate / 1e9, 100 * share);
+    const Decoding& first = all.front();
+    if (&d != &first) {
+      const std::int64_t chunk = model->config().chunk_size;
+      std::cout << format("relative   %.4f of the speed after %s tokens, ", first.seconds / d.seconds,
+                          with_commas(first.context).c_str());
+      if (d.context % chunk == first.context % chunk) {
+        std::cout << "at the same place in the chunk\n";
+      } else {
+        std::cout << format("which stood at token %lld of its chunk, these at %lld\n",
+                            static_cast<long long>(first.context % chunk), static_cast<long long>(d.context % chunk));
+      }
+    }
     print_profile(d.profile, d.profiled, d.profiled_tokens);
   }
   if (options.json) std::cout << report.dump(2) << "\n";

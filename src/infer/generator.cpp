@@ -8,11 +8,15 @@
 namespace megalodon {
 
 Generator::Generator(Context& ctx, const Megalodon& model, std::int64_t outputs)
-    : state_(model.config(), 1, model.dtype(), ctx.accelerator()),
+    : ctx_(ctx),
+      state_(model.config(), 1, model.dtype(), ctx.accelerator()),
       inference_(ctx, model, 1, reading_window(model.config())),
       window_(inference_.length()),
       outputs_(std::min(outputs, model.config().outputs())),
-      logits_(static_cast<std::size_t>(model.config().outputs())) {
+      memory_(static_cast<std::size_t>(model.config().outputs() + 1) * sizeof(float), "logits", ctx.accelerator()),
+      logits_(memory_.data(), DType::F32, {1, model.config().outputs()}, ctx.device()),
+      chosen_(memory_.data() + logits_.bytes(), DType::I32, {1}, ctx.device()) {
+  ctx.reserve_workspace(sample_workspace_bytes(outputs_, ctx.place()));
   unread_.reserve(static_cast<std::size_t>(window_));
 }
 
@@ -34,18 +38,34 @@ void Generator::read(std::span<const std::int32_t> tokens) {
   }
 }
 
+void Generator::read_on() {
+  if (logits_valid_) return;
+  require(!unread_.empty(), "generator", "nothing was read that could be continued");
+  inference_.last_logits(unread(), state_, logits_);
+  unread_.clear();
+  logits_valid_ = true;
+}
+
 std::span<const float> Generator::next_logits() {
-  if (!logits_valid_) {
-    require(!unread_.empty(), "generator", "nothing was read that could be continued");
-    inference_.last_logits(unread(), state_, Tensor(logits_.data(), {1, static_cast<std::int64_t>(logits_.size())}));
-    unread_.clear();
-    logits_valid_ = true;
-  }
-  return {logits_.data(), static_cast<std::size_t>(outputs_)};
+  read_on();
+  const auto count = static_cast<std::size_t>(outputs_);
+  if (ctx_.device() == Device::Cpu) return {logits_.data<float>(), count};
+  copied_.resize(count);
+  ctx_.copy(logits_.piece(0, {outputs_}), Tensor(copied_.data(), {outputs_}));
+  return copied_;
 }
 
 std::int32_t Generator::next(Sampler& sampler) {
-  const std::int32_t token = sampler.sample(next_logits());
+  std::int32_t token = kNothingToChoose;
+  if (ctx_.device() == Device::Cpu) {
+    token = sampler.sample(next_logits());
+  } else {
+    read_on();
+    const Draw draw = sampler.next_draw();
+    sample(ctx_, {&draw, 1}, logits_.column_range(0, outputs_), chosen_);
+    ctx_.copy(chosen_, Tensor(&token, {1}));
+    if (token == kNothingToChoose) Sampler::refuse(next_logits());
+  }
   read({&token, 1});
   return token;
 }

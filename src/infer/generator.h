@@ -25,7 +25,7 @@ class Generator {
   // The logits [outputs] of what follows the sequence; valid until the next call. Throws Error(InvalidArgument) when nothing was
   // read yet.
   std::span<const float> next_logits();
-  // Chooses what follows, appends it and returns it.
+  // Chooses what follows, where the logits are: on a GPU nothing but the choice leaves it. Appends it and returns it.
   std::int32_t next(Sampler& sampler);
   // Back to the empty sequence.
   void reset();
@@ -35,14 +35,19 @@ class Generator {
 
  private:
   Tensor unread();
+  // Leaves the logits of what follows in logits_.
+  void read_on();
 
+  Context& ctx_;
   ModelState state_;
   Inference inference_;
   std::int64_t window_;
   std::int64_t outputs_;
   std::int64_t tokens_ = 0;
   std::vector<std::int32_t> unread_;  // the end of the sequence that the state has not seen
-  std::vector<float> logits_;         // [K]
+  Buffer memory_;                     // where the context is,
+  Tensor logits_, chosen_;            // of it [1, K] f32 and [1] i32
+  std::vector<float> copied_;         // the logits, for who asks for them from a GPU
   bool logits_valid_ = false;
 };
 

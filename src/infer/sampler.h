@@ -7,6 +7,7 @@
 
 #include "core/rng.h"
 #include "megalodon/generate.h"
+#include "ops/sample.h"
 
 namespace megalodon {
 
@@ -19,16 +20,14 @@ class Sampler {
   // Throws Error(NotFinite) for NaN, +infinity, or nothing but -infinity; Error(InvalidArgument) for no logits.
   std::int32_t sample(std::span<const float> logits);
 
- private:
-  struct Candidate {
-    std::int32_t index;
-    float logit;
-    double weight;
-  };
+  // The next choice as an op takes it, for logits that lie elsewhere; where that chooses nothing, refuse() says why.
+  Draw next_draw();
+  [[noreturn]] static void refuse(std::span<const float> logits);
 
+ private:
   SamplerOptions options_;
   Rng rng_;
-  std::vector<Candidate> candidates_;  // scratch
+  std::vector<cpu::Candidate> candidates_;  // scratch
 };
 
 }  // namespace megalodon

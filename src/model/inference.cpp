@@ -58,7 +58,7 @@ struct Inference::Impl {
     const std::int64_t l = given.shape()[1];
     require(b == batch && b == state.batch(), "model", "tokens, state and plan must have the same number of sequences");
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
-    check_tokens(model.config().vocab_size, given);
+    if (given.device() == Device::Cpu) check_tokens(model.config().vocab_size, given);
     const Tensor tokens = ctx.at_hand(given, buffers.tokens);
     // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
     const std::int64_t begin = l == 1 ? -1 : common_begin(state);

@@ -82,7 +82,8 @@ class Inference {
 
   std::int64_t length() const noexcept;  // the longest window
 
-  // Each reads tokens [B, L] i32, L <= length(), after what `state` has read, and advances it. On a bad token nothing is changed.
+  // Each reads tokens [B, L] i32, L <= length(), after what `state` has read, and advances it. On a bad token nothing is changed;
+  // tokens of a GPU, which only sampling puts there, are not looked at.
   void logits(const Tensor& tokens, ModelState& state, const Tensor& logits);       // [B, L, K] f32, of every position
   void last_logits(const Tensor& tokens, ModelState& state, const Tensor& logits);  // [B, K] f32, of the last position
   void losses(const Tensor& tokens, const Tensor& targets, ModelState& state,
