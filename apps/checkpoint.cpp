@@ -163,9 +163,10 @@ void prune(const Options& options) {
     }
   }
   const auto count = static_cast<std::int64_t>(whole.size());
+  const std::int64_t best = best_checkpoint(options.run);
   for (std::int64_t i = 0; i < count; ++i) {
     const Listed& entry = whole[static_cast<std::size_t>(i)];
-    const bool goes = i < count - options.keep;
+    const bool goes = i < count - options.keep && entry.step != best;
     if (goes) remove_checkpoint(options.run, entry.step);
     std::cout << (goes ? "removed " : "kept ") << entry.folder << " (" << format_bytes(entry.bytes) << ")\n" << std::flush;
   }
@@ -187,7 +188,7 @@ void add_checkpoint_command(CLI::App& app) {
       ->add_flag("--json", options->json, "Print JSON");
   add("verify", "Read every file and compare checksums; exit code 4 when one is damaged", "The run folder, or one checkpoint",
       verify);
-  add("prune", "Remove all whole checkpoints but the newest", "The run folder", prune)
+  add("prune", "Remove all whole checkpoints but the newest and the best", "The run folder", prune)
       ->add_option("--keep", options->keep, "How many whole checkpoints stay")
       ->required()
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 48))

@@ -232,6 +232,11 @@ void mark_best_checkpoint(const std::string& run, std::int64_t step) {
   if (failure) throw Error(ErrorKind::Io, "cannot be made a link to the best checkpoint: " + failure.message(), link);
 }
 
+std::int64_t best_checkpoint(const std::string& run) {
+  std::error_code failure;
+  return step_of(std::filesystem::read_symlink(join_path(checkpoints_of(run), "best"), failure).string());
+}
+
 CheckpointContent checkpoint_content(const CheckpointView& view, const std::function<Tensor(const Tensor&)>& on_host) {
   CheckpointContent content;
   content.step = view.progress.step;

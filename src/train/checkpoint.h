@@ -82,6 +82,8 @@ void clean_checkpoints(const std::string& run);
 void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best = -1);
 // Makes RUN/checkpoints/best a link to the checkpoint of that step. Throws Error(Io).
 void mark_best_checkpoint(const std::string& run, std::int64_t step);
+// The step that link leads to; -1 where there is none.
+std::int64_t best_checkpoint(const std::string& run);
 
 // Removes one: at no moment is a folder of its name half removed. Throws Error(Io).
 void remove_checkpoint(const std::string& run, std::int64_t step);
