@@ -225,20 +225,23 @@ Axis x_axis(const Panel& panel, double left) {
   return {x.low, x.high, left + kLeft, left + kPanelWidth - kRight, panel.log_x && x.low > 0};
 }
 
-// The first points of a run are often far above all others: what few of them reach does not set the scale.
+// The first points of a run are often far above all others: what few of many reach does not set the scale.
 Axis y_axis(const Panel& panel, double top) {
   std::vector<double> all;
   for (const Curve& curve : panel.curves) {
     for (const auto& [x, y] : curve.points) all.push_back(y);
   }
   std::sort(all.begin(), all.end());
-  const auto quantile = [&](double q) { return all[static_cast<std::size_t>(q * static_cast<double>(all.size() - 1))]; };
-  double low = quantile(0);
-  double high = std::min(quantile(1), quantile(0.98) + 0.35 * (quantile(0.98) - low));
+  const double low = all.front();
+  double high = all.back();
+  if (all.size() >= 100) {
+    const double usual = all[all.size() * 98 / 100];
+    high = std::min(high, usual + 0.35 * (usual - low));
+  }
   if (high <= low) high = low + std::max(std::abs(low), 1e-6) * 0.1;
   const double margin = 0.05 * (high - low);
-  low = low >= 0 && low - margin < 0 ? 0 : low - margin;
-  return {low, high + margin, top + kPanelHeight - kBottom, top + kTop};
+  const double bottom = low >= 0 && low < margin ? 0 : low - margin;
+  return {bottom, high + margin, top + kPanelHeight - kBottom, top + kTop};
 }
 
 // A running mean, for eyes that look for the course of something noisy.
