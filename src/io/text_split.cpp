@@ -285,7 +285,9 @@ std::size_t last_plain_bound(std::string_view text, bool after_letters) noexcept
     const char32_t right = decode_utf8(text, at, bytes);
     const CharClass left_class = char_class(left);
     const CharClass right_class = char_class(right);
-    if (left == '\n' && right_class != CharClass::Space) return at;
+    // Where more white space stands before the newline, \s+(?!\S) sees whether something follows.
+    const bool alone = before == 0 || char_class(decode_utf8(text, last_utf8(text.substr(0, before)), bytes)) != CharClass::Space;
+    if (left == '\n' && alone && right_class != CharClass::Space) return at;
     if (right == ' ' && left_class != CharClass::Space && at + 1 < text.size() &&
         char_class(decode_utf8(text, at + 1, bytes)) != CharClass::Space) {
       return at;

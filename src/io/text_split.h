@@ -19,8 +19,9 @@ class TextSplitter {
   virtual bool splits_at_plain_bounds() const noexcept = 0;
 };
 
-// The last place inside the text that all splitters which say so cut at, whatever comes before and after: at the beginning of a
-// line, before a single space between words, or between a letter and a sign. 0 where there is none.
+// The last place inside the text that all splitters which say so cut at, whatever comes before and after, and where what comes
+// before is split as if nothing came after: at the beginning of a line that does not follow an empty one, before a single space
+// between words, or between a letter and a sign. 0 where there is none.
 // after_letters: whether the third is to be considered; a normal form may make an apostrophe of a sign.
 std::size_t last_plain_bound(std::string_view text, bool after_letters) noexcept;
 

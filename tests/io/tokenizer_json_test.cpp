@@ -64,7 +64,9 @@ TEST_P(GoldenTokenizerTest, PiecesOfATextGiveTheIdsOfTheWhole) {
 }
 
 TEST_P(GoldenTokenizerTest, CutsWhereItSays) {
-  for (const std::string& text : texts()) {
+  std::vector<std::string> all = texts();
+  all.insert(all.end(), {"again.\n\nAfter a\n\n\nmoment\nhe said \nit.\r\n\r\nAnd\t\n\u00a0\nhe", "\nx\n\ny"});
+  for (const std::string& text : all) {
     const Ids whole = tokenizer_->encode(text);
     std::size_t cut = text.size();
     while ((cut = tokenizer_->last_bound(std::string_view(text).substr(0, cut))) > 0) {
