@@ -201,9 +201,18 @@ std::string short_number(double v) {
 constexpr double kPanelWidth = 560, kPanelHeight = 300;
 constexpr double kLeft = 64, kRight = 20, kTop = 40, kBottom = 44;
 
+constexpr std::size_t kLegendColumns = 3;
+
 struct Layout {
   int columns, rows;
   double header, width, height;
+
+  // The left and the top of a panel.
+  std::pair<double, double> place(std::size_t panel) const {
+    const int row = static_cast<int>(panel) / columns;
+    const int column = static_cast<int>(panel) % columns;
+    return {column * kPanelWidth, header + row * kPanelHeight};
+  }
 };
 
 struct Limits {
@@ -274,7 +283,8 @@ Layout layout_of(const Figure& figure, std::size_t names) {
   const int count = static_cast<int>(figure.panels.size());
   const int columns = count > 1 ? 2 : 1;
   const int rows = (count + columns - 1) / columns;
-  const double header = 56 + 18 * static_cast<double>((names + 2) / 3);
+  const std::size_t legend_rows = (names + kLegendColumns - 1) / kLegendColumns;
+  const double header = 56 + 18 * static_cast<double>(legend_rows);
   return {columns, rows, header, columns * kPanelWidth, header + rows * kPanelHeight};
 }
 
@@ -324,15 +334,15 @@ void draw_panel(Canvas& canvas, const Figure& figure, const Panel& panel, const 
 void draw(Canvas& canvas, const Figure& figure, const std::vector<std::string>& names, const Layout& layout) {
   canvas.text(kLeft, 34, figure.title, 18, kInk, Anchor::Start, true);
   for (std::size_t i = 0; i < names.size(); ++i) {
-    const double x = kLeft + static_cast<double>(i % 3) * (layout.width - kLeft) / 3;
-    const double y = 60 + 18 * static_cast<double>(i / 3);
+    const std::size_t row = i / kLegendColumns;
+    const double x = kLeft + static_cast<double>(i % kLegendColumns) * (layout.width - kLeft) / kLegendColumns;
+    const double y = 60 + 18 * static_cast<double>(row);
     canvas.line({{x, y - 4}, {x + 22, y - 4}}, ink_of(names, names[i]), 3, 1);
     canvas.text(x + 30, y, names[i], 12, kInk, Anchor::Start, false);
   }
   for (std::size_t i = 0; i < figure.panels.size(); ++i) {
-    const auto column = static_cast<double>(i % static_cast<std::size_t>(layout.columns));
-    const auto row = static_cast<double>(i / static_cast<std::size_t>(layout.columns));
-    draw_panel(canvas, figure, figure.panels[i], names, column * kPanelWidth, layout.header + row * kPanelHeight);
+    const auto [left, top] = layout.place(i);
+    draw_panel(canvas, figure, figure.panels[i], names, left, top);
   }
 }
 
@@ -368,9 +378,9 @@ std::string html_page(const Figure& figure, const std::vector<std::string>& name
   nlohmann::json panels = nlohmann::json::array();
   for (std::size_t i = 0; i < figure.panels.size(); ++i) {
     const Panel& panel = figure.panels[i];
-    const auto columns = static_cast<std::size_t>(layout.columns);
-    const Axis x = x_axis(panel, static_cast<double>(i % columns) * kPanelWidth);
-    const Axis y = y_axis(panel, layout.header + static_cast<double>(i / columns) * kPanelHeight);
+    const auto [left, top] = layout.place(i);
+    const Axis x = x_axis(panel, left);
+    const Axis y = y_axis(panel, top);
     nlohmann::json curves = nlohmann::json::array();
     for (const Curve& curve : panel.curves) {
       curves.push_back(
