@@ -10,6 +10,7 @@
 #include "core/rng.h"
 #include "io/bpe.h"
 #include "io/file.h"
+#include "io/published_ids.h"
 #include "io/utf8.h"
 #include "support/files.h"
 
@@ -118,23 +119,6 @@ TEST_P(ExactTokenizerTest, RoundTripIsExact) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, ExactTokenizerTest, testing::Values("gpt2", "llama3", "o200k", "digits", "previous", "llama2"),
                          [](const auto& kind) { return std::string(kind.param); });
-
-// Input texts and ids as llama.cpp publishes them for its own tokenizer test.
-void expect_published(const Tokenizer& tokenizer, const std::string& name) {
-  const std::string inputs = read_bytes(shared_path("data/tokenizers/" + name + ".inp"));
-  std::istringstream outputs(read_bytes(shared_path("data/tokenizers/" + name + ".out")));
-  const std::string separator = "\n__ggml_vocab_test__\n";
-  std::string line;
-  int cases = 0;
-  for (std::size_t begin = 0; begin <= inputs.size() && std::getline(outputs, line); ++cases) {
-    const std::size_t end = std::min(inputs.find(separator, begin), inputs.size());
-    const std::string text = inputs.substr(begin, end - begin);
-    begin = end == inputs.size() ? end + 1 : end + separator.size();
-    EXPECT_EQ(tokenizer.encode(text), ids_of(line)) << testing::PrintToString(text);
-    EXPECT_EQ(tokenizer.decode(ids_of(line)), text);
-  }
-  EXPECT_GT(cases, 40);
-}
 
 TEST(Gpt2PairTest, AgreesWithThePublishedIds) {
   const std::string vocab = shared_path("data/tokenizers/gpt2.encoder.json");

@@ -3,10 +3,9 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 
-#include <sstream>
-
 #include "core/rng.h"
 #include "io/file.h"
+#include "io/published_ids.h"
 #include "io/utf8.h"
 #include "support/files.h"
 
@@ -282,24 +281,7 @@ TEST_F(Llama2TokenizerTest, TextWithoutSpacesStaysTheSame) {
   EXPECT_EQ(tokenizer_->decode(encode_in_pieces(*tokenizer_, text, 50, 64)), text);
 }
 
-// Input texts and ids as llama.cpp publishes them for its own tokenizer test.
-TEST_F(Llama2TokenizerTest, AgreesWithThePublishedIds) {
-  const std::string inputs = read_bytes(shared_path("data/tokenizers/llama.cpp.llama-spm.inp"));
-  std::istringstream outputs(read_bytes(shared_path("data/tokenizers/llama.cpp.llama-spm.out")));
-  const std::string separator = "\n__ggml_vocab_test__\n";
-  std::string line;
-  int cases = 0;
-  for (std::size_t begin = 0; begin <= inputs.size() && std::getline(outputs, line); ++cases) {
-    const std::size_t end = std::min(inputs.find(separator, begin), inputs.size());
-    const std::string text = inputs.substr(begin, end - begin);
-    begin = end == inputs.size() ? end + 1 : end + separator.size();
-    std::istringstream numbers(line);
-    const Ids expected{std::istream_iterator<std::int32_t>(numbers), {}};
-    EXPECT_EQ(tokenizer_->encode(text), expected) << testing::PrintToString(text);
-    EXPECT_EQ(tokenizer_->decode(expected), text);
-  }
-  EXPECT_GT(cases, 40);
-}
+TEST_F(Llama2TokenizerTest, AgreesWithThePublishedIds) { expect_published(*tokenizer_, "llama.cpp.llama-spm"); }
 
 TEST(Cuts, AreWhereALineOrAWordBeginsOrBetweenCharactersOfBytes) {
   const std::unique_ptr<Tokenizer> bytes = load_tokenizer("bytes");

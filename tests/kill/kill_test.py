@@ -57,6 +57,14 @@ def kill_once(workshop, run, resume, seconds, draw):
     return "elsewhere" if names else "before the first checkpoint"
 
 
+def kill_within(seconds, process, draw):
+    """Kills a process at a random moment of the seconds that it takes. Returns whether it was still at work."""
+    time.sleep(draw.uniform(0, seconds))
+    process.kill()
+    process.communicate()
+    return process.returncode != 0
+
+
 class Preparing:
     """Kills of `prepare`."""
 
@@ -80,10 +88,7 @@ class Preparing:
         self.count += 1
         folder = self.workshop.folder / f"data_{self.count}"
         process = self.workshop.start(*self.command, str(folder))
-        time.sleep(draw.uniform(0, self.seconds))
-        process.kill()
-        process.communicate()
-        if process.returncode == 0:
+        if not kill_within(self.seconds, process, draw):
             return False, None
         fault = None
         # A data set that opens is whole: the other files differ in nothing.
@@ -123,10 +128,7 @@ class Pruning:
     def kill_once(self, draw):
         run = self.copy()
         process = self.workshop.start("checkpoint", "prune", "run", "--keep", "2", cwd=run)
-        time.sleep(draw.uniform(0, self.seconds))
-        process.kill()
-        process.communicate()
-        if process.returncode == 0:
+        if not kill_within(self.seconds, process, draw):
             return False, None
         fault = None
         code, out, err = self.workshop.run("checkpoint", "verify", "run", cwd=run)
