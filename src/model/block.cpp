@@ -78,9 +78,10 @@ struct Packed {
   Tensor z, r, h1, fc1, fc3;
 };
 
-Attention attention_of(const BlockOps& op, std::int64_t begin, const Masks& masks) {
+Attention attention_of(const BlockOps& op, std::int64_t begin, const BlockWindow& window, const Masks& masks) {
   Attention attention = op.attention;
   attention.begin = begin;
+  attention.documents = window.documents;
   if (masks.active) {
     attention.dropout = op.config.attention_dropout;
     attention.dropkey = op.config.dropkey;
@@ -91,31 +92,33 @@ Attention attention_of(const BlockOps& op, std::int64_t begin, const Masks& mask
   return attention;
 }
 
+HeadNormRotation rotation_of(const BlockWindow& window) { return {window.rotary_table, window.positions, window.documents}; }
+
 // Runs in forward, and again in backward where it is not kept.
 // q, k = rotated affine pairs of the normed z; v = silu(tn Wv + bv)
-void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
-                         const Packed& a, const BlockSaved& s, const BlockScratch& t) {
-  head_norm_forward(ctx, op.head, p.gamma, p.beta, {table, positions}, a.z, t.q, t.k, s.head);
+void queries_keys_values(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Packed& a,
+                         const BlockSaved& s, const BlockScratch& t) {
+  head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
   silu_gate_forward(ctx, s.v, Tensor(), t.v);
 }
 
 }  // namespace
 
-void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
-                   std::int64_t begin, const Masks& masks, const Tensor& x, const BlockState& state, const BlockSaved& s,
-                   const BlockScratch& t, const Tensor& out) {
+void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Masks& masks,
+                   const Tensor& x, const BlockState& state, const BlockSaved& s, const BlockScratch& t, const Tensor& out) {
   const ModelConfig& c = op.config;
   const Packed a(c, s.zrh, s.fc13);
 
   // The average of the past, and what it says to attend to.
-  timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm, t.tn);
-  cema_forward(ctx, op.cema, p.cema, t.tn ? t.tn : s.tn, state.cema, s.ce, s.cema);
+  timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm, t.tn, window.documents);
+  cema_forward(ctx, op.cema, p.cema, t.tn ? t.tn : s.tn, state.cema, s.ce, s.cema, window.documents);
   rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
   masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
-  queries_keys_values(ctx, op, p, table, positions, a, s, t);
-  attention_forward(ctx, attention_of(op, begin, masks), positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
+  queries_keys_values(ctx, op, p, window, a, s, t);
+  attention_forward(ctx, attention_of(op, window.begin, window, masks), window.positions, t.q, t.k, t.v, state.attention, s.o,
+                    s.attention);
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
   silu_gate_forward(ctx, a.r, s.o, t.gated);
@@ -146,9 +149,9 @@ void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, con
   linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
 }
 
-void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& table, const Tensor& positions,
-                    const Masks& masks, const Tensor& x, const BlockSaved& s, const BlockScratch& t, const BlockGradients& d,
-                    const Tensor& d_out, const BlockParameters& g) {
+void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Masks& masks,
+                    const Tensor& x, const BlockSaved& s, const BlockScratch& t, const BlockGradients& d, const Tensor& d_out,
+                    const BlockParameters& g) {
   const ModelConfig& c = op.config;
   const Packed a(c, s.zrh, s.fc13);
   const Packed da(c, d.d_zrh, d.d_fc13);
@@ -187,9 +190,10 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o, unless_kept(t.gated));
   mask_again(Site::Gated, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
-  if (!t.kept) queries_keys_values(ctx, op, p, table, positions, a, s, t);
-  attention_backward(ctx, attention_of(op, 0, masks), positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k, d.d_gated);
-  head_norm_backward(ctx, op.head, p.gamma, {table, positions}, a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
+  if (!t.kept) queries_keys_values(ctx, op, p, window, a, s, t);
+  attention_backward(ctx, attention_of(op, 0, window, masks), window.positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q,
+                     d.d_k, d.d_gated);
+  head_norm_backward(ctx, op.head, p.gamma, rotation_of(window), a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx; d_b = gradient of ce, then of tn.
   linear_backward_input(ctx, op.wzrh, p.wzrh, d.d_zrh, d.d_a);
@@ -197,12 +201,12 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   rms_norm_backward(ctx, op.rms, p.rmsnorm_weight, s.ce, s.rms, d.d_a, d.d_b, g.rmsnorm_weight, unless_kept(t.mx));
   mask_again(Site::Average, t.mx);
   linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
-  cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_b, d.d_b, g.cema);
+  cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_b, d.d_b, g.cema, window.documents);
   silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
   timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d_out, g.timenorm_weight, g.timenorm_bias,
-                         /*accumulate=*/true);
+                         /*accumulate=*/true, window.documents);
 }
 
 namespace {

@@ -110,19 +110,26 @@ BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);
 BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length);
 
+// Where the tokens of a window stand.
+struct BlockWindow {
+  Tensor rotary_table;
+  Tensor positions;         // [B] i64: of each sequence's first token; null with documents
+  std::int64_t begin = -1;  // where in its chunk each sequence stands, where that is the same and known (Attention::begin)
+  Tensor documents{};       // [B, L] i32 (ops/documents.h), without a state; null for one a window
+};
+
 // x and out [B, L, D] must not overlap. `state` is read and updated; its tensors are null to start afresh and keep nothing.
-// begin: where in its chunk each sequence stands, where that is the same and known, else -1 (Attention::begin).
-void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
-                   const Tensor& positions, std::int64_t begin, const Masks& masks, const Tensor& x, const BlockState& state,
-                   const BlockSaved& saved, const BlockScratch& scratch, const Tensor& out);
+void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Masks& masks,
+                   const Tensor& x, const BlockState& state, const BlockSaved& saved, const BlockScratch& scratch,
+                   const Tensor& out);
 
 // Fills those of saved.tn and saved.fc13 again that are among `shared`, which other blocks have written over since forward.
 void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& x, const BlockSaved& saved,
                  const BlockSaved& shared, const BlockScratch& scratch);
 
 // d_out [B, L, D] holds the gradient of out and is overwritten with that of x. Adds to `gradients`.
-void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& rotary_table,
-                    const Tensor& positions, const Masks& masks, const Tensor& x, const BlockSaved& saved,
-                    const BlockScratch& scratch, const BlockGradients& d, const Tensor& d_out, const BlockParameters& gradients);
+void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Masks& masks,
+                    const Tensor& x, const BlockSaved& saved, const BlockScratch& scratch, const BlockGradients& d,
+                    const Tensor& d_out, const BlockParameters& gradients);
 
 }  // namespace megalodon

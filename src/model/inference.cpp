@@ -52,19 +52,25 @@ struct Inference::Impl {
   }
 
   // Reads the window and leaves the normed output, [B, L, D], in buffers.normed, of which it returns that part.
-  Tensor run(const Tensor& given, ModelState& state) {
+  // Of documents (null or not) no state comes and none is kept: `state` is then null.
+  Tensor run(const Tensor& given, ModelState* state, const Tensor& documents = {}) {
     require(given.shape().rank() == 2, "model", "tokens must be [B, L]");
     const std::int64_t b = given.shape()[0];
     const std::int64_t l = given.shape()[1];
-    require(b == batch && b == state.batch(), "model", "tokens, state and plan must have the same number of sequences");
+    require(b == batch && (state == nullptr || b == state->batch()), "model",
+            "tokens, state and plan must have the same number of sequences");
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
     if (given.device() == Device::Cpu) check_tokens(model.config().vocab_size, given);
     const Tensor tokens = ctx.at_hand(given, buffers.tokens);
     // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
-    const std::int64_t begin = l == 1 ? -1 : common_begin(state);
-    const auto ask = [&] { pass(tokens, begin, state); };
-    if (l == 1) {
-      replay.run(ctx, {Replay::address(tokens.raw()), Replay::address(state.positions.raw())}, ask);
+    BlockWindow window{model.rotary_table(), Tensor(), 0, documents};
+    if (state != nullptr) {
+      window.positions = state->positions;
+      window.begin = l == 1 ? -1 : common_begin(*state);
+    }
+    const auto ask = [&] { pass(tokens, window, state); };
+    if (l == 1 && state != nullptr) {
+      replay.run(ctx, {Replay::address(tokens.raw()), Replay::address(state->positions.raw())}, ask);
     } else {
       ask();
     }
@@ -81,7 +87,7 @@ struct Inference::Impl {
     return common ? positions[0] % chunk : -1;
   }
 
-  void pass(const Tensor& tokens, std::int64_t begin, ModelState& state) {
+  void pass(const Tensor& tokens, const BlockWindow& window, ModelState* state) {
     const std::int64_t b = tokens.shape()[0];
     const std::int64_t l = tokens.shape()[1];
     const ModelConfig& c = model.config();
@@ -92,13 +98,14 @@ struct Inference::Impl {
     Tensor out = buffers.x[1].piece(0, {b, l, c.model_dim});
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, x);
     for (std::size_t i = 0; i < p.blocks.size(); ++i) {
-      block_forward(ctx, ops, p.blocks[i], model.rotary_table(), state.positions, begin, Masks(), x, state.blocks[i], saved,
-                    scratch, out);
+      block_forward(ctx, ops, p.blocks[i], window, Masks(), x, state != nullptr ? state->blocks[i] : BlockState(), saved, scratch,
+                    out);
       std::swap(x, out);
     }
     const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});
-    timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x, state.final_norm, normed, {});
-    state.advance(ctx, l);
+    timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x,
+                          state != nullptr ? state->final_norm : TimestepNormState(), normed, {}, Tensor(), window.documents);
+    if (state != nullptr) state->advance(ctx, l);
   }
 
   // logits = normed W_out^T; through the device's memory, slice by slice, where logits are to be the host's.
@@ -113,6 +120,20 @@ struct Inference::Impl {
       linear_forward(ctx, output, model.parameters().output, Tensor(), normed.row_range(begin, rows), computed);
       if (!direct) ctx.copy(computed, wanted);
     }
+  }
+
+  void losses(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& documents, const Tensor& losses) {
+    require_contiguous(targets, DType::I32, tokens.shape(), "model", "targets");
+    require_contiguous(losses, DType::F32, tokens.shape(), "model", "losses");
+    const ModelConfig& c = model.config();
+    check_targets(c.outputs(), targets);
+    const Tensor normed = run(tokens, state, documents);
+    const std::int64_t count = tokens.numel();
+    const bool direct = losses.device() == ctx.device();
+    const Tensor computed = direct ? losses : buffers.losses.piece(0, losses.shape());
+    head_losses(ctx, c, model.parameters(), normed.view({count, c.model_dim}),
+                ctx.at_hand(targets, buffers.targets).view({count}), buffers.logits, computed.view({count}));
+    if (!direct) ctx.copy(computed, losses);
   }
 
   Context& ctx;
@@ -140,12 +161,12 @@ std::int64_t Inference::length() const noexcept { return impl_->length; }
 
 void Inference::logits(const Tensor& tokens, ModelState& state, const Tensor& logits) {
   require_tensor(logits, DType::F32, {tokens.shape()[0], tokens.shape()[1], impl_->model.config().outputs()}, "model", "logits");
-  impl_->project(impl_->run(tokens, state), logits);
+  impl_->project(impl_->run(tokens, &state), logits);
 }
 
 void Inference::last_logits(const Tensor& tokens, ModelState& state, const Tensor& logits) {
   require_tensor(logits, DType::F32, {tokens.shape()[0], impl_->model.config().outputs()}, "model", "logits");
-  const Tensor normed = impl_->run(tokens, state);
+  const Tensor normed = impl_->run(tokens, &state);
   const std::int64_t batch = tokens.shape()[0];
   const std::int64_t l = tokens.shape()[1];
   const std::int64_t d = impl_->model.config().model_dim;
@@ -153,19 +174,13 @@ void Inference::last_logits(const Tensor& tokens, ModelState& state, const Tenso
 }
 
 void Inference::losses(const Tensor& tokens, const Tensor& targets, ModelState& state, const Tensor& losses) {
-  require_contiguous(targets, DType::I32, tokens.shape(), "model", "targets");
-  require_contiguous(losses, DType::F32, tokens.shape(), "model", "losses");
-  const ModelConfig& c = impl_->model.config();
-  check_targets(c.outputs(), targets);
-  const Tensor normed = impl_->run(tokens, state);
-  const std::int64_t count = tokens.numel();
-  const bool direct = losses.device() == impl_->ctx.device();
-  const Tensor computed = direct ? losses : impl_->buffers.losses.piece(0, losses.shape());
-  head_losses(impl_->ctx, c, impl_->model.parameters(), normed.view({count, c.model_dim}),
-              impl_->ctx.at_hand(targets, impl_->buffers.targets).view({count}), impl_->buffers.logits, computed.view({count}));
-  if (!direct) impl_->ctx.copy(computed, losses);
+  impl_->losses(tokens, targets, &state, Tensor(), losses);
 }
 
-void Inference::advance(const Tensor& tokens, ModelState& state) { impl_->run(tokens, state); }
+void Inference::losses(const Tensor& tokens, const Tensor& targets, const Tensor& documents, const Tensor& losses) {
+  impl_->losses(tokens, targets, nullptr, documents, losses);
+}
+
+void Inference::advance(const Tensor& tokens, ModelState& state) { impl_->run(tokens, &state); }
 
 }  // namespace megalodon

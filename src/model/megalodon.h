@@ -87,7 +87,9 @@ class Inference {
   void logits(const Tensor& tokens, ModelState& state, const Tensor& logits);       // [B, L, K] f32, of every position
   void last_logits(const Tensor& tokens, ModelState& state, const Tensor& logits);  // [B, K] f32, of the last position
   void losses(const Tensor& tokens, const Tensor& targets, ModelState& state,
-              const Tensor& losses);                      // [B, L] f32, nats; target -1: 0
+              const Tensor& losses);  // [B, L] f32, nats; target -1: 0
+  // The same of windows of documents that are read from an empty state each: [B, L] i32, see ops/documents.h.
+  void losses(const Tensor& tokens, const Tensor& targets, const Tensor& documents, const Tensor& losses);
   void advance(const Tensor& tokens, ModelState& state);  // nothing but the state
 
  private:
@@ -135,10 +137,12 @@ class Training {
 
   // Returns the sum of the losses (nats) over targets that are not -1, and adds scale * d(sum of objectives)/d(parameters) to
   // `gradients`, a flat array of the model's layout. state: null starts every sequence afresh; otherwise the window goes on from
-  // it (its positions must be multiples of the chunk size) and it is advanced; no gradient flows into it.
+  // it (its positions must be multiples of the chunk size) and it is advanced; no gradient flows into it. documents: [B, L] i32
+  // (ops/documents.h), each of which starts afresh, without a state; null for one a window.
   double forward_backward(const Tensor& tokens,   // [B, L] i32
                           const Tensor& targets,  // [B, L] i32
-                          ModelState* state, const Tensor& gradients, float scale, const DropoutKey& dropout = {});
+                          ModelState* state, const Tensor& gradients, float scale, const DropoutKey& dropout = {},
+                          const Tensor& documents = {});
   // The sum of the objectives of that call; the sum of the losses where nothing was added.
   double objective_sum() const noexcept;
 

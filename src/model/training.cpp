@@ -9,6 +9,7 @@
 #include "model/head.h"
 #include "model/megalodon.h"
 #include "ops/cross_entropy.h"
+#include "ops/documents.h"
 
 namespace megalodon {
 
@@ -113,7 +114,7 @@ struct Training::Impl {
   }
 
   double run(const Tensor& given_tokens, const Tensor& given_targets, ModelState* state, const Tensor& flat_gradients,
-             float scale, const DropoutKey& key) {
+             float scale, const DropoutKey& key, const Tensor& documents) {
     const ModelConfig& c = model.config();
     remember_origins(state);
     check_tokens(c.vocab_size, given_tokens);
@@ -128,22 +129,22 @@ struct Training::Impl {
         ctx,
         {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
          Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale), key.seed},
-        [&] { pass(tokens, targets, state, flat_gradients, scale, key.seed); });
+        [&] { pass(tokens, targets, state, flat_gradients, scale, key.seed, documents); });
     ctx.copy(buffers.sums, Tensor(sums.data(), {2}));
     if (objective.plain()) sums[1] = sums[0];
     return sums[0];
   }
 
   void pass(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& flat_gradients, float scale,
-            std::uint64_t seed) {
+            std::uint64_t seed, const Tensor& documents) {
     const ModelConfig& c = model.config();
     const Parameters& p = model.parameters();
     if (gradients.flat != flat_gradients.raw())
       gradients = {flat_gradients.raw(), parameters_in(c, model.layout(), flat_gradients)};
     const Parameters& g = gradients.views;
-    const Tensor& table = model.rotary_table();
     const std::size_t layers = p.blocks.size();
     Buffers& b = buffers;
+    const BlockWindow window{model.rotary_table(), documents ? Tensor() : b.origins, 0, documents};
     const auto masks = [&](std::size_t layer) { return Masks{seed, b.window, static_cast<std::int64_t>(layer), true}; };
 
     // Forward.
@@ -151,11 +152,12 @@ struct Training::Impl {
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.x[0]);
     for (std::size_t i = 0; i < layers; ++i) {
       if (state != nullptr && !b.began.empty()) remember(state->blocks[i], b.began[i]);
-      block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
-                    state != nullptr ? state->blocks[i] : BlockState(), b.saved[i], b.scratch_of(i), b.x[i + 1]);
+      block_forward(ctx, ops, p.blocks[i], window, masks(i), b.x[i], state != nullptr ? state->blocks[i] : BlockState(),
+                    b.saved[i], b.scratch_of(i), b.x[i + 1]);
     }
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, b.x[layers],
-                          state != nullptr ? state->final_norm : TimestepNormState(), b.normed, b.final_norm);
+                          state != nullptr ? state->final_norm : TimestepNormState(), b.normed, b.final_norm, Tensor(),
+                          documents);
 
     // The head's forward and backward are one, slice by slice.
     const std::int64_t count = tokens.numel();
@@ -169,16 +171,16 @@ struct Training::Impl {
 
     // Backward.
     timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
-                           g.final_norm_weight, g.final_norm_bias);
+                           g.final_norm_weight, g.final_norm_bias, /*accumulate=*/false, documents);
     for (std::size_t i = layers; i-- > 0;) {
       // The last block's forward was the last to write what is shared.
       if (i + 1 < layers && !b.began.empty()) {
-        block_forward(ctx, ops, p.blocks[i], table, b.origins, /*begin=*/0, masks(i), b.x[i],
-                      state != nullptr ? b.began[i] : BlockState(), b.saved[i], b.scratch_of(i), b.x[i + 1]);
+        block_forward(ctx, ops, p.blocks[i], window, masks(i), b.x[i], state != nullptr ? b.began[i] : BlockState(), b.saved[i],
+                      b.scratch_of(i), b.x[i + 1]);
       } else if (i + 1 < layers) {
         block_again(ctx, ops, p.blocks[i], b.x[i], b.saved[i], b.shared, b.scratch_of(i));
       }
-      block_backward(ctx, ops, p.blocks[i], table, b.origins, masks(i), b.x[i], b.saved[i], b.scratch_of(i), b.gradients, b.d_x,
+      block_backward(ctx, ops, p.blocks[i], window, masks(i), b.x[i], b.saved[i], b.scratch_of(i), b.gradients, b.d_x,
                      g.blocks[i]);
     }
     masks(0).apply(ctx, Masks::Site::Embedding, c.dropout, b.d_x);
@@ -218,13 +220,15 @@ MemoryPlan Training::plan(const ModelConfig& config, DType dtype, std::int64_t b
 }
 
 double Training::forward_backward(const Tensor& tokens, const Tensor& targets, ModelState* state, const Tensor& gradients,
-                                  float scale, const DropoutKey& dropout) {
+                                  float scale, const DropoutKey& dropout, const Tensor& documents) {
   const Shape& planned = impl_->buffers.losses.shape();
   require_contiguous(tokens, DType::I32, planned, "training", "tokens");
   require_contiguous(targets, DType::I32, planned, "training", "targets");
   require_contiguous(gradients, DType::F32, {impl_->model.layout().total()}, "training", "gradients");
   require(state == nullptr || state->batch() == planned[0], "training", "the state must have the window's number of sequences");
-  return impl_->run(tokens, targets, state, gradients, scale, dropout);
+  check_documents(impl_->ctx, documents, planned[0], planned[1], "training");
+  require(state == nullptr || !documents, "training", "documents start afresh: there is no state to go on from");
+  return impl_->run(tokens, targets, state, gradients, scale, dropout, documents);
 }
 
 double Training::objective_sum() const noexcept { return impl_->sums[1]; }

@@ -27,6 +27,9 @@ struct Attention {
   // Where in its chunk every sequence's window begins, in [0, C), when the caller knows: positions on a GPU are out of the
   // host's sight, and long windows are fast only where the host knows which keys a row may see. -1: positions tell.
   std::int64_t begin = -1;
+  // [B, L] i32, of ops/documents.h, without positions and state; null: one a window. A document's chunks count from its first
+  // token.
+  Tensor documents{};
 };
 
 // The keys and values of the chunk that a sequence stands in: rows [0, position % C) are valid, the others unspecified.

@@ -1,7 +1,8 @@
 // Blocks of rows of a chunk, each against only the keys that its last row may see: the products by oneDNN, the softmax and its
 // gradient by vector code between them while the block of scores is in cache. The weights of bfloat16 values take the place of
 // their float32 logits, rounded as inputs of a product are; nothing else is. A few rows alone, as in decoding, go through dot
-// products instead: their number of keys changes with every token, and so would oneDNN's primitives.
+// products instead: their number of keys changes with every token, and so would oneDNN's primitives. For the same reason the
+// blocks of a window of several documents lie as if it were one, and what a row does not see of its block's keys is masked.
 #include "ops/attention.h"
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "core/rng.h"
 #include "cpu/matmul.h"
 #include "cpu/vector-inl.h"
+#include "ops/documents.h"
 
 // This file is compiled once for each instruction set; what does not depend on it stands here.
 #ifndef MEGALODON_OPS_ATTENTION_CPU_COMMON_
@@ -81,11 +83,11 @@ float attention_softmax_row(DType dtype, float* s, void* w, std::int64_t seen, s
   return lse;
 }
 
-// The logits s and dp = do . v of one key and the queries [0, count), of which those from `first` on see it: s becomes the
-// weights after dropout, dp the gradient of the logits, both of type T and zero before `first`.
+// The logits s and dp = do . v of one key and the queries [0, count), of which [first, end) see it: s becomes the weights after
+// dropout, dp the gradient of the logits, both of type T and zero for the others.
 template <class T>
-void backward_row(float* s, float* dp, std::int64_t first, std::int64_t count, const float* lse, const float* delta,
-                  const RowMask& mask) {
+void backward_row(float* s, float* dp, std::int64_t first, std::int64_t end, std::int64_t count, const float* lse,
+                  const float* delta, const RowMask& mask) {
   const auto step = static_cast<std::int64_t>(hn::Lanes(kFloats));
   T* const weights = reinterpret_cast<T*>(s);
   T* const gradients = reinterpret_cast<T*>(dp);
@@ -93,8 +95,8 @@ void backward_row(float* s, float* dp, std::int64_t first, std::int64_t count, c
   std::memset(weights, 0, static_cast<std::size_t>(i) * sizeof(T));
   std::memset(gradients, 0, static_cast<std::size_t>(i) * sizeof(T));
   auto unseen = hn::FirstN(kFloats, static_cast<std::size_t>(first - i));
-  for (; i < count; i += step) {
-    const std::int64_t n = std::min(step, count - i);
+  for (; i < end; i += step) {
+    const std::int64_t n = std::min(step, end - i);
     FloatVec logit = load(s + i, n);
     if (mask.hide != nullptr) logit = hn::Add(logit, load(mask.hide + i, n));
     const FloatVec w = hn::IfThenZeroElse(unseen, exponential(hn::Sub(logit, load(lse + i, n))));
@@ -109,11 +111,13 @@ void backward_row(float* s, float* dp, std::int64_t first, std::int64_t count, c
     store(hn::Mul(w, hn::Sub(d, load(delta + i, n))), gradients + i, n);
     unseen = hn::FirstN(kFloats, 0);
   }
+  std::memset(weights + end, 0, static_cast<std::size_t>(count - end) * sizeof(T));
+  std::memset(gradients + end, 0, static_cast<std::size_t>(count - end) * sizeof(T));
 }
 
-void attention_backward_row(DType dtype, float* s, float* dp, std::int64_t first, std::int64_t count, const float* lse,
-                            const float* delta, const RowMask& mask) {
-  with_elements(dtype, [&](auto element) { backward_row<decltype(element)>(s, dp, first, count, lse, delta, mask); });
+void attention_backward_row(DType dtype, float* s, float* dp, std::int64_t first, std::int64_t end, std::int64_t count,
+                            const float* lse, const float* delta, const RowMask& mask) {
+  with_elements(dtype, [&](auto element) { backward_row<decltype(element)>(s, dp, first, end, count, lse, delta, mask); });
 }
 
 template <class T>
@@ -225,7 +229,14 @@ constexpr std::int64_t kSlice = 64;   // fewest value columns worth a thread of 
 
 // Rows of a block. A product packs the operand that all its rows share, a block computes half its square of scores in vain: the
 // higher the block, the less of the one and the more of the other. Measured, where bfloat16 products are fast.
-std::int64_t block_rows(DType dtype, std::int64_t chunk) { return dtype == DType::BF16 && chunk > 512 ? 128 : 64; }
+constexpr std::int64_t kMostRows = 128;
+std::int64_t block_rows(DType dtype, std::int64_t chunk) { return dtype == DType::BF16 && chunk > 512 ? kMostRows : 64; }
+
+// The first column of the window that token t of a sequence sees: where its chunk begins, counted from its document's beginning.
+std::int64_t first_seen(const Attention& op, const std::int32_t* documents, std::int64_t t) {
+  const std::int64_t begin = documents != nullptr ? documents[t] : 0;
+  return begin + (t - begin) / op.chunk * op.chunk;
+}
 
 // A thread's scratch. The pitch keeps rows apart from each other's cache sets.
 struct Scratch {
@@ -235,10 +246,11 @@ struct Scratch {
   std::int64_t pitch;
 };
 
-Scratch take_scratch(Arena& arena, const Attention& op, DType dtype) {
+Scratch take_scratch(Arena& arena, const Attention& op, DType dtype, bool documents) {
   Scratch scratch{};
-  scratch.pitch = padded(op.chunk) + kPad;
   const std::int64_t rows = block_rows(dtype, op.chunk);
+  // The tokens of a block that begins inside a document's chunk see more of the window than one chunk.
+  scratch.pitch = padded(op.chunk + (documents ? 2 * rows : 0)) + kPad;
   const auto take = [&](std::int64_t count) {
     const Tensor tensor = arena.allocate(DType::F32, {count, scratch.pitch});
     return arena.counting() ? nullptr : tensor.data<float>();
@@ -253,10 +265,10 @@ Scratch take_scratch(Arena& arena, const Attention& op, DType dtype) {
 }
 
 // One for each thread.
-Scratch* take_scratches(Arena& arena, const Attention& op, DType dtype, int threads) {
+Scratch* take_scratches(Arena& arena, const Attention& op, DType dtype, bool documents, int threads) {
   auto* const scratches = allocate_structs<Scratch>(arena, threads);
   for (int i = 0; i < threads; ++i) {
-    const Scratch scratch = take_scratch(arena, op, dtype);
+    const Scratch scratch = take_scratch(arena, op, dtype, documents);
     if (scratches != nullptr) scratches[i] = scratch;
   }
   return scratches;
@@ -314,8 +326,9 @@ std::int64_t weights_pitch(const Scratch& scratch, DType dtype) {
 struct Block {
   std::int64_t b, h;
   std::int64_t begin, rows;      // the queries, counted from the window's first token
-  std::int64_t in_chunk;         // where in the chunk the first of them stands
+  std::int64_t in_chunk;         // where in the chunk the first of them stands; with documents, after the block's first key
   bool in_state;                 // the chunk's keys and values are in the state, not in the window alone
+  std::int64_t key;              // what masks know the block's first key as
   std::int64_t column, columns;  // of the head's values, all unless slices are handed out
 
   std::int64_t keys() const { return in_chunk + rows; }  // that the last query sees
@@ -340,7 +353,11 @@ struct Forward {
   void softmax(const Block& block, const Scratch& scratch, std::int64_t i, float* s, DType dtype) const {
     const std::int64_t row = block.begin + i;
     const std::int64_t own = block.in_chunk + i;
-    draw_masks(op, scratch, block.b, block.h, row, own, 0, own + 1, 0, 1);
+    if (op.documents) {
+      const std::int64_t before = first_seen(op, documents_of(op.documents, block.b), row) - block.key;
+      std::fill_n(s, before, -std::numeric_limits<float>::infinity());
+    }
+    draw_masks(op, scratch, block.b, block.h, row, block.key + own, block.key, block.key + own + 1, 0, 1);
     const RowMask mask = mask_row(op, scratch, 0);
     for (float* m : {const_cast<float*>(mask.hide), const_cast<float*>(mask.keep)}) {
       if (m != nullptr) std::fill(m + own + 1, m + padded(own + 1), 0.0F);
@@ -405,7 +422,11 @@ class Blocks {
         height_(block_rows(q.dtype(), op.chunk)),
         in_chunk_((op.chunk + height_ - 1) / height_) {
     std::int64_t blocks = 0;
-    for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
+    if (op.documents) {
+      most_ = (length_ + height_ - 1) / height_;
+      blocks = q.shape()[0] * most_ * op.heads;
+    }
+    for (std::int64_t b = 0; !op.documents && b < q.shape()[0]; ++b) {
       const std::int64_t first = before(b);
       const std::int64_t own = number(first + length_ - 1) - number(first) + 1;
       most_ = std::max(most_, own);
@@ -425,20 +446,35 @@ class Blocks {
     const std::int64_t h = index / slices_ % op_.heads;
     const std::int64_t i = index / slices_ / op_.heads % most_;
     const std::int64_t b = index / slices_ / op_.heads / most_;
+    const std::int64_t column = op_.v_head_dim * slice / slices_;
+    const std::int64_t columns = op_.v_head_dim * (slice + 1) / slices_ - column;
+    if (op_.documents) {
+      const std::int64_t begin = i * height_;
+      const std::int64_t key = first_seen(op_, documents_of(op_.documents, b), begin) / height_ * height_;
+      return {.b = b,
+              .h = h,
+              .begin = begin,
+              .rows = std::min(height_, length_ - begin),
+              .in_chunk = begin - key,
+              .in_state = false,
+              .key = key,
+              .column = column,
+              .columns = columns};
+    }
     const std::int64_t first = before(b);
     const std::int64_t block = number(first) + i;
     const std::int64_t chunk = block / in_chunk_ * op_.chunk;
     const std::int64_t begin = std::max(first, chunk + block % in_chunk_ * height_);
     const std::int64_t end = std::min({first + length_, chunk + op_.chunk, chunk + (block % in_chunk_ + 1) * height_});
-    const std::int64_t column = op_.v_head_dim * slice / slices_;
     return {.b = b,
             .h = h,
             .begin = begin - first,
             .rows = std::max<std::int64_t>(0, end - begin),
             .in_chunk = begin - chunk,
             .in_state = begin - first < begin - chunk,
+            .key = 0,
             .column = column,
-            .columns = op_.v_head_dim * (slice + 1) / slices_ - column};
+            .columns = columns};
   }
 
  private:
@@ -480,27 +516,53 @@ void update_state(Context& ctx, const Attention& op, const Tensor& positions, co
   });
 }
 
-// Blocks of keys of one chunk and head in backward, each against the queries that see any of them: products of whole columns, so
-// that dk and dv are written once. The scores are those of forward transposed, a row for each key. dq is the sum over blocks; the
-// first, which all queries see, overwrites it.
+// Blocks of keys of one chunk and head in backward, or with documents of a window and head, each against the queries that see any
+// of them: products of whole columns, so that dk and dv are written once. The scores are those of forward transposed, a row for
+// each key. dq is the sum over the blocks that a query sees.
 struct Backward {
   const Attention& op;
   const Tensor &q, &k, &v, &o, &lse, &do_, &dq, &dk, &dv;
 
-  void chunk(const Scratch& scratch, std::int64_t b, std::int64_t h, std::int64_t chunk_begin) const {
+  // The queries that see the keys [begin, begin + keys) of a sequence begin at the key and end at ends[key - begin], at most at
+  // `end`.
+  void find_ends(const std::int32_t* documents, std::int64_t begin, std::int64_t keys, std::int64_t end,
+                 std::int64_t* ends) const {
+    if (documents == nullptr) return static_cast<void>(std::fill_n(ends, keys, end));
+    std::int64_t last = begin + keys;
+    while (last < end && first_seen(op, documents, last) < begin + keys) ++last;
+    for (std::int64_t j = keys - 1; j >= 0; --j) {
+      ends[j] = last;
+      if (first_seen(op, documents, begin + j) == begin + j) last = begin + j;
+    }
+  }
+
+  // Columns [span_begin, span_end) of the window, outside of which nobody sees any of them.
+  void span(const Scratch& scratch, std::int64_t b, std::int64_t h, std::int64_t span_begin, std::int64_t span_end) const {
     const DType dtype = q.dtype();
     const std::int64_t length = q.shape()[1];
     const std::int64_t z = op.z_head_dim;
     const std::int64_t w = op.v_head_dim;
-    const std::int64_t first = b * length + chunk_begin;
-    const std::int64_t count = std::min(op.chunk, length - chunk_begin);
     const std::int64_t height = block_rows(dtype, op.chunk);
-    for (std::int64_t i = 0; i < count; ++i) scratch.lse[i] = lse.row<float>(first + i)[h];
-    HWY_DYNAMIC_DISPATCH(attention_deltas)(do_, o, first, h * w, count, w, scratch.delta);
-    for (std::int64_t begin = 0; begin < count; begin += height) {
-      const std::int64_t keys = std::min(height, count - begin);
-      const std::int64_t queries = count - begin;
-      const std::int64_t row = first + begin;
+    const std::int32_t* const documents = documents_of(op.documents, b);
+    std::int64_t ready = span_begin;  // lse and delta are there from the block before's first query to here
+    for (std::int64_t begin = span_begin; begin < span_end; begin += height) {
+      const std::int64_t keys = std::min(height, span_end - begin);
+      std::int64_t ends[kMostRows];
+      find_ends(documents, begin, keys, span_end, ends);
+      const std::int64_t in_blocks = (ends[keys - 1] - span_begin + height - 1) / height * height;
+      const std::int64_t end = std::min(span_end, span_begin + in_blocks);
+      const std::int64_t queries = end - begin;
+      const std::int64_t row = b * length + begin;
+      if (begin > span_begin) {
+        for (float* kept : {scratch.lse, scratch.delta}) std::copy_n(kept + height, ready - begin, kept);
+      }
+      for (std::int64_t i = ready; i < end; ++i) {
+        scratch.lse[i - begin] = lse.row<float>(b * length + i)[h];
+        if (documents != nullptr) std::fill_n(dq.row<float>(b * length + i) + h * z, z, 0.0F);
+      }
+      HWY_DYNAMIC_DISPATCH(attention_deltas)
+      (do_, o, b * length + ready, h * w, end - ready, w, scratch.delta + ready - begin);
+      ready = end;
       const auto scores = [&](const Tensor& of_keys, const Tensor& of_queries, std::int64_t dim, float* out) {
         matmul({.m = keys,
                 .n = queries,
@@ -516,12 +578,13 @@ struct Backward {
       scores(v, do_, w, scratch.products);
       const bool masked = op.dropkey > 0 || op.dropout > 0;
       for (std::int64_t i = 0; masked && i < queries; ++i) {
-        draw_masks(op, scratch, b, h, chunk_begin + begin + i, begin + i, begin, begin + keys, i, scratch.pitch);
+        const std::int64_t key = documents != nullptr ? begin : begin - span_begin;  // as forward has it
+        draw_masks(op, scratch, b, h, begin + i, key + i, key, key + keys, i, scratch.pitch);
       }
       for (std::int64_t j = 0; j < keys; ++j) {
         HWY_DYNAMIC_DISPATCH(attention_backward_row)
-        (dtype, scratch.scores + j * scratch.pitch, scratch.products + j * scratch.pitch, j, queries, scratch.lse + begin,
-         scratch.delta + begin, mask_row(op, scratch, j));
+        (dtype, scratch.scores + j * scratch.pitch, scratch.products + j * scratch.pitch, j, ends[j] - begin, queries,
+         scratch.lse, scratch.delta, mask_row(op, scratch, j));
       }
       const std::int64_t pitch = weights_pitch(scratch, dtype);
       const auto key_gradient = [&](const float* weights, const Tensor& of_queries, std::int64_t dim, const Tensor& out) {
@@ -541,7 +604,7 @@ struct Backward {
               .n = z,
               .k = keys,
               .transpose_a = true,
-              .accumulate = begin > 0,
+              .accumulate = documents != nullptr || begin > span_begin,
               .pitch_a = pitch,
               .pitch_b = k.pitch(),
               .pitch_c = dq.pitch(),
@@ -555,14 +618,15 @@ struct Backward {
 
 std::size_t attention_workspace_bytes(const Attention& op, int threads) {
   Arena arena = Arena::counter();
-  take_scratches(arena, op, DType::BF16, threads);  // no dtype takes more
+  take_scratches(arena, op, DType::BF16, /*documents=*/true, threads);  // nothing takes more
   return arena.peak();
 }
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
   ArenaScope scope(ctx.workspace());
-  const Scratch* const scratches = take_scratches(ctx.workspace(), op, q.dtype(), ctx.threads().size());
+  const Scratch* const scratches =
+      take_scratches(ctx.workspace(), op, q.dtype(), static_cast<bool>(op.documents), ctx.threads().size());
   const Blocks blocks(op, positions, q, ctx.threads().size());
   const auto copy = [&](std::int64_t b, std::int64_t begin, std::int64_t to, std::int64_t count) {
     copy_to_state(op, b, begin, to, count, k, state.k);
@@ -581,14 +645,16 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
-  const std::int64_t chunks = (q.shape()[1] + op.chunk - 1) / op.chunk;
+  const std::int64_t length = q.shape()[1];
+  const std::int64_t width = op.documents ? length : op.chunk;  // of what one task is given
+  const std::int64_t spans = (length + width - 1) / width;
   ArenaScope scope(ctx.workspace());
-  const Scratch* const scratches = take_scratches(ctx.workspace(), op, q.dtype(), ctx.threads().size());
+  const Scratch* const scratches =
+      take_scratches(ctx.workspace(), op, q.dtype(), static_cast<bool>(op.documents), ctx.threads().size());
   const Backward backward{op, q, k, v, o, saved.lse, do_, dq, dk, dv};
-  ctx.threads().parallel_each(q.shape()[0] * chunks * op.heads, [&](std::int64_t task, int thread) {
-    const std::int64_t h = task % op.heads;
-    const std::int64_t chunk = task / op.heads % chunks;
-    backward.chunk(scratches[thread], task / op.heads / chunks, h, chunk * op.chunk);
+  ctx.threads().parallel_each(q.shape()[0] * spans * op.heads, [&](std::int64_t task, int thread) {
+    const std::int64_t begin = task / op.heads % spans * width;
+    backward.span(scratches[thread], task / op.heads / spans, task % op.heads, begin, std::min(length, begin + width));
   });
 }
 

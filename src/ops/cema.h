@@ -43,7 +43,8 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
                   const Tensor& x,         // [B, L, D] f32 or bf16
                   const CemaState& state,  // read and updated
                   const Tensor& y,         // [B, L, D] f32 or bf16
-                  const CemaSaved& saved);
+                  const CemaSaved& saved,
+                  const Tensor& documents = {});  // [B, L] i32, of ops/documents.h, without a state; or null
 
 // With V_t,n = dy_t + conj(q_n) V_{t+1},n and g_n = gamma_n / sqrt(N):
 //   dx_t = omega dy_t + sum over n of p_n Re(conj(g_n) V_t,n)
@@ -52,18 +53,18 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters,
                    const Tensor& x,  // [B, L, D] f32 or bf16
                    const CemaSaved& saved,
-                   const Tensor& dy,  // [B, L, D] f32
-                   const Tensor& dx,  // [B, L, D] f32
-                   const CemaParameters& gradients);
+                   const Tensor& dy,                                                // [B, L, D] f32
+                   const Tensor& dx,                                                // [B, L, D] f32
+                   const CemaParameters& gradients, const Tensor& documents = {});  // those of forward
 
 // Bytes of workspace that the two take on a CPU. It does not grow with batch and length.
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length, int threads);
 
 namespace cpu {
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
-                  const Tensor& y, const CemaSaved& saved);
+                  const Tensor& y, const CemaSaved& saved, const Tensor& documents);
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
-                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients);
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents);
 std::size_t cema_workspace_bytes(const Cema& op, int threads);
 }  // namespace cpu
 

@@ -31,6 +31,7 @@
 
 #include "core/bfloat16.h"
 #include "cpu/vector-inl.h"
+#include "ops/documents.h"
 
 // This file is compiled once for each instruction set; what does not depend on it stands here.
 #ifndef MEGALODON_OPS_CEMA_CPU_COMMON_
@@ -614,7 +615,7 @@ std::size_t cema_workspace_bytes(const Cema& op, int threads) {
 }
 
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
-                  const Tensor& y, const CemaSaved& saved) {
+                  const Tensor& y, const CemaSaved& saved, const Tensor& documents) {
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
   const std::int64_t state_size = op.dim * op.order * 2;
@@ -654,21 +655,23 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
         const auto bytes = static_cast<std::size_t>(range.channels * op.order * 2) * sizeof(float);
         h != nullptr ? std::memcpy(h0, h, bytes) : std::memset(h0, 0, bytes);
       }
-      load_state(range, h, group);
-      for (std::int64_t t = 0; t < length; t += kSteps) {
-        const std::int64_t steps = std::min(kSteps, length - t);
-        const std::int64_t row = b * length + t;
-        load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
-        forward_tile(narrow, group, op.order, steps);
-        store_tile(narrow, group.y, y, row, range.first, range.channels, steps);
-      }
+      for_each_document(documents_of(documents, b), length, [&](std::int64_t begin, std::int64_t end) {
+        load_state(range, h, group);
+        for (std::int64_t t = begin; t < end; t += kSteps) {
+          const std::int64_t steps = std::min(kSteps, end - t);
+          const std::int64_t row = b * length + t;
+          load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
+          forward_tile(narrow, group, op.order, steps);
+          store_tile(narrow, group.y, y, row, range.first, range.channels, steps);
+        }
+      });
       if (h != nullptr) store_state(range, group, h);
     }
   });
 }
 
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
-                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents) {
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
   const bool narrow = x.dtype() == DType::BF16;
@@ -687,15 +690,18 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
     std::fill_n(group.tail, op.order * 4 * kChannels, 0.0);
     std::fill_n(group.domega, kChannels, 0.0);
     for (std::int64_t b = 0; b < batch; ++b) {
-      for (std::int64_t n = 0; n < op.order; ++n) std::fill_n(group.adjoint + n * 8 * kChannels, 4 * kChannels, 0.0);  // V, M
-      for (std::int64_t t = (length - 1) / kSteps * kSteps; t >= 0; t -= kSteps) {
-        const std::int64_t steps = std::min(kSteps, length - t);
-        const std::int64_t row = b * length + t;
-        load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
-        load_tile(narrow, dy, row, range.first, range.channels, steps, group.y);
-        backward_tile(narrow, group, op.order, steps);
-        store_tile(narrow, group.dx, dx, row, range.first, range.channels, steps);
-      }
+      for_each_document(documents_of(documents, b), length, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t n = 0; n < op.order; ++n) std::fill_n(group.adjoint + n * 8 * kChannels, 4 * kChannels, 0.0);  // V, M
+        for (std::int64_t t = begin + (end - begin - 1) / kSteps * kSteps; t >= begin; t -= kSteps) {
+          const std::int64_t steps = std::min(kSteps, end - t);
+          const std::int64_t row = b * length + t;
+          load_tile(narrow, x, row, range.first, range.channels, steps, group.x);
+          load_tile(narrow, dy, row, range.first, range.channels, steps, group.y);
+          backward_tile(narrow, group, op.order, steps);
+          store_tile(narrow, group.dx, dx, row, range.first, range.channels, steps);
+        }
+      });
+      if (documents) continue;  // no state came before them
       add_tail(range, saved.h0.data<float>() + (b * op.dim + range.first) * op.order * 2, group);
     }
     add_gradients(range, group, gradients);

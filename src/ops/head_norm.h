@@ -19,8 +19,9 @@ struct HeadNorm {
 
 // What R turns by.
 struct HeadNormRotation {
-  Tensor table;      // [C, head_dim / 2, 2] f32, from rotary_table; null: R does nothing
-  Tensor positions;  // [B] i64: absolute position of each sequence's first token; null: 0
+  Tensor table;        // [C, head_dim / 2, 2] f32, from rotary_table; null: R does nothing
+  Tensor positions;    // [B] i64: absolute position of each sequence's first token; null: 0
+  Tensor documents{};  // [B, L] i32, of ops/documents.h, without positions; null: one a window
 };
 
 // What backward needs besides the inputs.

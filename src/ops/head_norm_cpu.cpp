@@ -92,7 +92,11 @@ void head_norm_backward_row(const HeadNorm& op, const float* gamma, const float*
 
 // What turns row i; null where nothing does.
 HWY_INLINE const float* angles_of(const HeadNormRotation& rotation, const Tensor& z, std::int64_t i) {
-  return rotation.table ? row_angles(rotation.table, rotation.positions, z.shape()[1], i) : nullptr;
+  if (!rotation.table) return nullptr;
+  const std::int64_t length = z.shape()[1];
+  if (!rotation.documents) return row_angles(rotation.table, rotation.positions, length, i);
+  const std::int64_t position = i % length - rotation.documents.data<std::int32_t>()[i];
+  return row_angles(rotation.table, Tensor(), length, position);
 }
 
 // Has row t of z on its way. Rows of the packed projection lie too far apart for the processor to guess the next one, and a row's

@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "cpu/reduce.h"
 #include "ops/dispatch.h"
+#include "ops/documents.h"
 
 namespace megalodon {
 
@@ -38,22 +39,26 @@ void check_state(const TimestepNorm& op, std::int64_t batch, const TimestepNormS
 }  // namespace
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
+                           const Tensor& documents) {
   check(op, weight, x, saved);
+  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
+  require(!documents || !state.count, kName, "documents begin anew: there is no state to go on from");
   require_activations(y, x.shape(), kName, "y");
   if (exact) require_tensor(exact, DType::F32, x.shape(), kName, "exact");
   require_contiguous(bias, DType::F32, {op.dim}, kName, "bias");
   check_state(op, x.shape()[0], state);
   dispatch(
       ctx, y.dtype(), "timestep_norm_forward",
-      [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); },
+      [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact, documents); },
       [&] { cuda::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents) {
   check(op, weight, x, saved);
+  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved");
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
@@ -61,7 +66,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
   dispatch(
       ctx, x.dtype(), "timestep_norm_backward",
-      [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); },
+      [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents); },
       [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
 }
 

@@ -41,7 +41,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
                            const TimestepNormState& state,  // read and updated
                            const Tensor& y,                 // [B, L, D] T
                            const TimestepNormSaved& saved,
-                           const Tensor& exact = {});  // [B, L, D] f32: y before its rounding, any pitch; or null
+                           const Tensor& exact = {},       // [B, L, D] f32: y before its rounding, any pitch; or null
+                           const Tensor& documents = {});  // [B, L] i32, of ops/documents.h, without a state; or null
 
 // With g = dy * (w + 1), a_t = sum over the group's features of g_t, c_t = the same of g_t * (x_t - mean_t), r = rstd:
 //   dx_s = r_s g_s - sum over t >= s of (r_t a_t + r_t^3 c_t (x_s - mean_t)) / n_t
@@ -53,21 +54,22 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& weight,  // [D] f32
                             const Tensor& x,       // [B, L, D] f32
                             const TimestepNormSaved& saved,
-                            const Tensor& dy,       // [B, L, D] f32
-                            const Tensor& dx,       // [B, L, D] f32
-                            const Tensor& dweight,  // [D] f32
-                            const Tensor& dbias,    // [D] f32
-                            bool accumulate = false);
+                            const Tensor& dy,                                        // [B, L, D] f32
+                            const Tensor& dx,                                        // [B, L, D] f32
+                            const Tensor& dweight,                                   // [D] f32
+                            const Tensor& dbias,                                     // [D] f32
+                            bool accumulate = false, const Tensor& documents = {});  // those of forward
 
 // Bytes of workspace that either of the two takes.
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
 
 namespace cpu {
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact);
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
+                           const Tensor& documents);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate);
+                            const Tensor& dbias, bool accumulate, const Tensor& documents);
 
 // Each thread's working arrays, padded so that whole vectors may run over their ends.
 struct TimestepNormScratch {

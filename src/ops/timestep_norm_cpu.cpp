@@ -15,6 +15,7 @@
 
 #include "cpu/reduce.h"
 #include "cpu/vector-inl.h"
+#include "ops/documents.h"
 
 #ifndef MEGALODON_TIMESTEP_NORM_PIECE
 #define MEGALODON_TIMESTEP_NORM_PIECE
@@ -40,6 +41,20 @@ struct Piece {
   std::int64_t x_pitch, dy_pitch;
   Tensor out;    // this piece's rows and columns of y or dx
   Tensor exact;  // and of exact; null for none
+
+  // Rows [begin, end) as a piece of its own.
+  Piece document(std::int64_t begin, std::int64_t end) const {
+    Piece part = *this;
+    part.x += begin * x_pitch;
+    if (dy != nullptr) part.dy += begin * dy_pitch;
+    if (mean != nullptr) {
+      part.mean += begin * all_groups;
+      part.rstd += begin * all_groups;
+    }
+    part.out = out.row_range(begin, end - begin);
+    if (exact) part.exact = exact.row_range(begin, end - begin);
+    return part;
+  }
 };
 
 }  // namespace megalodon::cpu
@@ -322,7 +337,8 @@ TimestepNormScratch::TimestepNormScratch(Arena& arena, const TimestepNorm& op, i
       moments(arena.allocate(DType::F64, {threads, 2, padded(op.groups)})) {}
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
+                           const Tensor& documents) {
   const auto run = HWY_DYNAMIC_DISPATCH(timestep_norm_forward_piece);
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
@@ -330,7 +346,10 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
   for_each_piece(ctx, op, weight, x, y, saved, [&](Piece& piece, std::int64_t b, std::int64_t first, int) {
     piece.bias = bias.data<float>() + first * piece.width;
     if (exact) piece.exact = exact.row_range(b * length, length).column_range(first * piece.width, piece.groups * piece.width);
-    if (!state.count) return run(piece, length);
+    if (!state.count) {
+      return for_each_document(documents_of(documents, b), length,
+                               [&](std::int64_t begin, std::int64_t end) { run(piece.document(begin, end), end - begin); });
+    }
     piece.count = state.count.data<std::int64_t>()[b];
     double* mean = state.mean.data<double>() + b * op.groups + first;
     double* var = state.var.data<double>() + b * op.groups + first;
@@ -348,7 +367,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents) {
   const auto run = HWY_DYNAMIC_DISPATCH(timestep_norm_backward_piece);
   const std::int64_t length = x.shape()[1];
   ArenaScope scope(ctx.workspace());
@@ -358,10 +377,15 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
     piece.dy = dy.data<float>() + b * length * dy.pitch() + first * piece.width;
     piece.dy_pitch = dy.pitch();
     float* block = sums.of(thread) + first * piece.width;
-    for (std::int64_t end = length; end > 0; end -= BlockSums::kRows) {
-      run(piece, std::max<std::int64_t>(0, end - BlockSums::kRows), end, accumulate, block, block + op.dim);
-      sums.flush(thread);
-    }
+    for_each_document(documents_of(documents, b), length, [&](std::int64_t begin, std::int64_t all) {
+      const Piece part = piece.document(begin, all);
+      for (double* moment : part.scratch.moments) std::fill_n(moment, padded(part.groups), 0.0);
+      std::fill_n(part.scratch.groups[TimestepNormScratch::kGroups - 1], padded(part.groups), 0.0F);
+      for (std::int64_t end = all - begin; end > 0; end -= BlockSums::kRows) {
+        run(part, std::max<std::int64_t>(0, end - BlockSums::kRows), end, accumulate, block, block + op.dim);
+        sums.flush(thread);
+      }
+    });
   });
   sums.add_to(dweight.data<float>(), 0, op.dim);
   sums.add_to(dbias.data<float>(), op.dim, op.dim);

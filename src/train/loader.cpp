@@ -60,6 +60,21 @@ std::int64_t permuted(std::int64_t index, std::int64_t size, std::uint64_t key, 
   return static_cast<std::int64_t>(value);
 }
 
+std::int64_t mark_documents(const TokenDataset& dataset, std::int64_t begin, std::int64_t length, std::int32_t* targets,
+                            std::int32_t* documents) {
+  std::int64_t predicted = length;
+  std::int64_t column = 0;  // where the document begins
+  for (std::int64_t next = dataset.document_at(begin) + 1; column < length; ++next) {
+    const std::int64_t end = dataset.document_begin(next) - begin;  // the data's, after the last document
+    std::fill(documents + column, documents + std::min(end, length), static_cast<std::int32_t>(column));
+    column = end;
+    if (end > length) break;
+    targets[end - 1] = -1;
+    --predicted;
+  }
+  return predicted;
+}
+
 Loader::Loader(const DataMix& data, const DataConfig& config)
     : data_(data), config_(config), window_(static_cast<std::size_t>(config.length + 1)) {
   for (const DataMix::Part& part : data_.parts()) windows_.push_back(windows_in(*part.dataset, config));
@@ -70,7 +85,7 @@ Loader::Loader(const DataMix& data, const DataConfig& config)
   for (Buffer* buffer : {&current_, &ahead_}) {
     buffer->tokens.resize(static_cast<std::size_t>(config.batch * config.length));
     buffer->targets.resize(buffer->tokens.size());
-    if (config.mode == DataMode::Packed) buffer->documents.reserve(buffer->tokens.size());
+    if (config.mode == DataMode::Packed) buffer->documents.resize(buffer->tokens.size());
   }
   try {
     reader_ = std::thread([this] { serve(); });
@@ -105,33 +120,36 @@ std::int64_t Loader::begin_of(std::size_t part, std::int64_t window) const noexc
   return shift + place * config_.length;
 }
 
+Loader::Place Loader::place_of(std::int64_t batch, std::int64_t row) const noexcept {
+  const DataMix::Draw draw = data_.draw(batch * config_.batch + row);
+  return {data_.parts()[draw.part].dataset, begin_of(draw.part, draw.nth)};
+}
+
 void Loader::read(Buffer& buffer) {
   const std::int64_t length = config_.length;
-  buffer.documents.clear();
-  buffer.predicted = config_.batch * length;
+  buffer.predicted = config_.mode == DataMode::Packed ? 0 : config_.batch * length;
   for (std::int64_t row = 0; row < config_.batch; ++row) {
-    const DataMix::Draw draw = data_.draw(buffer.position * config_.batch + row);
-    const TokenDataset& dataset = *data_.parts()[draw.part].dataset;
-    const std::int64_t begin = begin_of(draw.part, draw.nth);
-    dataset.read(begin, length + 1, window_.data());
+    const auto [dataset, begin] = place_of(buffer.position, row);
+    dataset->read(begin, length + 1, window_.data());
+    std::int32_t* const targets = buffer.targets.data() + row * length;
     std::copy_n(window_.data(), length, buffer.tokens.data() + row * length);
-    std::copy_n(window_.data() + 1, length, buffer.targets.data() + row * length);
-    if (config_.mode == DataMode::Packed) mark_documents(dataset, row, begin, buffer);
+    std::copy_n(window_.data() + 1, length, targets);
+    if (config_.mode != DataMode::Packed) continue;
+    buffer.predicted += mark_documents(*dataset, begin, length, targets, buffer.documents.data() + row * length);
   }
   buffer.reset = config_.mode != DataMode::Carry || buffer.position * config_.batch % windows_[0] == 0;
 }
 
-void Loader::mark_documents(const TokenDataset& dataset, std::int64_t row, std::int64_t begin, Buffer& buffer) const {
-  const std::int64_t first = row * config_.length;
-  const std::int64_t end = begin + config_.length;  // of the window, and the place of its last target
-  buffer.documents.push_back(static_cast<std::int32_t>(first));
-  for (std::int64_t next = dataset.document_at(begin) + 1;; ++next) {
-    const std::int64_t place = dataset.document_begin(next);  // of the one after the last: the end of the data
-    if (place > end) return;
-    buffer.targets[static_cast<std::size_t>(first + place - begin - 1)] = -1;
-    --buffer.predicted;
-    if (place < end) buffer.documents.push_back(static_cast<std::int32_t>(first + place - begin));
+std::int64_t Loader::predicted(std::int64_t batches) const {
+  std::int64_t sum = batches * config_.batch * config_.length;
+  if (config_.mode != DataMode::Packed) return sum;
+  for (std::int64_t batch = position_; batch < position_ + batches; ++batch) {
+    for (std::int64_t row = 0; row < config_.batch; ++row) {
+      const auto [dataset, begin] = place_of(batch, row);
+      sum -= dataset->document_at(begin + config_.length) - dataset->document_at(begin);
+    }
   }
+  return sum;
 }
 
 // The thread must not be reading.
@@ -183,7 +201,7 @@ Batch Loader::next() {
   const Shape shape{config_.batch, config_.length};
   batch.tokens = Tensor(current_.tokens.data(), shape);
   batch.targets = Tensor(current_.targets.data(), shape);
-  if (config_.mode == DataMode::Packed) batch.documents = Tensor(current_.documents.data(), {std::ssize(current_.documents)});
+  if (config_.mode == DataMode::Packed) batch.documents = Tensor(current_.documents.data(), shape);
   batch.predicted = current_.predicted;
   batch.reset = current_.reset;
   return batch;

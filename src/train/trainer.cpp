@@ -15,11 +15,11 @@ namespace megalodon {
 
 namespace {
 
-const RunConfig& checked(const RunConfig& config, const DataMix& dataset) {
+const RunConfig& checked(const RunConfig& config, const DataMix& dataset, Device device) {
   config.validate();
-  if (config.data.mode == DataMode::Packed) {
-    throw Error(ErrorKind::Unsupported, "documents of a window are not kept apart in training yet", "data.mode = \"packed\"",
-                "Use \"fresh\" or \"carry\"");
+  if (config.data.mode == DataMode::Packed && device != Device::Cpu) {
+    throw Error(ErrorKind::Unsupported, "the documents of a window are not kept apart on a GPU yet", "data.mode = \"packed\"",
+                "Use \"fresh\" or \"carry\", or --device cpu");
   }
   if (dataset.vocab_size() > config.model.vocab_size) {
     throw Error(ErrorKind::Mismatch,
@@ -109,7 +109,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
 Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid,
                  const Tokenizer& tokenizer, const std::vector<ValidationSet>& more_valid)
     : ctx_(ctx),
-      config_(checked(config, train)),
+      config_(checked(config, train, ctx.device())),
       data_(train),
       schedule_(config.schedule()),
       loader_(train, config.data),
@@ -138,7 +138,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, co
     throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
                 "Prepare the data with --valid-fraction, name a set with train.valid, or set train.validate_every = 0");
   }
-  for (const ValidationSet& set : sets) checked(config_, *set.dataset);
+  for (const ValidationSet& set : sets) checked(config_, *set.dataset, ctx.device());
   validator_ = std::make_unique<Validator>(ctx, config_.train.validate_ema ? *average_ : model_, sets, config_.data,
                                            config_.train.validate_tokens);
 }
@@ -205,7 +205,8 @@ StepReport Trainer::step() {
   report.tokens = config_.train.accumulate * config_.data.batch * config_.data.length;
 
   ctx_.zero(gradients_);
-  const float scale = 1.0F / static_cast<float>(report.tokens);
+  const auto predicted = static_cast<double>(std::max<std::int64_t>(1, loader_.predicted(config_.train.accumulate)));
+  const float scale = 1.0F / static_cast<float>(predicted);
   double sum = 0;
   double objective = 0;
   for (std::int64_t i = 0; i < config_.train.accumulate; ++i) {
@@ -214,11 +215,12 @@ StepReport Trainer::step() {
     const Batch batch = loader_.next();
     report.data_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
     if (state_ && batch.reset) state_->reset();
-    sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout);
+    sum += training_.forward_backward(batch.tokens, batch.targets, state_ ? &*state_ : nullptr, gradients_, scale, dropout,
+                                      batch.documents);
     objective += training_.objective_sum();
   }
-  report.loss = sum / static_cast<double>(report.tokens);
-  if (!objective_of(config_.optim).plain()) report.objective = objective / static_cast<double>(report.tokens);
+  report.loss = sum / predicted;
+  if (!objective_of(config_.optim).plain()) report.objective = objective / predicted;
   const AdamW adamw{report.lr, config_.optim.beta1, config_.optim.beta2, config_.optim.eps, config_.optim.weight_decay};
   const double z = config_.train.skip_zscore;
   const auto limit = [&](const RunningStats& stats) {

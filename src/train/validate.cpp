@@ -4,6 +4,7 @@
 #include <string>
 
 #include "megalodon/error.h"
+#include "train/loader.h"
 
 namespace megalodon {
 
@@ -52,6 +53,7 @@ Validator::Validator(Context& ctx, const Megalodon& model, const std::vector<Val
       window_(static_cast<std::size_t>(length_ + 1)),
       tokens_(static_cast<std::size_t>(rows_ * length_)),
       targets_(tokens_.size()),
+      documents_(tokens_.size()),
       losses_(tokens_.size()) {}
 
 std::vector<ValidationLoss> Validator::mean_losses() {
@@ -64,6 +66,7 @@ double Validator::mean_loss(const Set& set) {
   const Shape shape{rows_, length_};
   const std::int64_t per_stream = set.windows / set.rows;
   double sum = 0;
+  std::int64_t predicted = 0;
   state_.reset();
   for (std::int64_t first = 0; first < set.chosen; first += set.rows) {
     for (std::int64_t row = 0; row < rows_; ++row) {
@@ -74,17 +77,30 @@ double Validator::mean_loss(const Set& set) {
           mode_ == DataMode::Carry ? stream * per_stream + first / set.rows : nth * set.windows / set.chosen;
       set.dataset->read(window * length_, length_ + 1, window_.data());
       std::copy_n(window_.data(), length_, tokens_.data() + row * length_);
+      std::int32_t* const of_row = targets_.data() + row * length_;
+      std::copy_n(window_.data() + 1, length_, of_row);
+      std::int64_t wanted = length_;
+      if (mode_ == DataMode::Packed) {
+        wanted = mark_documents(*set.dataset, window * length_, length_, of_row, documents_.data() + row * length_);
+      }
       if (counts) {
-        std::copy_n(window_.data() + 1, length_, targets_.data() + row * length_);
+        predicted += wanted;
       } else {
-        std::fill_n(targets_.data() + row * length_, length_, -1);
+        std::fill_n(of_row, length_, -1);
       }
     }
-    if (mode_ == DataMode::Fresh) state_.reset();
-    inference_.losses(Tensor(tokens_.data(), shape), Tensor(targets_.data(), shape), state_, Tensor(losses_.data(), shape));
+    const Tensor tokens(tokens_.data(), shape);
+    const Tensor targets(targets_.data(), shape);
+    const Tensor losses(losses_.data(), shape);
+    if (mode_ == DataMode::Packed) {
+      inference_.losses(tokens, targets, Tensor(documents_.data(), shape), losses);
+    } else {
+      if (mode_ == DataMode::Fresh) state_.reset();
+      inference_.losses(tokens, targets, state_, losses);
+    }
     for (const float loss : losses_) sum += static_cast<double>(loss);
   }
-  return sum / static_cast<double>(set.chosen * length_);
+  return sum / static_cast<double>(std::max<std::int64_t>(1, predicted));
 }
 
 }  // namespace megalodon

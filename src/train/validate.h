@@ -22,8 +22,8 @@ struct ValidationLoss {
 };
 
 // Sets that are read one after the other, in the same memory. fresh: windows spread evenly over the set, each read from an empty
-// state. carry: as many streams as a batch has rows (or as the set has windows, if fewer), each read from its beginning with the
-// state carried. The same windows every time.
+// state. packed: the same windows, each document of them read from an empty state. carry: as many streams as a batch has rows (or
+// as the set has windows, if fewer), each read from its beginning with the state carried. The same windows every time.
 class Validator {
  public:
   // max_tokens  about how many tokens of each to read; 0: all but the few at the end that fill no window of every row
@@ -51,8 +51,8 @@ class Validator {
   std::int64_t rows_;  // the most of a set
   Inference inference_;
   ModelState state_;
-  std::vector<std::int32_t> window_, tokens_, targets_;  // [L + 1], [rows, L], [rows, L]
-  std::vector<float> losses_;                            // [rows, L]
+  std::vector<std::int32_t> window_, tokens_, targets_, documents_;  // [L + 1], then [rows, L] each
+  std::vector<float> losses_;                                        // [rows, L]
 };
 
 }  // namespace megalodon

@@ -8,6 +8,7 @@
 #include "cpu/matmul.h"
 #include "megalodon/error.h"
 #include "support/compare.h"
+#include "support/documents.h"
 #include "tolerances.h"
 
 namespace megalodon {
@@ -238,6 +239,65 @@ TEST_P(MegalodonTest, CarriedWindowsContinueTheSequence) {
                                 &state, Tensor(gradients.data(), flat), 1.0F);
   }
   EXPECT_NEAR(sum, expected, tolerance::kSplit * expected);
+}
+
+// Documents shorter and longer than a chunk, of one token, and one that is the whole window.
+TEST_P(MegalodonTest, PackedDocumentsEqualEachAlone) {
+  Documents documents({{1, 2, 7, 1, 8, 18}, {37}, {20, 17}});
+  const Shape window{documents.batch(), documents.length()};
+  auto tokens = random_tokens(window.numel(), model.config().vocab_size, 1);
+  auto targets = random_tokens(window.numel(), model.config().outputs(), 2);
+  targets[0] = targets[9] = -1;
+  const Tensor all(tokens.data(), window);
+  const Tensor wanted(targets.data(), window);
+  const Shape flat{model.flat().numel()};
+  const auto none = std::vector<float>(static_cast<std::size_t>(flat.numel()));
+
+  auto truth = none;
+  double truth_loss = 0;
+  auto truth_losses = unwritten(window.numel());
+  for (const auto& piece : documents.pieces()) {
+    const Shape shape{1, piece.length};
+    const Tensor own(tokens.data() + piece.begin, shape);
+    const Tensor own_targets(targets.data() + piece.begin, shape);
+    Training training(ctx, model, 1, piece.length);
+    truth_loss += training.forward_backward(own, own_targets, nullptr, Tensor(truth.data(), flat), 0.5F);
+    Inference inference(ctx, model, 1, piece.length);
+    ModelState state(model.config(), 1);
+    inference.losses(own, own_targets, state, Tensor(truth_losses.data() + piece.begin, shape));
+  }
+
+  for (const Recompute recompute : {Recompute::Keep, Recompute::None, Recompute::Selective, Recompute::Block}) {
+    Training training(ctx, model, window[0], window[1], recompute);
+    auto gradients = none;
+    const double loss =
+        training.forward_backward(all, wanted, nullptr, Tensor(gradients.data(), flat), 0.5F, {}, documents.tensor());
+    EXPECT_NEAR(loss, truth_loss, tolerance::kSplit * truth_loss);
+    expect_close(gradients, widen(truth), tolerance::kSplit, std::string("gradients, recompute ") + to_string(recompute));
+  }
+  Inference inference(ctx, model, window[0], window[1]);
+  auto losses = unwritten(window.numel());
+  inference.losses(all, wanted, documents.tensor(), Tensor(losses.data(), window));
+  expect_close(losses, widen(truth_losses), tolerance::kSplit, "losses");
+}
+
+// Not a bit of what is elsewhere in the window changes with a document.
+TEST_P(MegalodonTest, DocumentsDoNotSeeOneAnother) {
+  Documents documents({{9, 11, 14}});
+  const Shape window{1, documents.length()};
+  auto tokens = random_tokens(window.numel(), model.config().vocab_size, 1);
+  auto targets = random_tokens(window.numel(), model.config().outputs(), 2);
+  Inference inference(ctx, model, 1, window[1]);
+  const auto losses = [&] {
+    auto out = unwritten(window.numel());
+    inference.losses(Tensor(tokens.data(), window), Tensor(targets.data(), window), documents.tensor(),
+                     Tensor(out.data(), window));
+    return out;
+  };
+  const auto before = losses();
+  for (std::size_t i = 9; i < 20; ++i) tokens[i] = (tokens[i] + 1) % static_cast<std::int32_t>(model.config().vocab_size);
+  const auto after = losses();
+  for (std::size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i] == after[i], i < 9 || i >= 20) << i;
 }
 
 TEST_P(MegalodonTest, TheSameWindowGivesTheSameBits) {

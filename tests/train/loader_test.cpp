@@ -205,7 +205,9 @@ TEST(Loader, PackedSaysWhereDocumentsBeginAndNeverPredictsTheNextOne) {
     for (std::int64_t i = 0; i < dataset.documents(); ++i) begins_of_documents.insert(dataset.document_begin(i));
     Loader packed(dataset, data_config(DataMode::Packed, 4, 10));
     Loader fresh(dataset, data_config(DataMode::Fresh, 4, 10));
+    std::int64_t all = 0;
     for (int i = 0; i < 60; ++i) {
+      const std::int64_t foreseen = packed.predicted(1);
       const Batch batch = packed.next();
       const Batch same = fresh.next();
       EXPECT_TRUE(batch.reset);
@@ -218,14 +220,19 @@ TEST(Loader, PackedSaysWhereDocumentsBeginAndNeverPredictsTheNextOne) {
       std::int64_t predicted = 0;
       for (std::int32_t at = 0; at < 40; ++at) {
         const std::int32_t token = tokens[static_cast<std::size_t>(at)];
-        if (at % 10 == 0 || begins_of_documents.contains(token)) documents.push_back(at);
+        const bool begins = at % 10 == 0 || begins_of_documents.contains(token);
+        documents.push_back(begins ? at % 10 : documents.back());
         targets.push_back(begins_of_documents.contains(token + 1) ? -1 : token + 1);
         predicted += targets.back() >= 0;
       }
       ASSERT_EQ(values(batch.documents), documents);
       ASSERT_EQ(values(batch.targets), targets);
       EXPECT_EQ(batch.predicted, predicted);
+      EXPECT_EQ(foreseen, predicted);
+      all += predicted;
     }
+    packed.seek(0);
+    EXPECT_EQ(packed.predicted(60), all);
   }
 }
 

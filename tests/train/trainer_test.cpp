@@ -25,7 +25,7 @@ class TrainerTest : public test::TinyRun {
 
 TEST_F(TrainerTest, Learns) {
   for (const DType dtype : dtypes()) {
-    for (const DataMode mode : {DataMode::Fresh, DataMode::Carry}) {
+    for (const DataMode mode : {DataMode::Fresh, DataMode::Carry, DataMode::Packed}) {
       RunConfig c = config(mode);
       c.train.steps = 60;
       c.train.dtype = dtype;
@@ -485,8 +485,57 @@ TEST_F(TrainerTest, SaysHowLongItWaitedForData) {
   EXPECT_TRUE(report.epochs.empty());
 }
 
-TEST_F(TrainerTest, RefusesPackedDocumentsThatItWouldMix) {
-  EXPECT_THAT(error_of(ErrorKind::Unsupported, [&] { trainer(config(DataMode::Packed)); }), HasSubstr("packed"));
+// Every window is four documents of eight tokens: a window of eight has the same documents, and the same targets but for those
+// that nothing predicts.
+TEST_F(TrainerTest, PackedDocumentsAreTrainedAsIfAlone) {
+  const auto write = [&](const std::string& name, std::int64_t documents) {
+    ShardWriter writer(join_path(folder_, name), "bytes", 256);
+    std::vector<std::int32_t> ids(8);
+    for (std::int64_t i = 0; i < documents; ++i) {
+      for (std::int32_t& id : ids) id = static_cast<std::int32_t>('a' + (&id - ids.data() + i % 3) % 11);
+      writer.append_document(ids);
+    }
+    ids.resize(1);
+    writer.append_document(ids);  // the target of the last token, which nothing predicts
+    writer.finish();
+    return TokenDataset(join_path(folder_, name));
+  };
+  const TokenDataset data = write("documents", 32);
+  const auto start = [&](std::int64_t length, std::int64_t batch, std::int64_t accumulate) {
+    RunConfig c = config(DataMode::Packed);
+    c.model.dropout = c.model.hidden_dropout = c.model.attention_dropout = c.model.dropkey = 0;
+    c.data.length = length;
+    c.data.batch = batch;
+    c.train.accumulate = accumulate;
+    c.train.validate_every = 1;
+    return std::make_unique<Trainer>(ctx_, c, data, &data, *tokenizer_);
+  };
+  const auto packed = start(32, 8, 1);  // an epoch a step
+  const auto parts = start(32, 2, 4);
+  const auto single = start(8, 32, 1);
+  EXPECT_NEAR(valid_loss(*packed), valid_loss(*single), 1e-5);
+  for (int i = 0; i < 4; ++i) {
+    const StepReport whole = packed->step();
+    EXPECT_EQ(whole.tokens, 256);
+    for (Trainer* other : {parts.get(), single.get()}) {
+      const StepReport report = other->step();
+      EXPECT_NEAR(report.loss, whole.loss, 1e-5 * whole.loss);
+      EXPECT_NEAR(report.grad_norm, whole.grad_norm, 1e-4 * whole.grad_norm);
+    }
+  }
+}
+
+TEST_F(TrainerTest, PackedDocumentsResumeWithTheSameBits) {
+  const RunConfig c = config(DataMode::Packed);
+  const auto straight = trainer(c);
+  for (int i = 0; i < 6; ++i) straight->step();
+  const auto first = trainer(c);
+  for (int i = 0; i < 3; ++i) first->step();
+  const std::string saved = first->save();
+  const auto second = trainer(c);
+  second->resume(saved);
+  for (int i = 3; i < 6; ++i) second->step();
+  EXPECT_EQ(values(second->model().flat()), values(straight->model().flat()));
 }
 
 }  // namespace
