@@ -420,13 +420,10 @@ class Blocks {
         positions_(positions),
         length_(q.shape()[1]),
         height_(block_rows(q.dtype(), op.chunk)),
-        in_chunk_((op.chunk + height_ - 1) / height_) {
+        chunk_(op.documents ? length_ : op.chunk),
+        in_chunk_((chunk_ + height_ - 1) / height_) {
     std::int64_t blocks = 0;
-    if (op.documents) {
-      most_ = (length_ + height_ - 1) / height_;
-      blocks = q.shape()[0] * most_ * op.heads;
-    }
-    for (std::int64_t b = 0; !op.documents && b < q.shape()[0]; ++b) {
+    for (std::int64_t b = 0; b < q.shape()[0]; ++b) {
       const std::int64_t first = before(b);
       const std::int64_t own = number(first + length_ - 1) - number(first) + 1;
       most_ = std::max(most_, own);
@@ -446,46 +443,34 @@ class Blocks {
     const std::int64_t h = index / slices_ % op_.heads;
     const std::int64_t i = index / slices_ / op_.heads % most_;
     const std::int64_t b = index / slices_ / op_.heads / most_;
-    const std::int64_t column = op_.v_head_dim * slice / slices_;
-    const std::int64_t columns = op_.v_head_dim * (slice + 1) / slices_ - column;
-    if (op_.documents) {
-      const std::int64_t begin = i * height_;
-      const std::int64_t key = first_seen(op_, documents_of(op_.documents, b), begin) / height_ * height_;
-      return {.b = b,
-              .h = h,
-              .begin = begin,
-              .rows = std::min(height_, length_ - begin),
-              .in_chunk = begin - key,
-              .in_state = false,
-              .key = key,
-              .column = column,
-              .columns = columns};
-    }
     const std::int64_t first = before(b);
     const std::int64_t block = number(first) + i;
-    const std::int64_t chunk = block / in_chunk_ * op_.chunk;
+    const std::int64_t chunk = block / in_chunk_ * chunk_;
     const std::int64_t begin = std::max(first, chunk + block % in_chunk_ * height_);
-    const std::int64_t end = std::min({first + length_, chunk + op_.chunk, chunk + (block % in_chunk_ + 1) * height_});
+    const std::int64_t end = std::min({first + length_, chunk + chunk_, chunk + (block % in_chunk_ + 1) * height_});
+    const std::int64_t key = op_.documents ? first_seen(op_, documents_of(op_.documents, b), begin) / height_ * height_ : 0;
+    const std::int64_t column = op_.v_head_dim * slice / slices_;
     return {.b = b,
             .h = h,
             .begin = begin - first,
             .rows = std::max<std::int64_t>(0, end - begin),
-            .in_chunk = begin - chunk,
+            .in_chunk = begin - chunk - key,
             .in_state = begin - first < begin - chunk,
-            .key = 0,
+            .key = key,
             .column = column,
-            .columns = columns};
+            .columns = op_.v_head_dim * (slice + 1) / slices_ - column};
   }
 
  private:
   // Where in its chunk the window begins.
-  std::int64_t before(std::int64_t b) const { return positions_ ? positions_.data<std::int64_t>()[b] % op_.chunk : 0; }
+  std::int64_t before(std::int64_t b) const { return positions_ ? positions_.data<std::int64_t>()[b] % chunk_ : 0; }
   // The block that holds a row, counted from the beginning of the window's first chunk.
-  std::int64_t number(std::int64_t row) const { return row / op_.chunk * in_chunk_ + row % op_.chunk / height_; }
+  std::int64_t number(std::int64_t row) const { return row / chunk_ * in_chunk_ + row % chunk_ / height_; }
 
   const Attention& op_;
   const Tensor& positions_;
   std::int64_t length_, height_;
+  std::int64_t chunk_;     // with documents the window: blocks lie as in one chunk
   std::int64_t in_chunk_;  // blocks of a chunk
   std::int64_t most_ = 1;  // blocks of a sequence and head
   std::int64_t slices_ = 1;
