@@ -366,12 +366,20 @@ void check(bool ok, const char* key, const std::string& value, const char* rule)
 }
 
 void check_count(std::int64_t value, std::int64_t least, const char* key, const char* rule) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 48;  // sums and products of two stay inside 64 bits where they are formed
-  check(value >= least && value <= kMost, key, std::to_string(value), rule);
+  constexpr std::int64_t kMost = std::int64_t{1} << 48;  // sums of them stay inside 64 bits where they are formed
+  check(value >= least, key, std::to_string(value), rule);
+  check(value <= kMost, key, std::to_string(value), "at most 2^48");
 }
 
 void check_range(double value, double least, double bound, const char* key, const char* rule) {
   check(value >= least && value < bound, key, number_text(value), rule);
+}
+
+void check_sizes(const DataConfig& data) {
+  check_count(data.length, 1, "data.length", "at least 1");
+  check_count(data.batch, 1, "data.batch", "at least 1");
+  check(data.length <= (std::int64_t{1} << 31) / data.batch, "data.length", std::to_string(data.length),
+        "such that data.batch x data.length is at most 2^31");
 }
 
 }  // namespace
@@ -421,10 +429,7 @@ void RunConfig::validate() const {
                 "data.mode = \"carry\" reads one data set, data.mix has " + std::to_string(data.mix.size()), "data.mix",
                 "Use \"fresh\" or \"packed\"");
   }
-  check_count(data.length, 1, "data.length", "at least 1");
-  check_count(data.batch, 1, "data.batch", "at least 1");
-  check(data.length <= (std::int64_t{1} << 31) / data.batch, "data.length", std::to_string(data.length),
-        "such that data.batch x data.length is at most 2^31");
+  check_sizes(data);
   if (data.mode == DataMode::Carry && data.length % model.chunk_size != 0) {
     throw Error(ErrorKind::InvalidArgument,
                 "data.length = " + std::to_string(data.length) + " must be a multiple of model.chunk_size = " +
@@ -479,9 +484,10 @@ void RunConfig::validate() const {
 
 namespace {
 
-// Sets train.accumulate from train.batch_tokens. What else is wrong with the sizes is for validate() to say.
+// Sets train.accumulate from train.batch_tokens.
 void resolve_batch_tokens(RunConfig& c) {
-  const std::int64_t tokens = std::max<std::int64_t>(1, c.data.batch) * std::max<std::int64_t>(1, c.data.length);
+  check_sizes(c.data);
+  const std::int64_t tokens = c.data.batch * c.data.length;
   if (c.train.batch_tokens % tokens != 0) {
     const std::int64_t below = c.train.batch_tokens / tokens * tokens;
     throw Error(ErrorKind::InvalidArgument,
@@ -554,13 +560,16 @@ RunConfig load_run_config(const std::string& path, const RunOverrides& overrides
     if (!key) unknown_key(name, "--" + name);
     assign(*key, given_on_command_line(key->target, text), "--" + name);
   }
-  const auto given = [&](const char* name) {
-    const auto is_it = [&](const auto& entry) { return std::get<0>(entry) == name; };
-    return std::any_of(overrides.begin(), overrides.end(), is_it) ||
-           std::any_of(entries.begin(), entries.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto overridden = [&](const char* name) {
+    return std::any_of(overrides.begin(), overrides.end(), [&](const auto& entry) { return entry.first == name; });
+  };
+  const auto in_file = [&](const char* name) {
+    return std::any_of(entries.begin(), entries.end(), [&](const Entry& entry) { return entry.name == name; });
   };
   try {
-    if (config.train.batch_tokens > 0 && !given("train.accumulate")) resolve_batch_tokens(config);
+    // A run folder's file has both; then a flag for the one sets the other.
+    const bool follows = !overridden("train.accumulate") && (overridden("train.batch_tokens") || !in_file("train.accumulate"));
+    if (config.train.batch_tokens > 0 && follows) resolve_batch_tokens(config);
     config.validate();
   } catch (const Error& error) {
     throw Error(error.kind(), error.what(), path);

@@ -4,7 +4,10 @@ import json
 import os
 import pathlib
 import random
+import shutil
+import signal
 import subprocess
+import time
 
 STEPS = 40
 
@@ -74,6 +77,23 @@ class Workshop:
         process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
+
+    def stop_early(self, run, number=signal.SIGTERM):
+        """Trains a few steps, stops by a signal; returns the step and what was printed."""
+        for _ in range(20):
+            process = self.start("train", "run.toml", cwd=run)
+            metrics = run / "run" / "metrics.jsonl"
+            while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
+                time.sleep(0.001)
+            process.send_signal(number)
+            out, err = process.communicate()
+            if process.returncode != 0:
+                raise AssertionError(f"a run told to stop ended with {process.returncode}: {err}")
+            step = len(metrics_of(run))
+            if step < STEPS:
+                return step, out
+            shutil.rmtree(run / "run")  # this machine was busy elsewhere while the run came to its end
+        raise AssertionError("every run was over before the signal")
 
     def check(self, *arguments, **options):
         code, out, err = self.run(*arguments, **options)

@@ -146,6 +146,7 @@ TEST_F(RunConfigTest, TokensOfAStepGiveTheAccumulation) {
   const RunConfig again = load_run_config(write(run_config_to_toml(config)));
   EXPECT_EQ(again.train.accumulate, 3);
   EXPECT_EQ(again.train.batch_tokens, 384);
+  EXPECT_EQ(load_run_config(write(run_config_to_toml(config)), {{"train.batch_tokens", "512"}}).train.accumulate, 4);
   EXPECT_EQ(load_run_config(write(sizes), {{"train.batch_tokens", "128"}}).train.accumulate, 1);
   EXPECT_THAT(refusal(sizes + "batch_tokens = 400\n"),
               AllOf(HasSubstr("train.batch_tokens = 400 must be a multiple of data.batch x data.length = 128"),
@@ -155,6 +156,9 @@ TEST_F(RunConfigTest, TokensOfAStepGiveTheAccumulation) {
   EXPECT_THAT(refusal(sizes + "batch_tokens = 384\naccumulate = 2\n"),
               HasSubstr("train.batch_tokens = 384 is not train.accumulate = 2 times the 128 tokens of a batch"));
   EXPECT_THAT(refusal("[data]\nlength = 0\n[train]\nbatch_tokens = 384\n"), HasSubstr("data.length = 0 must be at least 1"));
+  EXPECT_THAT(refusal("[data]\nlength = 4294967296\nbatch = 4294967296\n[train]\nbatch_tokens = 8\n"),
+              HasSubstr("data.length = 4294967296 must be such that data.batch x data.length is at most 2^31"));
+  EXPECT_THAT(refusal("[data]\nbatch = 4611686018427387904\n"), HasSubstr("must be at most 2^48"));
 }
 
 TEST_F(RunConfigTest, ReadsLists) {
