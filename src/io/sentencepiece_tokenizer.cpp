@@ -118,10 +118,9 @@ struct ModelSettings {
 
 using Processor = sentencepiece::SentencePieceProcessor;
 
-// The characters of a piece; empty for one that is not UTF-8.
+// The characters of a piece, which is UTF-8.
 std::vector<std::string_view> characters_of(std::string_view piece) {
   std::vector<std::string_view> characters;
-  if (valid_utf8_prefix(piece) < piece.size()) return characters;
   std::size_t bytes = 0;
   for (std::size_t at = 0; at < piece.size(); at += bytes) {
     decode_utf8(piece, at, bytes);
@@ -150,7 +149,7 @@ std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const ModelSettin
     } else if (processor.IsControl(id) || processor.IsUnknown(id)) {
       if (characters < 2) return nullptr;  // it would hide a character
     } else {
-      if (characters == 0 || processor.IsUnused(id) || !ids.emplace(piece, id).second) return nullptr;
+      if (processor.IsUnused(id) || !ids.emplace(piece, id).second) return nullptr;
       if (!std::isfinite(processor.GetScore(id))) return nullptr;
       scores.push_back(processor.GetScore(id));
     }
@@ -207,20 +206,28 @@ class SentencePieceTokenizer : public Tokenizer {
     };
     if (model_.empty()) corrupt("the file is empty");
     processor_ = std::make_unique<Processor>();
-    const auto status = processor_->LoadFromSerializedProto(model_);
-    if (!status.ok()) corrupt("this is not a SentencePiece model, or it is damaged");
+    bool loaded = false;
+    try {
+      loaded = processor_->LoadFromSerializedProto(model_).ok();
+    } catch (const std::exception&) {  // the library's trie throws at an empty key
+    }
+    if (!loaded) corrupt("this is not a SentencePiece model, or it is damaged");
     if (processor_->GetPieceSize() <= 0) corrupt("the SentencePiece model has no pieces");
+    for (int id = 0; id < processor_->GetPieceSize(); ++id) {
+      const std::string& piece = processor_->IdToPiece(id);
+      const bool whole = piece.find('\0') == piece.npos;  // the library takes a piece to end at a zero byte
+      if (whole && valid_utf8_prefix(piece) == piece.size()) continue;
+      corrupt("piece " + std::to_string(id) + " of the SentencePiece model " + (whole ? "is not UTF-8" : "has a zero byte"));
+    }
     if (!make_pieces()) corrupt("the SentencePiece model has a byte piece that names no byte");
     bos_ = id_or_none(processor_->bos_id());
     eos_ = id_or_none(processor_->eos_id());
     const ModelSettings settings(model_);
+    adds_leading_space_ = settings.dummy_prefix && !settings.space_after;
     bpe_ = make_bpe(*processor_, settings);
     if (bpe_) {
       unknown_ = processor_->unk_id();
       processor_.reset();
-      adds_leading_space_ = settings.dummy_prefix;
-    } else {
-      for (const std::int32_t id : encode("a")) adds_leading_space_ = adds_leading_space_ || piece(id).starts_with(' ');
     }
   }
 
@@ -320,8 +327,21 @@ class SentencePieceTokenizer : public Tokenizer {
   std::vector<std::int32_t> encode_by_library(std::string_view text) const {
     std::vector<int> ids;
     const auto status = processor_->Encode(text, &ids);
-    if (!status.ok()) throw Error(ErrorKind::Internal, "SentencePiece cannot encode the text: " + status.ToString(), "tokenizer");
+    if (!status.ok()) refuse(text, status.ToString());
     return ids;
+  }
+
+  // The library gives up where it finds a control symbol in a text, which only some kinds of models do.
+  [[noreturn]] void refuse(std::string_view text, const std::string& why) const {
+    const std::string prefixed = ' ' + std::string(text);
+    for (int id = 0; id < processor_->GetPieceSize(); ++id) {
+      const std::string& piece = processor_->IdToPiece(id);
+      if (!processor_->IsControl(id) || prefixed.find(with_spaces(piece)) == std::string::npos) continue;
+      throw Error(ErrorKind::InvalidArgument, "the text has \"" + piece + "\", a control symbol of the SentencePiece model",
+                  "tokenizer", "Take it out of the text, or use another tokenizer");
+    }
+    throw Error(ErrorKind::Corrupt, "the SentencePiece model cannot encode the text: " + why, "tokenizer",
+                "Use another tokenizer");
   }
 
   std::optional<std::int32_t> id_or_none(int id) const {

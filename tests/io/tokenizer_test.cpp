@@ -6,6 +6,7 @@
 #include "core/rng.h"
 #include "io/file.h"
 #include "io/published_ids.h"
+#include "io/sentencepiece_tokenizer.h"
 #include "io/utf8.h"
 #include "support/files.h"
 
@@ -240,6 +241,53 @@ INSTANTIATE_TEST_SUITE_P(Models, SentencePieceTest,
                          testing::Values("llama2.tokenizer.model", "mistral.tokenizer.model.v1",
                                          "sentencepiece.test_model.model"),
                          [](const auto& model) { return "model" + std::to_string(model.index); });
+
+enum class PieceType : char { Normal = 1, Unknown = 2, Control = 3 };
+
+// A SentencePiece model of few, short pieces, in protobuf's wire format. It removes spaces that are too many, so that the library
+// encodes. The names in `kind` are "unigram" and "bpe".
+std::string small_model(const std::string& kind, const std::vector<std::pair<std::string, PieceType>>& pieces) {
+  const auto field = [](int number, const std::string& bytes) {
+    return std::string{static_cast<char>(number << 3 | 2), static_cast<char>(bytes.size())} + bytes;
+  };
+  std::string model;
+  for (const auto& [text, type] : pieces) model += field(1, field(1, text) + std::string{3 << 3, static_cast<char>(type)});
+  return model + field(2, std::string{3 << 3, kind == "bpe" ? '\2' : '\1'});
+}
+
+TEST(SentencePieceModelTest, APieceThatIsNoTextIsNamed) {
+  for (const char* kind : {"unigram", "bpe"}) {
+    const auto refused = [&](const std::string& piece, const std::string& why) {
+      expect_error(ErrorKind::Corrupt, {"a.model", why}, [&] {
+        make_sentencepiece(
+            small_model(kind, {{"<unk>", PieceType::Unknown}, {"a", PieceType::Normal}, {piece, PieceType::Normal}}), "a.model");
+      });
+    };
+    refused("a\xa4", "piece 2 of the SentencePiece model is not UTF-8");
+    refused(std::string("a\0b", 3), "piece 2 of the SentencePiece model has a zero byte");
+  }
+  for (const std::string& piece : {std::string(), std::string("\0a", 2)}) {
+    expect_error(ErrorKind::Corrupt, {"a.model", "damaged"}, [&] {
+      make_sentencepiece(small_model("unigram", {{"<unk>", PieceType::Unknown}, {piece, PieceType::Normal}}), "a.model");
+    });
+  }
+}
+
+TEST(SentencePieceModelTest, ATextWithAControlSymbolIsRefusedWhereTheLibraryCannotEncodeIt) {
+  const std::string mark = "\xe2\x96\x81";
+  const auto tokenizer = make_sentencepiece(small_model("bpe", {{"<unk>", PieceType::Unknown},
+                                                                {"\xc2\xb6", PieceType::Control},
+                                                                {mark + "c", PieceType::Control},
+                                                                {mark + "c", PieceType::Normal},
+                                                                {mark, PieceType::Normal},
+                                                                {"a", PieceType::Normal},
+                                                                {"c", PieceType::Normal}}),
+                                            "a.model");
+  EXPECT_TRUE(tokenizer->adds_leading_space());
+  EXPECT_EQ(tokenizer->encode("aac"), (Ids{4, 5, 5, 6}));
+  expect_error(ErrorKind::InvalidArgument, {"\xc2\xb6", "control symbol"}, [&] { tokenizer->encode("aa\xc2\xb6"); });
+  expect_error(ErrorKind::InvalidArgument, {mark + "c", "control symbol"}, [&] { tokenizer->encode("cc"); });
+}
 
 class Llama2TokenizerTest : public testing::Test {
  protected:
