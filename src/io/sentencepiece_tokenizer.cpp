@@ -11,6 +11,7 @@
 #include "io/bpe.h"
 #include "io/checksum.h"
 #include "io/file.h"
+#include "io/sentencepiece_model.h"
 #include "io/utf8.h"
 #include "megalodon/error.h"
 
@@ -35,87 +36,6 @@ std::string with_spaces(std::string_view piece) {
   return text;
 }
 
-// The fields of a message in protobuf's wire format that are asked for: the last number, the last bytes of a field. What is
-// damaged ends it; whoever needs certainty has the library parse the model first.
-class Message {
- public:
-  explicit Message(std::string_view bytes) : bytes_(bytes) {}
-
-  std::uint64_t number(std::uint64_t field, std::uint64_t otherwise) const {
-    std::uint64_t result = otherwise;
-    walk([&](std::uint64_t found, std::uint64_t number, std::string_view /*bytes*/) {
-      if (found == field) result = number;
-    });
-    return result;
-  }
-  std::string_view bytes(std::uint64_t field) const {
-    std::string_view result;
-    walk([&](std::uint64_t found, std::uint64_t /*number*/, std::string_view bytes) {
-      if (found == field) result = bytes;
-    });
-    return result;
-  }
-
- private:
-  static bool read_varint(std::string_view& rest, std::uint64_t& value) {
-    value = 0;
-    for (int shift = 0; shift < 64 && !rest.empty(); shift += 7) {
-      const auto byte = static_cast<unsigned char>(rest.front());
-      rest.remove_prefix(1);
-      value |= std::uint64_t{byte & 0x7FU} << shift;
-      if (byte < 0x80) return true;
-    }
-    return false;
-  }
-
-  template <class Visit>
-  void walk(const Visit& visit) const {
-    std::string_view rest = bytes_;
-    std::uint64_t tag = 0;
-    while (!rest.empty() && read_varint(rest, tag)) {
-      std::uint64_t size = 0;
-      const std::uint64_t wire = tag & 7;
-      if (wire == 0) {
-        if (!read_varint(rest, size)) return;
-        visit(tag >> 3, size, std::string_view());
-        continue;
-      }
-      if (wire == 1 || wire == 5) {
-        size = wire == 1 ? 8 : 4;
-      } else if (wire != 2 || !read_varint(rest, size)) {
-        return;
-      }
-      if (size > rest.size()) return;
-      if (wire == 2) visit(tag >> 3, 0, rest.substr(0, size));
-      rest.remove_prefix(size);
-    }
-  }
-
-  std::string_view bytes_;
-};
-
-// What sentencepiece_model.proto says of a model besides its pieces.
-struct ModelSettings {
-  explicit ModelSettings(std::string_view model) {
-    const Message whole(model);
-    const Message trainer(whole.bytes(2));
-    const Message normalizer(whole.bytes(3));
-    is_bpe = trainer.number(3, 1) == 2;
-    space_after = trainer.number(24, 0) != 0;
-    normalizes = !normalizer.bytes(2).empty();
-    dummy_prefix = normalizer.number(3, 1) != 0;
-    removes_spaces = normalizer.number(4, 1) != 0;
-    marks_spaces = normalizer.number(5, 1) != 0;
-  }
-
-  bool is_bpe;
-  bool space_after;  // a space belongs to the word before it
-  bool normalizes;
-  bool dummy_prefix;
-  bool removes_spaces;
-  bool marks_spaces;
-};
-
 using Processor = sentencepiece::SentencePieceProcessor;
 
 // The characters of a piece, which is UTF-8.
@@ -131,7 +51,7 @@ std::vector<std::string_view> characters_of(std::string_view piece) {
 
 // The library's BPE joins any two neighbours that are a piece together, the piece of the highest score first; so every way to cut
 // a piece in two is a merge, ranked by the piece's score. Null for a model that asks for more.
-std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const ModelSettings& model) {
+std::unique_ptr<BpeModel> make_bpe(const Processor& processor, const SentencePieceSettings& model) {
   if (!model.is_bpe || model.space_after || model.normalizes || model.removes_spaces || !model.marks_spaces) return nullptr;
   BpeModel::Settings settings;
   settings.space_is_mark = true;
@@ -205,24 +125,14 @@ class SentencePieceTokenizer : public Tokenizer {
       throw Error(ErrorKind::Corrupt, what, path, "Name a whole SentencePiece .model file");
     };
     if (model_.empty()) corrupt("the file is empty");
+    const SentencePieceSettings settings = read_sentencepiece_settings(model_, path);
     processor_ = std::make_unique<Processor>();
-    bool loaded = false;
-    try {
-      loaded = processor_->LoadFromSerializedProto(model_).ok();
-    } catch (const std::exception&) {  // the library's trie throws at an empty key
-    }
-    if (!loaded) corrupt("this is not a SentencePiece model, or it is damaged");
+    const auto status = processor_->LoadFromSerializedProto(model_);
+    if (!status.ok()) corrupt("this is not a SentencePiece model, or it is damaged");
     if (processor_->GetPieceSize() <= 0) corrupt("the SentencePiece model has no pieces");
-    for (int id = 0; id < processor_->GetPieceSize(); ++id) {
-      const std::string& piece = processor_->IdToPiece(id);
-      const bool whole = piece.find('\0') == piece.npos;  // the library takes a piece to end at a zero byte
-      if (whole && valid_utf8_prefix(piece) == piece.size()) continue;
-      corrupt("piece " + std::to_string(id) + " of the SentencePiece model " + (whole ? "is not UTF-8" : "has a zero byte"));
-    }
     if (!make_pieces()) corrupt("the SentencePiece model has a byte piece that names no byte");
     bos_ = id_or_none(processor_->bos_id());
     eos_ = id_or_none(processor_->eos_id());
-    const ModelSettings settings(model_);
     adds_leading_space_ = settings.dummy_prefix && !settings.space_after;
     bpe_ = make_bpe(*processor_, settings);
     if (bpe_) {

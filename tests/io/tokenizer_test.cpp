@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 
+#include <cstring>
+
 #include "core/rng.h"
 #include "io/file.h"
 #include "io/published_ids.h"
@@ -242,17 +244,33 @@ INSTANTIATE_TEST_SUITE_P(Models, SentencePieceTest,
                                          "sentencepiece.test_model.model"),
                          [](const auto& model) { return "model" + std::to_string(model.index); });
 
-enum class PieceType : char { Normal = 1, Unknown = 2, Control = 3 };
+enum class PieceType : char { Normal = 1, Unknown = 2, Control = 3, UserDefined = 4 };
 
-// A SentencePiece model of few, short pieces, in protobuf's wire format. It removes spaces that are too many, so that the library
-// encodes. The names in `kind` are "unigram" and "bpe".
-std::string small_model(const std::string& kind, const std::vector<std::pair<std::string, PieceType>>& pieces) {
-  const auto field = [](int number, const std::string& bytes) {
-    return std::string{static_cast<char>(number << 3 | 2), static_cast<char>(bytes.size())} + bytes;
-  };
+using Pieces = std::vector<std::pair<std::string, PieceType>>;
+
+std::string field(int number, const std::string& bytes) {
+  std::string result{static_cast<char>(number << 3 | 2)};
+  std::size_t size = bytes.size();
+  for (; size > 127; size >>= 7) result += static_cast<char>((size & 127) | 128);
+  return result + static_cast<char>(size) + bytes;
+}
+
+// A SentencePiece model in protobuf's wire format. It leaves one of several spaces, so that the library encodes. The names in
+// `kind` are "unigram" and "bpe"; `table` is a table of normalization.
+std::string small_model(const std::string& kind, const Pieces& pieces, const std::string& table = {}) {
   std::string model;
   for (const auto& [text, type] : pieces) model += field(1, field(1, text) + std::string{3 << 3, static_cast<char>(type)});
-  return model + field(2, std::string{3 << 3, kind == "bpe" ? '\2' : '\1'});
+  model += field(2, std::string{3 << 3, kind == "bpe" ? '\2' : '\1'});
+  return table.empty() ? model : model + field(3, field(2, table));
+}
+
+// A table of normalization: the size of a trie, the trie, the replacements.
+std::string normalization_table(const std::vector<std::uint32_t>& trie, const std::string& replacements) {
+  const auto size = static_cast<std::uint32_t>(trie.size() * sizeof(std::uint32_t));
+  std::string table(sizeof size + size, '\0');
+  std::memcpy(table.data(), &size, sizeof size);
+  std::memcpy(table.data() + sizeof size, trie.data(), size);
+  return table + replacements;
 }
 
 TEST(SentencePieceModelTest, APieceThatIsNoTextIsNamed) {
@@ -265,11 +283,8 @@ TEST(SentencePieceModelTest, APieceThatIsNoTextIsNamed) {
     };
     refused("a\xa4", "piece 2 of the SentencePiece model is not UTF-8");
     refused(std::string("a\0b", 3), "piece 2 of the SentencePiece model has a zero byte");
-  }
-  for (const std::string& piece : {std::string(), std::string("\0a", 2)}) {
-    expect_error(ErrorKind::Corrupt, {"a.model", "damaged"}, [&] {
-      make_sentencepiece(small_model("unigram", {{"<unk>", PieceType::Unknown}, {piece, PieceType::Normal}}), "a.model");
-    });
+    refused(std::string("\0a", 2), "piece 2 of the SentencePiece model has a zero byte");
+    refused("", "piece 2 of the SentencePiece model is empty");
   }
 }
 
@@ -287,6 +302,54 @@ TEST(SentencePieceModelTest, ATextWithAControlSymbolIsRefusedWhereTheLibraryCann
   EXPECT_EQ(tokenizer->encode("aac"), (Ids{4, 5, 5, 6}));
   expect_error(ErrorKind::InvalidArgument, {"\xc2\xb6", "control symbol"}, [&] { tokenizer->encode("aa\xc2\xb6"); });
   expect_error(ErrorKind::InvalidArgument, {mark + "c", "control symbol"}, [&] { tokenizer->encode("cc"); });
+}
+
+// The library has room for 64 of them.
+TEST(SentencePieceModelTest, UserDefinedPiecesThatNestTooDeepAreRefused) {
+  Pieces pieces{{"<unk>", PieceType::Unknown}, {"b", PieceType::Normal}};
+  for (std::size_t i = 1; i <= 64; ++i) pieces.emplace_back(std::string(i, 'a'), PieceType::UserDefined);
+  for (std::size_t i = 1; i <= 64; ++i) pieces.emplace_back(std::string(i, 'c'), PieceType::UserDefined);
+  EXPECT_EQ(make_sentencepiece(small_model("bpe", pieces), "a.model")->encode(std::string(64, 'a')).back(), 65);
+  pieces.emplace_back(std::string(65, 'c'), PieceType::UserDefined);
+  expect_error(ErrorKind::Corrupt, {"a.model", "more than 64"},
+               [&] { make_sentencepiece(small_model("bpe", pieces), "a.model"); });
+}
+
+// The library looks characters up in it without a look at its size.
+TEST(SentencePieceModelTest, ADamagedTableOfNormalizationIsRefused) {
+  const Pieces pieces{{"<unk>", PieceType::Unknown}, {"a", PieceType::Normal}, {"b", PieceType::Normal}};
+  const auto load = [&](const std::vector<std::uint32_t>& trie, const std::string& replacements) {
+    return make_sentencepiece(small_model("unigram", pieces, normalization_table(trie, replacements)), "a.model");
+  };
+  // "b" becomes "a". The root's children begin at 256; that for "b" ends a key, and its children begin at 1, as its value does.
+  constexpr std::uint32_t kNone = 0x80000000U;
+  constexpr std::uint32_t kEndsKey = 1U << 8;
+  const auto unit = [](std::uint32_t at, std::uint32_t children, std::uint32_t label) { return (at ^ children) << 10 | label; };
+  constexpr std::uint32_t b = 256 ^ 'b';
+  std::vector<std::uint32_t> trie(512, kNone);
+  trie[0] = unit(0, 256, 0);
+  trie[b] = unit(b, 1, 'b' | kEndsKey);
+  const std::string replacements("a\0", 2);
+  EXPECT_EQ(load(trie, replacements)->encode("b").back(), 1);
+
+  const auto refused = [&](const std::vector<std::uint32_t>& damaged, const std::string& with) {
+    expect_error(ErrorKind::Corrupt, {"a.model", "table of normalization"}, [&] { load(damaged, with); });
+  };
+  refused(trie, "a");
+  refused(trie, "");
+  refused({}, replacements);
+  refused({trie.begin(), trie.end() - 1}, replacements);
+  refused({trie.begin(), trie.begin() + 256}, replacements);
+  std::vector<std::uint32_t> damaged = trie;
+  damaged[1] = kNone | 2;  // a replacement behind the last
+  refused(damaged, replacements);
+  damaged = trie;
+  damaged[b] = unit(b, 1024, 'b' | kEndsKey);
+  refused(damaged, replacements);
+  damaged[b] = unit(b, 256, 'b' | kEndsKey);  // "b", "bb", "bbb" and so on without an end
+  refused(damaged, replacements);
+  damaged[b] = unit(b, 256, 'b');
+  refused(damaged, replacements);
 }
 
 class Llama2TokenizerTest : public testing::Test {
