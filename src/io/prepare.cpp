@@ -40,7 +40,7 @@ bool is_ours(const std::string& folder) {
     }
     if (!is_one_of(name, {kTrain, kValid})) return false;
     for (const std::string& file : list_directory(path)) {
-      const bool shard = file.ends_with(".tokens") || file.ends_with(".documents");
+      const bool shard = file.ends_with(".tokens") || file.ends_with(".blocks") || file.ends_with(".documents");
       if (!shard && !is_one_of(file, {"index.json", "index.json.partial"})) return false;
     }
   }

@@ -1,7 +1,7 @@
 #include "io/shards.h"
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -20,15 +20,17 @@ using nlohmann::json;
 
 constexpr const char* kIndexFile = "index.json";
 constexpr const char* kFormat = "megalodon token shards";
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
+constexpr std::size_t kBlockBytes = std::size_t{1} << 16;  // of tokens, that have a checksum of their own
 constexpr std::int64_t kLargestVocab = std::numeric_limits<std::int32_t>::max();
 
 static_assert(std::endian::native == std::endian::little, "shards are little-endian and mapped as they are");
 
 struct ShardInfo {
   std::int64_t tokens = 0;
-  std::int64_t documents = 0;  // that begin in it
-  std::string tokens_checksum;
+  std::int64_t documents = 0;   // that begin in it
+  std::string tokens_checksum;  // of the whole file; nothing here needs it, other programs may
+  std::string blocks_checksum;
   std::string documents_checksum;
 };
 
@@ -44,6 +46,7 @@ std::string shard_path(const std::string& folder, std::size_t shard, const char*
 }
 
 std::string tokens_path(const std::string& folder, std::size_t shard) { return shard_path(folder, shard, ".tokens"); }
+std::string blocks_path(const std::string& folder, std::size_t shard) { return shard_path(folder, shard, ".blocks"); }
 std::string documents_path(const std::string& folder, std::size_t shard) { return shard_path(folder, shard, ".documents"); }
 
 [[noreturn]] void corrupt(const std::string& path, const std::string& what) {
@@ -62,7 +65,8 @@ struct ShardWriter::State {
   std::vector<ShardInfo> shards;  // the last one is being written while the files are open
   std::optional<FileWriter> tokens_file;
   std::optional<FileWriter> documents_file;
-  std::vector<std::byte> packed;
+  std::vector<std::byte> block;  // the one that is being filled
+  std::vector<std::uint64_t> block_checksums;
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
   bool inside_document = false;
@@ -76,22 +80,36 @@ struct ShardWriter::State {
 
   void close_shard() {
     if (!tokens_file) return;
+    close_block();
     tokens_file->finish();
     documents_file->finish();
+    FileWriter blocks_file(blocks_path(folder, shards.size() - 1));
+    blocks_file.write(block_checksums.data(), block_checksums.size() * sizeof(std::uint64_t));
+    blocks_file.finish();
+    block_checksums.clear();
+    shards.back().blocks_checksum = checksum_to_string(blocks_file.checksum());
     shards.back().tokens_checksum = checksum_to_string(tokens_file->checksum());
     shards.back().documents_checksum = checksum_to_string(documents_file->checksum());
     tokens_file.reset();
     documents_file.reset();
   }
 
+  void close_block() {
+    if (block.empty()) return;
+    block_checksums.push_back(xxh3_64(block.data(), block.size()));
+    tokens_file->write(block.data(), block.size());
+    block.clear();
+  }
+
   template <class T>
   void pack(std::span<const std::int32_t> ids) {
-    packed.resize(ids.size() * sizeof(T));
-    T* out = reinterpret_cast<T*>(packed.data());
+    const std::size_t filled = block.size();
+    block.resize(filled + ids.size() * sizeof(T));
+    T* out = reinterpret_cast<T*>(block.data() + filled);
     for (const std::int32_t id : ids) *out++ = static_cast<T>(id);
   }
 
-  // Tokens that fit the current shard.
+  // Tokens that fit the current shard and the current block.
   void write(std::span<const std::int32_t> ids) {
     if (!inside_document) {
       documents_file->write(&tokens, sizeof tokens);
@@ -104,7 +122,7 @@ struct ShardWriter::State {
       case DType::U16: pack<std::uint16_t>(ids); break;
       default: pack<std::int32_t>(ids); break;
     }
-    tokens_file->write(packed.data(), packed.size());
+    if (block.size() == kBlockBytes) close_block();
     shards.back().tokens += static_cast<std::int64_t>(ids.size());
     tokens += static_cast<std::int64_t>(ids.size());
   }
@@ -148,9 +166,8 @@ void ShardWriter::append(std::span<const std::int32_t> tokens) {
   while (!tokens.empty()) {
     if (state.tokens_file && state.shards.back().tokens == state.max_shard_tokens) state.close_shard();
     if (!state.tokens_file) state.open_shard();
-    constexpr std::size_t kMostAtOnce = std::size_t{1} << 16;  // what is packed in memory
     const auto room = static_cast<std::size_t>(state.max_shard_tokens - state.shards.back().tokens);
-    const std::size_t count = std::min({tokens.size(), room, kMostAtOnce});
+    const std::size_t count = std::min({tokens.size(), room, (kBlockBytes - state.block.size()) / size_of(state.dtype)});
     state.write(tokens.first(count));
     tokens = tokens.subspan(count);
   }
@@ -182,6 +199,7 @@ void ShardWriter::finish() {
     index["shards"].push_back({{"tokens", shard.tokens},
                                {"documents", shard.documents},
                                {"tokens_checksum", shard.tokens_checksum},
+                               {"blocks_checksum", shard.blocks_checksum},
                                {"documents_checksum", shard.documents_checksum}});
   }
   write_file_atomically(join_path(state.folder, kIndexFile), index.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
@@ -194,9 +212,13 @@ struct TokenDataset::State {
   struct Shard {
     ShardInfo info;
     MappedFile tokens;
+    MappedFile blocks;
     MappedFile documents;
     std::int64_t first_token = 0;     // its position over all shards
     std::int64_t first_document = 0;  // the number of documents that begin before it
+    // What was compared with its checksum and found whole: each block of tokens, and last the documents. Threads that come
+    // upon the same one each compare.
+    std::vector<std::atomic<bool>> whole;
   };
 
   std::string folder;
@@ -226,6 +248,10 @@ struct TokenDataset::State {
       shard.first_token = found_tokens;
       shard.first_document = found_documents;
       shard.tokens = map(tokens_path(folder, i), shard.info.tokens, size_of(dtype));
+      const std::size_t blocks = shard.tokens.size() / kBlockBytes + (shard.tokens.size() % kBlockBytes == 0 ? 0 : 1);
+      shard.blocks = map(blocks_path(folder, i), static_cast<std::int64_t>(blocks), sizeof(std::uint64_t));
+      compare(shard.blocks, shard.info.blocks_checksum);
+      shard.whole = std::vector<std::atomic<bool>>(blocks + 1);
       shard.documents = map(documents_path(folder, i), shard.info.documents, sizeof(std::int64_t));
       found_tokens += shard.info.tokens;  // files of these sizes exist, so the sums cannot overflow
       found_documents += shard.info.documents;
@@ -258,6 +284,7 @@ struct TokenDataset::State {
       shard.info.tokens = natural(value.at("tokens"));
       shard.info.documents = natural(value.at("documents"));
       shard.info.tokens_checksum = value.at("tokens_checksum").get<std::string>();
+      shard.info.blocks_checksum = value.at("blocks_checksum").get<std::string>();
       shard.info.documents_checksum = value.at("documents_checksum").get<std::string>();
       shards.push_back(std::move(shard));
     }
@@ -279,6 +306,27 @@ struct TokenDataset::State {
     return file;
   }
 
+  static void compare(const MappedFile& file, const std::string& stated) {
+    const std::string found = checksum_to_string(xxh3_64(file.data(), file.size()));
+    if (found == stated) return;
+    corrupt(file.path(), "the file is damaged: its checksum is " + found + ", but the index states " + stated);
+  }
+
+  // Compares the blocks of these bytes of a shard's tokens with their checksums, those that were not before.
+  static void compare_blocks(Shard& shard, std::size_t begin, std::size_t end) {
+    const auto* stated = reinterpret_cast<const std::uint64_t*>(shard.blocks.data());
+    for (std::size_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) {
+      if (shard.whole[block].load(std::memory_order_relaxed)) continue;
+      const std::size_t first = block * kBlockBytes;
+      const std::size_t bytes = std::min(kBlockBytes, shard.tokens.size() - first);
+      if (xxh3_64(shard.tokens.data() + first, bytes) != stated[block]) {
+        corrupt(shard.tokens.path(), "the file is damaged: bytes " + std::to_string(first) + " to " +
+                                         std::to_string(first + bytes) + " do not have their checksum");
+      }
+      shard.whole[block].store(true, std::memory_order_relaxed);
+    }
+  }
+
   // The shard that holds the token at `offset`, which must be inside.
   std::size_t shard_of(std::int64_t offset) const {
     const auto after = std::upper_bound(shards.begin(), shards.end(), offset,
@@ -286,18 +334,25 @@ struct TokenDataset::State {
     return static_cast<std::size_t>(after - shards.begin()) - 1;
   }
 
-  std::span<const std::int64_t> positions(const Shard& shard) const {
+  static std::span<const std::int64_t> positions(Shard& shard) {
+    if (!shard.whole.back().load(std::memory_order_relaxed)) {
+      compare(shard.documents, shard.info.documents_checksum);
+      shard.whole.back().store(true, std::memory_order_relaxed);
+    }
     return {reinterpret_cast<const std::int64_t*>(shard.documents.data()), static_cast<std::size_t>(shard.info.documents)};
   }
 
-  std::int64_t document_position(std::int64_t i) const {
+  std::int64_t document_position(std::int64_t i) {
     const auto after = std::upper_bound(shards.begin(), shards.end(), i,
                                         [](std::int64_t at, const Shard& shard) { return at < shard.first_document; });
-    const Shard& shard = *(after - 1);
-    const std::int64_t position = positions(shard)[static_cast<std::size_t>(i - shard.first_document)];
-    if (position < shard.first_token || position >= shard.first_token + shard.info.tokens) {
-      corrupt(shard.documents.path(),
-              "document " + std::to_string(i) + " begins at token " + std::to_string(position) + ", which is not in its shard");
+    Shard& shard = *(after - 1);
+    const auto place = static_cast<std::size_t>(i - shard.first_document);
+    const std::span<const std::int64_t> begins = positions(shard);
+    const std::int64_t position = begins[place];
+    const bool inside = position >= shard.first_token && position < shard.first_token + shard.info.tokens;
+    if (!inside || (place > 0 && position <= begins[place - 1])) {
+      corrupt(shard.documents.path(), "document " + std::to_string(i) + " begins at token " + std::to_string(position) +
+                                          (inside ? ", not behind the one before it" : ", which is not in its shard"));
     }
     return position;
   }
@@ -315,11 +370,13 @@ struct TokenDataset::State {
     }
   }
 
-  void read(std::int64_t offset, std::int64_t count, std::int32_t* out) const {
+  void read(std::int64_t offset, std::int64_t count, std::int32_t* out) {
     for (std::size_t i = count > 0 ? shard_of(offset) : 0; count > 0; ++i) {
-      const Shard& shard = shards[i];
+      Shard& shard = shards[i];
       const std::int64_t begin = offset - shard.first_token;
       const std::int64_t part = std::min(count, shard.info.tokens - begin);
+      compare_blocks(shard, static_cast<std::size_t>(begin) * size_of(dtype),
+                     static_cast<std::size_t>(begin + part) * size_of(dtype));
       switch (dtype) {
         case DType::U8: copy<std::uint8_t>(shard, begin, part, out); break;
         case DType::U16: copy<std::uint16_t>(shard, begin, part, out); break;
@@ -363,28 +420,11 @@ std::int64_t TokenDataset::document_at(std::int64_t offset) const {
   if (offset < 0 || offset >= tokens()) {
     throw Error(ErrorKind::InvalidArgument, "token " + std::to_string(offset) + " of " + std::to_string(tokens()), folder());
   }
-  const State::Shard& shard = state_->shards[state_->shard_of(offset)];
-  const auto positions = state_->positions(shard);
+  State::Shard& shard = state_->shards[state_->shard_of(offset)];
+  const auto positions = State::positions(shard);
   const auto after = std::upper_bound(positions.begin(), positions.end(), offset);
   // Where none of this shard's documents begins at or before the token, it belongs to the last one before the shard.
   return std::max<std::int64_t>(0, shard.first_document + (after - positions.begin()) - 1);
-}
-
-void TokenDataset::verify() const {
-  const auto compare = [](const MappedFile& file, const std::string& stated) {
-    const std::string found = checksum_to_string(xxh3_64(file.data(), file.size()));
-    if (found != stated) corrupt(file.path(), "the checksum is " + found + ", but the index states " + stated);
-  };
-  for (const State::Shard& shard : state_->shards) {
-    compare(shard.tokens, shard.info.tokens_checksum);
-    compare(shard.documents, shard.info.documents_checksum);
-  }
-  std::array<std::int32_t, 4096> ids{};
-  const auto step = static_cast<std::int64_t>(ids.size());
-  for (std::int64_t at = 0; at < tokens(); at += step) read(at, std::min(step, tokens() - at), ids.data());
-  for (std::int64_t i = 0; i < documents(); ++i) {
-    if (document_begin(i) >= document_begin(i + 1)) corrupt(folder(), "document " + std::to_string(i) + " has no tokens");
-  }
 }
 
 }  // namespace megalodon

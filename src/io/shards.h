@@ -1,8 +1,11 @@
 // Token shards: a data set as a folder of memory-mapped files.
 //   index.json        format, version, tokenizer, vocab_size, dtype, totals, and of each shard its names, sizes and checksums
 //   00000.tokens      token ids in the smallest of u8, u16, i32 that holds the vocabulary, little-endian
+//   00000.blocks      uint64, little-endian: the XXH3 checksum of each 64 KiB of the tokens
 //   00000.documents   int64, little-endian: the position, counted over all shards, of each document that begins in this shard
 // A document may go on in the next shard. index.json is written last and atomically, so a folder without it is unfinished.
+// Whoever reads compares with the checksums, a block of tokens or the documents of a shard when they are first used: damage is
+// found before it is trained on, and nothing is read twice.
 // A prepared data set has two such folders, DIR/train and DIR/valid (the latter only if asked for), beside the tokenizer.
 #pragma once
 
@@ -50,7 +53,7 @@ class ShardWriter {
 class TokenDataset {
  public:
   // Throws Error(NotFound) for a folder without index.json (unfinished, or no data set), Error(Corrupt) for an index that does
-  // not hold or files whose sizes are not those it states.
+  // not hold, files whose sizes are not those it states, or damaged checksums.
   explicit TokenDataset(const std::string& folder);
   ~TokenDataset();
   TokenDataset(TokenDataset&&) noexcept;
@@ -64,17 +67,15 @@ class TokenDataset {
   std::int64_t documents() const noexcept;  // at least 1
 
   // Copies tokens [offset, offset + count) to `out`. Throws Error(InvalidArgument) outside [0, tokens()), Error(Corrupt) naming
-  // the file for an id outside the vocabulary.
+  // the file for bytes that are not those written or an id outside the vocabulary.
   void read(std::int64_t offset, std::int64_t count, std::int32_t* out) const;
 
   // The position where document i begins, 0 <= i <= documents(); that of documents() is tokens().
-  // Throws Error(InvalidArgument) outside, Error(Corrupt) for a position that cannot be.
+  // Throws Error(InvalidArgument) outside, Error(Corrupt) for a file that is not as it was written, or a position that cannot be.
   std::int64_t document_begin(std::int64_t i) const;
-  // The document that the token at `offset` belongs to. Throws Error(InvalidArgument) outside [0, tokens()).
+  // The document that the token at `offset` belongs to. Throws Error(InvalidArgument) outside [0, tokens()), Error(Corrupt) for a
+  // file that is not as it was written.
   std::int64_t document_at(std::int64_t offset) const;
-
-  // Reads everything and compares checksums. Throws Error(Corrupt) naming the file that differs.
-  void verify() const;
 
  private:
   struct State;

@@ -689,7 +689,10 @@ class BadData(CliTest):
         self.refused(CORRUPT, (index,), "eval", self.model, "--data", data)
         index.write_text(whole)
         tokens = data / "train" / "00000.tokens"
-        tokens.write_bytes(tokens.read_bytes()[:-1])
+        content = tokens.read_bytes()
+        tokens.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        self.refused(CORRUPT, (tokens, "damaged"), "eval", self.model, "--data", data)
+        tokens.write_bytes(content[:-1])
         self.refused(CORRUPT, (tokens,), "eval", self.model, "--data", data)
         index.unlink()
         self.refused(NOT_FOUND, (data,), "eval", self.model, "--data", data)

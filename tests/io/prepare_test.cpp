@@ -88,7 +88,6 @@ TEST_F(PrepareTest, TextIsOneDocumentOfEachFile) {
   EXPECT_EQ(result.valid_tokens, 0);
   EXPECT_EQ(documents_of(train(), *tokenizer_), (std::vector<std::string>{"first text", long_text}));
   EXPECT_EQ(train().tokenizer(), "bytes");
-  train().verify();
   EXPECT_EQ(load_tokenizer(options_.out)->identity(), "bytes");
   EXPECT_FALSE(exists(options_.out + "/valid"));
   EXPECT_FALSE(exists(options_.out + ".partial"));

@@ -177,6 +177,30 @@ class Faults(unittest.TestCase):
         self.refused((process.returncode, out, err), IO, str(data / "train" / "00000.tokens"), "cut short")
         self.workshop.check("checkpoint", "verify", "run", cwd=run)
 
+    def test_a_flipped_bit_in_any_file_of_a_data_set(self):
+        data = self.workshop.folder / "flipped"
+        shutil.copytree(self.workshop.folder / "data", data)
+        run = self.new_run()
+        process = self.workshop.start("train", "run.toml", cwd=run)
+        self.wait_for_steps(process, run, 3)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        before = {name: files_of(run / "run/checkpoints" / name) for name in checkpoints(run)}
+        self.assertTrue(before)
+        for part in ("train", "valid"):
+            for kind in ("tokens", "blocks", "documents"):
+                with self.subTest(part=part, kind=kind):
+                    file = data / part / f"00000.{kind}"
+                    whole = file.read_bytes()
+                    flipped = bytearray(whole)
+                    flipped[len(flipped) * 3 // 5] ^= 1
+                    file.write_bytes(flipped)
+                    self.refused(self.train(run, "--resume", "--data.path", str(data)), CORRUPT, str(file), "damaged", "Prepare the data set again")
+                    file.write_bytes(whole)
+                    self.assertEqual({name: files_of(run / "run/checkpoints" / name) for name in before}, before)
+        self.workshop.check("train", "run.toml", "--resume", cwd=run)
+        self.same_bits(run)
+
     def test_a_clock_that_jumps(self):
         run = self.new_run()
         code, _, err = self.train(run, clock="jump")

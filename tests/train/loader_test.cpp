@@ -338,7 +338,7 @@ TEST(Loader, DamageIsSaidWhenItsBatchIsAskedFor) {
   Loader before(whole, data_config(DataMode::Fresh, 1, 10));
   const std::string file = whole.folder() + "/00000.tokens";
   std::string bytes = read_text_file(file);
-  bytes[5] = '\xff';  // token 2 is now outside the vocabulary: its window is that of tokens 0 to 9
+  bytes[5] ^= 1;  // in a block of all 97 tokens of the first shard
   remove_all(file);
   write_file_atomically(file, bytes);
   const TokenDataset damaged(whole.folder());
@@ -347,7 +347,7 @@ TEST(Loader, DamageIsSaidWhenItsBatchIsAskedFor) {
   for (int i = 0; i < 100; ++i) {
     const std::int64_t begin = begins(before.next())[0];
     const auto next = [&] { return begins(loader.next())[0]; };
-    if (begin == 0) {
+    if (begin < 97) {
       EXPECT_THROW(next(), Error);
       EXPECT_THROW(next(), Error);  // and so again
       loader.seek(loader.position() + 1);
@@ -356,7 +356,7 @@ TEST(Loader, DamageIsSaidWhenItsBatchIsAskedFor) {
       EXPECT_EQ(next(), begin);
     }
   }
-  EXPECT_EQ(errors, 1);
+  EXPECT_EQ(errors, 10);
 }
 
 }  // namespace
