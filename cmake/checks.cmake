@@ -31,6 +31,9 @@ if(NOT EXISTS ${python_with_packages})
   set(python_with_packages ${Python3_EXECUTABLE})
 endif()
 megalodon_check(tensorboard ${python_with_packages} tests/apps/tensorboard_test.py $<TARGET_FILE:megalodon_cli>)
-set_tests_properties(checks.tensorboard PROPERTIES SKIP_RETURN_CODE 77)
+file(GLOB tokenizers ${PROJECT_SOURCE_DIR}/tests/golden/tokenizers/*.json)
+megalodon_check(tokenizers ${python_with_packages} tests/io/compare_tokenizers.py $<TARGET_FILE:megalodon_cli> ${tokenizers}
+                ${PROJECT_SOURCE_DIR}/../shared/data/tokenizers/megalodon-hf.tokenizer.json --texts 500)
+set_tests_properties(checks.tensorboard checks.tokenizers PROPERTIES SKIP_RETURN_CODE 77)
 # The longest first, and those that use every processor not beside others.
 set_tests_properties(checks.clang_tidy checks.headers_alone PROPERTIES COST 1000 PROCESSORS ${processors})

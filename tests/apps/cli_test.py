@@ -250,6 +250,56 @@ class HappyPath(CliTest):
                      self.folder / "part", "--valid-fraction", 0.5, stdin=read)
         os.close(read)
 
+    def output(self, *arguments):
+        """What a command that may tell of its progress prints."""
+        code, out, err = run(*arguments)
+        self.assertEqual(code, 0, err)
+        return out
+
+    def prepared(self, *tokenizer):
+        data = self.folder / "data"
+        self.output("prepare", "--input", self.text, *tokenizer, "--valid-fraction", 0.25, "--out", data)
+        return data, json.loads((data / "train" / "index.json").read_text())["vocab_size"]
+
+    def train_and_generate(self, data, vocab_size, tokenizer_file):
+        """The model of a short run on the data has its tokenizer, evaluates text by it, and writes text."""
+        config = {**CONFIG, "vocab_size": vocab_size}
+        model = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
+        run_file = self.write("run.toml", f'out = "{self.folder}/run"\n[model]\n{model}[data]\npath = "{data}"\nlength = 32\nbatch = 2\n'
+                              '[optim]\nlr = 1e-3\n[train]\nsteps = 4\nvalidate_every = 2\nsample_every = 4\n')
+        self.assertIn(b"all 4 steps done", self.output("train", run_file))
+        trained = self.folder / "run"
+        newest = trained / "checkpoints" / "step-00000004"
+        self.assertEqual((newest / tokenizer_file).read_bytes(), (data / tokenizer_file).read_bytes())
+        size = len(TEXT.encode())
+        of_text = json.loads(self.output("eval", trained, "--json", "--data", self.text))
+        self.assertEqual(of_text["bytes"], size)
+        self.assertLess(of_text["tokens"], size)
+        parts = [json.loads(self.output("eval", trained, "--json", "--data", data / part)) for part in ("train", "valid")]
+        self.assertEqual(sum(part["bytes"] for part in parts), size)
+        code, out, err = run("generate", trained, "--prompt", "It was", "--max-tokens", 50, "--seed", 1, "--stats")
+        self.assertEqual(code, 0, err)
+        self.assertIn("generated  50 tokens", err)
+        out.decode()
+        code, _, err = run("train", run_file, "--out", self.folder / "other", "--model.vocab_size", vocab_size - 1)
+        self.assertEqual((code, err.count("\n")), (MISMATCH, 1), err)
+        self.assertIn(str(vocab_size), err)
+
+    def test_prepare_trains_a_tokenizer_that_the_model_keeps(self):
+        data, vocab_size = self.prepared("--train-sentencepiece", 290)
+        self.assertEqual(vocab_size, 290)
+        self.train_and_generate(data, vocab_size, "tokenizer.model")
+        code, _, err = run("prepare", "--input", self.text, "--train-sentencepiece", 259, "--out", self.folder / "small")
+        self.assertEqual(code, WRONG_USE, err)
+        self.assertIn("259 pieces are asked for", err)
+
+    def test_a_tokenizer_json_goes_from_prepare_to_generate(self):
+        for name in ("gpt2", "llama2"):
+            with self.subTest(name):
+                self.folder = self.shared / f"{self._testMethodName}_{name}"
+                self.folder.mkdir()
+                self.train_and_generate(*self.prepared("--tokenizer", ROOT / "tests" / "golden" / "tokenizers" / f"{name}.json"), "tokenizer.json")
+
     def test_eval_of_prepared_data_is_that_of_its_text(self):
         self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
         for part in ("data", "data/train"):
