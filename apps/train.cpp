@@ -100,9 +100,10 @@ double resident_bytes() {
 // The text data of a run, opened.
 struct Data {
   // The first data set has the tokenizer, and what is validated on.
-  explicit Data(const RunConfig& config) : tokenizer(load_tokenizer(config.data.sets().at(0).folder)) {
+  explicit Data(const RunConfig& config) {
     const std::vector<WeightedFolder> folders = config.data.sets();
     for (const WeightedFolder& set : folders) train.emplace_back(join_path(set.folder, "train"));
+    tokenizer = load_tokenizer(folders.at(0).folder);
     check(train[0]);
     const std::string beside = join_path(folders[0].folder, "valid");
     if (is_directory(beside)) check(valid.emplace(beside));

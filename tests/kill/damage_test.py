@@ -209,7 +209,7 @@ class TrainCommand(unittest.TestCase):
 
     def test_refuses_data_that_is_missing_or_too_short(self):
         run = self.new_run()
-        self.refused(run, NOT_FOUND, "../none", arguments=["--data.path", "../none"])
+        self.refused(run, NOT_FOUND, "../none/train", "no finished data set", "megalodon prepare", arguments=["--data.path", "../none"])
         self.refused(run, WRONG_USE, "tokens; the data set has", "data.length", arguments=["--data.length", "16000"])
         self.refused(run, MISMATCH, "vocab_size = 256", arguments=["--vocab_size", "100"])
         self.assertFalse((run / "run").exists())
