@@ -85,7 +85,7 @@ class NormalizationTable {
     if (bytes.size() < sizeof size) return;
     std::memcpy(&size, bytes.data(), sizeof size);
     bytes.remove_prefix(sizeof size);
-    if (size > bytes.size() || size % (kBlock * sizeof(std::uint32_t)) != 0) return;
+    if (size == 0 || size > bytes.size() || size % (kBlock * sizeof(std::uint32_t)) != 0) return;
     units_.resize(size / sizeof(std::uint32_t));
     std::memcpy(units_.data(), bytes.data(), size);
     replacements_ = bytes.substr(size);
