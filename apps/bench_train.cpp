@@ -13,6 +13,7 @@
 #include "apps/format.h"
 #include "core/rng.h"
 #include "megalodon/error.h"
+#include "model/flops.h"
 #include "train/update.h"
 
 namespace megalodon::apps {
@@ -135,6 +136,8 @@ void train(const Options& options) {
   const auto tokens = static_cast<double>(options.batch * options.length);
   const double rate = 6 * static_cast<double>(model->layout().total()) * tokens / step.seconds;
   const double share = rate / ceilings.best().products(options.dtype);
+  const double mfu =
+      training_flops(model->config(), options.batch, options.length) / step.seconds / ceilings.best().products(options.dtype);
   const double outside = share_outside_products(step.profile, step.profiled);
   if (options.json) {
     Json report = options.about(*model);
@@ -151,6 +154,7 @@ void train(const Options& options) {
     report["tokens_per_second"] = tokens / step.seconds;
     report["flops"] = rate;
     report["share_of_product"] = share;
+    report["mfu"] = mfu;
     report["share_outside_products_and_attention"] = outside;
     report["profile"] = profile_to_json(step.profile, step.profiled, 1);
     std::cout << report.dump(2) << "\n";
@@ -169,6 +173,7 @@ void train(const Options& options) {
             << (whole_seconds > 0 ? format("documents  %lld a window: %.3f of the tokens/s of windows of one, in turns\n",
                                            static_cast<long long>(options.documents), whole_seconds / step.seconds)
                                   : std::string())
+            << format("MFU        %.1f %% of it by what is multiplied: products with weights, and attention\n", 100 * mfu)
             << format("outside    %.1f %% of the step is neither products nor attention\n", 100 * outside);
   print_profile(step.profile, step.profiled, 1);
 }

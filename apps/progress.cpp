@@ -30,30 +30,29 @@ std::string bar(double share) {
 }  // namespace
 
 Progress::Progress(std::string label, std::string unit)
-    : label_(std::move(label)), unit_(std::move(unit)), terminal_(isatty(STDERR_FILENO) != 0) {}
-
-Progress::~Progress() {
-  if (drawn_ && terminal_) std::fprintf(stderr, "\r\033[K");
-}
+    : label_(std::move(label)), unit_(std::move(unit)), line_(STDERR_FILENO) {}
 
 double Progress::seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
 void Progress::update(std::int64_t done, std::int64_t total) {
   const auto now = Clock::now();
-  if (std::chrono::duration<double>(now - last_).count() < (terminal_ ? kRedrawSeconds : kLineSeconds)) return;
+  if (std::chrono::duration<double>(now - last_).count() < (line_.on_terminal() ? kRedrawSeconds : kLineSeconds)) return;
   last_ = now;
-  drawn_ = true;
   const double elapsed = seconds();
   const double rate = static_cast<double>(done) / std::max(elapsed, 1e-9);
   std::string line = label_ + "  ";
   if (total > 0) {
     const double share = std::clamp(static_cast<double>(done) / static_cast<double>(total), 0.0, 1.0);
-    line += (terminal_ ? bar(share) : std::string()) + format("%3.0f %%  ", 100 * share) + rate_text(rate, unit_);
+    line += (line_.on_terminal() ? bar(share) : std::string()) + format("%3.0f %%  ", 100 * share) + rate_text(rate, unit_);
     if (done > 0) line += "  " + format_duration(elapsed * (1 - share) / std::max(share, 1e-9)) + " left";
   } else {
     line += rate_text(rate, unit_) + "  " + format_duration(elapsed);
   }
-  std::fprintf(stderr, terminal_ ? "\r%s\033[K" : "%s\n", line.c_str());
+  if (line_.on_terminal()) {
+    line_.draw(line);
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
 }
 
 }  // namespace megalodon::apps

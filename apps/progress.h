@@ -5,16 +5,14 @@
 #include <cstdint>
 #include <string>
 
+#include "apps/status_line.h"
+
 namespace megalodon::apps {
 
 class Progress {
  public:
   // label: what is being done; unit: what is counted, "B" for bytes ("MB/s") or a plural ("tokens")
   Progress(std::string label, std::string unit);
-  // Wipes the bar, so that what is printed next stands alone.
-  ~Progress();
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
 
   // Cheap enough to be called often. total 0 means that it is not known.
   void update(std::int64_t done, std::int64_t total);
@@ -25,8 +23,7 @@ class Progress {
 
   std::string label_;
   std::string unit_;
-  bool terminal_;
-  bool drawn_ = false;
+  StatusLine line_;
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_ = start_;
 };

@@ -2,12 +2,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <deque>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -19,18 +16,14 @@
 #include "apps/environment.h"
 #include "apps/format.h"
 #include "apps/run_lock.h"
-#include "infer/generator.h"
+#include "apps/train_printer.h"
 #include "io/file.h"
 #include "megalodon/error.h"
-#include "train/metrics.h"
-#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace megalodon::apps {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string file;
@@ -88,15 +81,6 @@ void let_go_of_output() {
   if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
 }
 
-// Resident memory of this process in bytes; 0 where the system does not tell.
-double resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  double total = 0;
-  double resident = 0;
-  statm >> total >> resident;
-  return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
-}
-
 // The text data of a run, opened.
 struct Data {
   // The first data set has the tokenizer, and what is validated on.
@@ -146,7 +130,25 @@ std::string data_text(const RunConfig& config, const Data& data) {
   return text;
 }
 
-void print_header(const RunConfig& config, const Data& data, const Context& ctx) {
+// Before anything of the run is in a GPU's memory.
+MachineFacts look_at_machine(Context& ctx, DType dtype) {
+  MachineFacts machine;
+  if (ctx.accelerator()) machine.free_gpu_bytes = ctx.accelerator()->free_bytes();
+  try {
+    machine.product_rate = measure_product_rate(ctx, dtype);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::OutOfMemory) throw;
+  }
+  return machine;
+}
+
+// "477 GFLOP/s in f32"
+std::string products_text(const MachineFacts& machine, DType dtype) {
+  if (machine.product_rate == 0) return "an unknown rate: no MFU will be shown";
+  return format("%.0f GFLOP/s in %s", machine.product_rate / 1e9, dtype == DType::BF16 ? "bf16" : "f32");
+}
+
+void print_header(const RunConfig& config, const Data& data, const Context& ctx, const MachineFacts& machine) {
   const ModelConfig& m = config.model;
   const ParameterLayout layout(m);
   const TrainingMemory memory = plan_training(config, ctx.place());
@@ -169,126 +171,11 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx)
             << format("%g", config.optim.clip) << "\n"
             << "memory      " << mebi(memory.total()) << ": " << parts << "\n"
             << "device      "
-            << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads") << "\n"
+            << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads")
+            << ", products at " << products_text(machine, config.train.dtype) << "\n"
             << "run         " << config.out << ", " << with_commas(config.train.steps) << " steps\n"
             << std::flush;
 }
-
-// What the user sees of a run, and its metrics file.
-class Printer : public TrainerObserver {
- public:
-  Printer(Context& ctx, const RunConfig& config, const Tokenizer& tokenizer, std::int64_t first_step)
-      : ctx_(ctx),
-        config_(config),
-        tokenizer_(tokenizer),
-        metrics_(join_path(config.out, "metrics.jsonl"), first_step),
-        board_(config.out, first_step),
-        first_step_(first_step) {}
-
-  void on_step(const StepReport& r) override {
-    append_to_logs(r);
-    tokens_ += r.tokens;
-    seconds_ += r.seconds;
-    all_seconds_ += r.seconds;
-    data_seconds_ += r.data_seconds;
-    if (r.skipped) {
-      std::cout << "step " << r.step << " skipped" << (r.outlier ? " as an outlier" : "") << ": loss " << r.loss
-                << ", gradient norm " << r.grad_norm << " (" << r.skipped_total << " skipped so far)\n"
-                << std::flush;
-    }
-    if (r.step % config_.train.log_every == 0 || r.step == r.steps || r.step == first_step_ + 1) print_line(r);
-    if (r.valid_loss) print_validation("validation", *r.valid_loss, r.best ? ", the best so far" : "");
-    for (const ValidationLoss& valid : r.other_valid) print_validation("  " + valid.name, valid.loss, "");
-  }
-
-  void on_sample(std::int64_t step, const Megalodon& model) override {
-    std::string text;
-    try {
-      Generator generator(ctx_, model, tokenizer_.vocab_size());
-      PromptReader prompt(generator, tokenizer_, "train.sample_prompt");
-      prompt.push(config_.train.sample_prompt);
-      prompt.finish();
-      GenerateOptions options;
-      options.max_tokens = config_.train.sample_tokens;
-      options.sampler.temperature = 0.8;
-      options.sampler.seed = static_cast<std::uint64_t>(step);
-      generate(generator, tokenizer_, options, [&](std::int32_t, std::string_view piece) {
-        text += piece;
-        return true;
-      });
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::NotFinite) throw;
-      text = std::string("(") + error.what() + ")";
-    }
-    std::string lines = config_.train.sample_prompt + text;
-    for (char& c : lines) {  // what a young model writes must not command the terminal
-      if ((static_cast<unsigned char>(c) < ' ' && c != '\n' && c != '\t') || c == 0x7f) c = '?';
-    }
-    for (std::size_t at = 0; (at = lines.find('\n', at)) != std::string::npos; at += 7) lines.replace(at, 1, "\n      ");
-    std::cout << "  sample\n      " << lines << "\n" << std::flush;
-  }
-
-  // The part of the steps that went by waiting for batches.
-  double data_share() const { return data_seconds_ / std::max(all_seconds_, 1e-9); }
-
-  void before_checkpoint() override { metrics_.sync(); }
-
-  void on_checkpoint(std::int64_t, const std::string& folder) override {
-    std::cout << "  checkpoint    " << folder << "\n" << std::flush;
-  }
-
-  void on_checkpoint_failed(std::int64_t step, const std::string& what) override {
-    std::cout << "  checkpoint    of step " << step << " failed, the run goes on: " << what << "\n" << std::flush;
-  }
-
- private:
-  static void print_validation(const std::string& name, double loss, const char* rest) {
-    std::cout << format("  %-13s loss %.4f (perplexity %.2f)%s\n", name.c_str(), loss, std::exp(loss), rest) << std::flush;
-  }
-
-  // What a full disk does not take now is kept and written later; a checkpoint waits for it.
-  void append_to_logs(const StepReport& r) {
-    std::string what;
-    const auto append = [&](auto& log) {
-      try {
-        log.append(r);
-      } catch (const Error& error) {
-        if (error.kind() != ErrorKind::Io) throw;
-        what = error.what();
-      }
-    };
-    append(metrics_);
-    append(board_);
-    if (!what.empty() && !logs_fail_) std::cout << "  log           kept in memory for now: " << what << "\n" << std::flush;
-    logs_fail_ = !what.empty();
-  }
-
-  void print_line(const StepReport& r) {
-    const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
-    const double left = elapsed / static_cast<double>(r.step - first_step_) * static_cast<double>(r.steps - r.step);
-    const auto speed = std::llround(static_cast<double>(tokens_) / std::max(seconds_, 1e-9));
-    const int width = static_cast<int>(std::to_string(r.steps).size());
-    std::cout << format("step %*lld/%lld  loss %7.4f  lr %.2e  norm %8.3f  %s tok/s  %s  %s left\n", width,
-                        static_cast<long long>(r.step), static_cast<long long>(r.steps), r.loss, r.lr, r.grad_norm,
-                        with_commas(speed).c_str(), format_bytes(resident_bytes()).c_str(), format_duration(left).c_str())
-              << std::flush;
-    tokens_ = 0;
-    seconds_ = 0;
-  }
-
-  Context& ctx_;
-  const RunConfig& config_;
-  const Tokenizer& tokenizer_;
-  MetricsLog metrics_;
-  TensorBoardLog board_;
-  bool logs_fail_ = false;
-  std::int64_t first_step_;
-  Clock::time_point begin_ = Clock::now();
-  std::int64_t tokens_ = 0;  // since the last line
-  double seconds_ = 0;
-  double all_seconds_ = 0;   // since the beginning
-  double data_seconds_ = 0;  // of those, waited for batches
-};
 
 RunConfig configure(Options& options) {
   if (options.file.empty() && options.resume) {  // `megalodon train --out RUN --resume` goes on with the run's own file
@@ -364,7 +251,8 @@ void run(Options& options) {
   if (!options.resume) refuse_used_folder(config.out);
   const Data data(config);
   Context ctx = open_context(config.train.device, static_cast<int>(config.train.threads));
-  print_header(config, data, ctx);
+  const MachineFacts machine = look_at_machine(ctx, config.train.dtype);
+  print_header(config, data, ctx, machine);
   Trainer trainer(ctx, config, *data.mix, data.valid ? &*data.valid : nullptr, *data.tokenizer, data.sets);
 
   create_directories(config.out);
@@ -378,7 +266,7 @@ void run(Options& options) {
   if (!append_environment(config, trainer.progress().step, ctx, parts)) {
     std::cout << "data        another data set than before, of the same size\n" << std::flush;
   }
-  Printer printer(ctx, config, *data.tokenizer, trainer.progress().step);
+  TrainPrinter printer(ctx, config, *data.tokenizer, trainer.progress().step, machine);
   catch_signals();
   bool output_lost = false;
   const auto stop = [&] {
@@ -386,7 +274,7 @@ void run(Options& options) {
     return stop_wanted.load();
   };
   const bool done = trainer.run(printer, stop, [] { return save_wanted.exchange(false); });
-  std::cout << format("waiting for data took %.2f %% of the steps\n", 100 * printer.data_share());
+  printer.finish();
   print_end(config, data, trainer, done);
   if (!reached_by_output() || output_lost) let_go_of_output();
 }

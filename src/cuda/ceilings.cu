@@ -44,7 +44,16 @@ double best_seconds(Gpu& gpu, Work&& work) {
   return 1e-3 * static_cast<double>(best);
 }
 
-double product_rate(Context& ctx, DType dtype) {
+double copy_rate(Context& ctx) {
+  constexpr std::size_t kBytes = std::size_t{4} << 30;
+  const Buffer from(kBytes, "ceilings", ctx.accelerator());
+  const Buffer to(kBytes, "ceilings", ctx.accelerator());
+  return 2.0 * kBytes / best_seconds(gpu_of(ctx), [&] { ctx.accelerator()->copy_inside(to.data(), from.data(), kBytes); });
+}
+
+}  // namespace
+
+double measure_matmul_rate(Context& ctx, DType dtype) {
   constexpr std::int64_t kSize = 8192;
   Gpu& gpu = gpu_of(ctx);
   const std::size_t bytes = kSize * kSize * size_of(dtype);
@@ -65,19 +74,10 @@ double product_rate(Context& ctx, DType dtype) {
   return 2.0 * kSize * kSize * kSize / best_seconds(gpu, [&] { matmul(ctx, op, a.data(), b.data(), c.data()); });
 }
 
-double copy_rate(Context& ctx) {
-  constexpr std::size_t kBytes = std::size_t{4} << 30;
-  const Buffer from(kBytes, "ceilings", ctx.accelerator());
-  const Buffer to(kBytes, "ceilings", ctx.accelerator());
-  return 2.0 * kBytes / best_seconds(gpu_of(ctx), [&] { ctx.accelerator()->copy_inside(to.data(), from.data(), kBytes); });
-}
-
-}  // namespace
-
 Ceilings measure_ceilings(Context& ctx) {
   Ceilings ceilings;
-  ceilings.products_f32 = product_rate(ctx, DType::F32);
-  ceilings.products_bf16 = product_rate(ctx, DType::BF16);
+  ceilings.products_f32 = measure_matmul_rate(ctx, DType::F32);
+  ceilings.products_bf16 = measure_matmul_rate(ctx, DType::BF16);
   ceilings.read = ceilings.copy = copy_rate(ctx);
   return ceilings;
 }

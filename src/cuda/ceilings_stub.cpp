@@ -4,8 +4,13 @@
 
 namespace megalodon::cuda {
 
-Ceilings measure_ceilings(Context& /*ctx*/) {
-  throw Error(ErrorKind::Unsupported, "this program was built without CUDA", "device cuda");
-}
+namespace {
+
+[[noreturn]] void refuse() { throw Error(ErrorKind::Unsupported, "this program was built without CUDA", "device cuda"); }
+
+}  // namespace
+
+double measure_matmul_rate(Context& /*ctx*/, DType /*dtype*/) { refuse(); }
+Ceilings measure_ceilings(Context& /*ctx*/) { refuse(); }
 
 }  // namespace megalodon::cuda

@@ -28,6 +28,7 @@ void MetricsLog::append(const StepReport& report) {
                               {"grad_norm", report.grad_norm}, {"tokens", report.tokens}, {"seconds", report.seconds},
                               {"epoch", report.epoch}};
   json["data_seconds"] = report.data_seconds;
+  if (report.mfu) json["mfu"] = *report.mfu;
   if (!report.epochs.empty()) json["epochs"] = report.epochs;
   if (report.objective) json["objective"] = *report.objective;
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;

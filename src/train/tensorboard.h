@@ -20,8 +20,8 @@ class TensorBoardLog {
   // Throws Error(Io).
   TensorBoardLog(const std::string& run, std::int64_t after);
 
-  // loss/train, loss/valid, optim/lr, optim/grad_norm, speed/tokens_per_second, data/epoch. Throws Error(Io), for a full disk
-  // too.
+  // loss/train, loss/valid, optim/lr, optim/grad_norm, speed/tokens_per_second, speed/mfu, data/epoch. Throws Error(Io), for a
+  // full disk too.
   void append(const StepReport& report);
 
  private:

@@ -54,6 +54,7 @@ struct StepReport {
   std::int64_t tokens = 0;
   double seconds = 0;
   double data_seconds = 0;     // of them, spent waiting for batches
+  std::optional<double> mfu;   // the share of the machine's matrix rate; not told by the trainer, which does not know it
   double epoch = 0;            // passes over the data; of a mix over its first set
   std::vector<double> epochs;  // of a mix: over each set
   bool skipped = false;        // the loss or the norm was not finite or an outlier: parameters and moments are as they were

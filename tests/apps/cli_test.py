@@ -444,6 +444,9 @@ class HappyPath(CliTest):
         self.check_profile(report, report["step_seconds"])
         self.assertGreater(report["onednn_f32_flops"], 0)
         self.assertGreater(report["read_bandwidth"], 0)
+        # The matrices have 2 x 9,984 weights in layers and 8,192 in the head; 2 x 36 pairs of a window's 16 tokens see each other.
+        operations = 6 * 2 * (16 * (2 * 9984 + 8192) + 72 * 2 * (16 + 48))
+        self.assertAlmostEqual(report["mfu"] * report["onednn_f32_flops"] * report["step_seconds"] / operations, 1)
         report = json.loads(self.ok("bench", "prefill", "--model", self.model, "--length", 50, "--json"))
         self.check_profile(report, report["seconds"])
         report = json.loads(self.ok("bench", "decode", "--model", self.model, "--batch", 3, "--tokens", 2, "--context", 5, 20,

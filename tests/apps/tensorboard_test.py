@@ -26,7 +26,8 @@ with tempfile.TemporaryDirectory() as folder:
     events = EventAccumulator(str(run / "run"))
     events.Reload()
     lines = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
-    for tag, key in (("loss/train", "loss"), ("optim/lr", "lr"), ("optim/grad_norm", "grad_norm"), ("data/epoch", "epoch")):
+    for tag, key in (("loss/train", "loss"), ("optim/lr", "lr"), ("optim/grad_norm", "grad_norm"), ("data/epoch", "epoch"),
+                     ("speed/mfu", "mfu")):
         seen = [(e.step, e.value) for e in events.Scalars(tag)]
         told = [(line["step"], line[key]) for line in lines]
         assert [s for s, _ in seen] == [s for s, _ in told] == list(range(1, 21)), (tag, seen)

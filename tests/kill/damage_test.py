@@ -6,6 +6,7 @@ cannot be: one clear line, the exit code of its kind, and the checkpoints as the
 
 import json
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -60,13 +61,18 @@ class TrainCommand(unittest.TestCase):
         return err
 
     def test_shows_its_progress(self):
-        for part in ("parameters", "memory", "loss", "lr", "norm", "tok/s", "MiB", "left", "validation", "sample", "checkpoint",
-                     f"all {STEPS} steps done"):
+        for part in ("parameters", "memory", "GFLOP/s in f32", "tok ", "loss", "valid ", "lr", "norm", "tok/s", "MFU", "MiB", "left",
+                     "validation", "sample", "checkpoint", f"all {STEPS} steps done"):
             self.assertIn(part, self.output)
         metrics = metrics_of(self.straight)
         self.assertEqual([line["step"] for line in metrics], list(range(1, STEPS + 1)))
         self.assertEqual([line["step"] for line in metrics if "valid_loss" in line], [7, 14, 21, 28, 35, 40])
         self.assertLess(metrics[-1]["loss"], metrics[0]["loss"] - 1)
+        # The matrices have 2 x 7,680 weights in layers and 8,192 in the head; 4 x 136 pairs of a window's 64 tokens see each other.
+        operations = 6 * 2 * 4 * (64 * (2 * 7680 + 8192) + 544 * 2 * (16 + 32))
+        rate = 1e9 * float(re.search(r"products at (\d+) GFLOP/s", self.output)[1])
+        for line in map(json.loads, (self.straight / "run" / "metrics.jsonl").read_text().splitlines()):
+            self.assertAlmostEqual(line["mfu"] * line["seconds"] * rate / operations, 1, delta=0.1)  # the printed rate is rounded
 
     def test_the_run_folder_is_a_model(self):
         for model in ("run", "run/checkpoints/" + checkpoints(self.straight)[-1]):

@@ -114,8 +114,9 @@ def files_of(folder):
 
 def metrics_of(run):
     """The metrics without what a clock decides."""
+    clocked = ("seconds", "data_seconds", "mfu")
     lines = (run / "run" / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "data_seconds")} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in clocked} for line in lines]
 
 
 def difference(run, straight, ignore=()):

@@ -101,12 +101,15 @@ TEST_F(MetricsTest, WritesWhatIsNotFiniteAsNull) {
   metrics.append(bad);
   StepReport good = report(2);
   good.valid_loss = 2.5;
+  good.mfu = 0.625;
   metrics.append(good);
   const auto all = lines();
   EXPECT_TRUE(all[0]["loss"].is_null());
   EXPECT_TRUE(all[0]["grad_norm"].is_null());
   EXPECT_EQ(all[0]["skipped"], true);
   EXPECT_EQ(all[1]["valid_loss"], 2.5);
+  EXPECT_EQ(all[1]["mfu"], 0.625);
+  EXPECT_FALSE(all[0].contains("mfu"));
   EXPECT_FALSE(all[1].contains("skipped"));
 }
 
