@@ -4,31 +4,14 @@
 #include <nlohmann/json.hpp>
 
 #include "cpu/machine.h"
-#include "io/checksum.h"
 #include "io/file.h"
 #include "megalodon/error.h"
 
 namespace megalodon::apps {
 
-namespace {
-
-using Json = nlohmann::ordered_json;
-
-// The parts of the data as the last line that is whole has them; null where there is none.
-Json data_before(const std::string& path) {
-  Json before;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.contains("data")) before = json["data"];
-  }
-  return before;
-}
-
-}  // namespace
-
-bool append_environment(const RunConfig& config, std::int64_t step, Context& ctx, const std::vector<const TokenDataset*>& parts) {
+void append_environment(const RunConfig& config, std::int64_t step, Context& ctx, const std::vector<const TokenDataset*>& parts) {
   const std::string path = join_path(config.out, "environment.jsonl");
+  using Json = nlohmann::ordered_json;
   const cpu::Machine machine = cpu::this_machine();
   Json data = Json::array();
   Json folders = Json::array();
@@ -37,9 +20,8 @@ bool append_environment(const RunConfig& config, std::int64_t step, Context& ctx
     data.push_back({{"tokenizer", part->tokenizer()},
                     {"tokens", part->tokens()},
                     {"documents", part->documents()},
-                    {"index", checksum_to_string(checksum_file(join_path(part->folder(), "index.json")))}});
+                    {"index", part->identity()}});
   }
-  const Json before = data_before(path);
   const Json line{{"step", step},
                   {"program", std::string("megalodon ") + MEGALODON_VERSION},
                   {"compiler", __VERSION__},
@@ -57,7 +39,6 @@ bool append_environment(const RunConfig& config, std::int64_t step, Context& ctx
   std::ofstream file(path, std::ios::app);
   file << line.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n" << std::flush;
   if (!file) throw Error(ErrorKind::Io, "cannot write", path, "Check that the disk is not full and who owns the file");
-  return before.is_null() || before == data;
 }
 
 }  // namespace megalodon::apps

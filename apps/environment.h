@@ -13,8 +13,7 @@
 namespace megalodon::apps {
 
 // Appends the line of a start at `step`: versions, compiler, machine, seeds, and the data's identity, the checksum of each part's
-// index.json, which holds those of its shards. Returns whether the data are those of the line before, where there is one. Throws
-// Error(Io).
-bool append_environment(const RunConfig& config, std::int64_t step, Context& ctx, const std::vector<const TokenDataset*>& parts);
+// index.json, which holds those of its shards. Throws Error(Io).
+void append_environment(const RunConfig& config, std::int64_t step, Context& ctx, const std::vector<const TokenDataset*>& parts);
 
 }  // namespace megalodon::apps

@@ -28,6 +28,7 @@ namespace {
 struct Options {
   std::string file;
   bool resume = false;
+  bool allow_other_data = false;
   RunOverrides overrides;
 };
 
@@ -201,7 +202,7 @@ void refuse_used_folder(const std::string& run) {
   }
 }
 
-void resume(Trainer& trainer, const std::string& run) {
+void resume(Trainer& trainer, const std::string& run, bool allow_other_data) {
   clean_checkpoints(run);
   const FoundCheckpoint found = find_checkpoint(run);
   for (const DamagedCheckpoint& damaged : found.damaged) {
@@ -211,7 +212,7 @@ void resume(Trainer& trainer, const std::string& run) {
     std::cout << "resume      no checkpoint in " << run << " yet: starting at step 0\n" << std::flush;
     return;
   }
-  const std::vector<std::string> notes = trainer.resume(found.folder);
+  const std::vector<std::string> notes = trainer.resume(found.folder, allow_other_data);
   std::cout << "resume      " << found.folder << " (step " << trainer.progress().step << ")\n";
   for (const std::string& note : notes) std::cout << "            " << note << "\n";
   for (const DamagedCheckpoint& damaged : found.damaged) {
@@ -257,15 +258,13 @@ void run(Options& options) {
 
   create_directories(config.out);
   const RunLock lock(config.out);
-  if (options.resume) resume(trainer, config.out);
+  if (options.resume) resume(trainer, config.out, options.allow_other_data);
   if (trainer.progress().step == 0 && !config.train.init.empty()) trainer.start_from(config.train.init);
   write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));
   std::vector<const TokenDataset*> parts;
   for (const TokenDataset& part : data.train) parts.push_back(&part);
   if (data.valid) parts.push_back(&*data.valid);
-  if (!append_environment(config, trainer.progress().step, ctx, parts)) {
-    std::cout << "data        another data set than before, of the same size\n" << std::flush;
-  }
+  append_environment(config, trainer.progress().step, ctx, parts);
   TrainPrinter printer(ctx, config, *data.tokenizer, trainer.progress().step, machine);
   catch_signals();
   bool output_lost = false;
@@ -286,7 +285,12 @@ void add_train_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "Train a model as a run file says; every key of the file is also a flag");
   command->add_option("run_file", options->file, "TOML file, see docs and examples/demo.toml; flags override it")
       ->type_name("FILE");
-  command->add_flag("--resume", options->resume, "Go on from the newest whole checkpoint of the run folder");
+  CLI::Option* resume =
+      command->add_flag("--resume", options->resume, "Go on from the newest whole checkpoint of the run folder");
+  command
+      ->add_flag("--allow-other-data", options->allow_other_data,
+                 "With --resume: go on though the data is not what the checkpoint was trained on")
+      ->needs(resume);
   for (const RunKey& key : run_keys()) {
     const std::string names = "--" + key.name + (key.short_name.empty() ? "" : ",--" + key.short_name);
     command

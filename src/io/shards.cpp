@@ -229,6 +229,8 @@ struct TokenDataset::State {
   std::int64_t documents = 0;
   std::vector<Shard> shards;
 
+  std::string identity;
+
   explicit State(const std::string& path) : folder(path) {
     const std::string index_path = join_path(folder, kIndexFile);
     if (!exists(index_path)) {
@@ -237,7 +239,9 @@ struct TokenDataset::State {
                   prepared ? "Name its folder train or valid" : "Make one with megalodon prepare");
     }
     try {
-      read_index(index_path, json::parse(read_text_file(index_path)));
+      const std::string index = read_text_file(index_path);
+      identity = checksum_to_string(xxh3_64(index.data(), index.size()));
+      read_index(index_path, json::parse(index));
     } catch (const json::exception&) {
       corrupt(index_path, "the index is not the JSON that it must be");
     }
@@ -396,6 +400,7 @@ TokenDataset& TokenDataset::operator=(TokenDataset&&) noexcept = default;
 
 const std::string& TokenDataset::folder() const noexcept { return state_->folder; }
 const std::string& TokenDataset::tokenizer() const noexcept { return state_->tokenizer; }
+const std::string& TokenDataset::identity() const noexcept { return state_->identity; }
 std::int64_t TokenDataset::vocab_size() const noexcept { return state_->vocab_size; }
 DType TokenDataset::dtype() const noexcept { return state_->dtype; }
 std::int64_t TokenDataset::tokens() const noexcept { return state_->tokens; }

@@ -61,6 +61,7 @@ class TokenDataset {
 
   const std::string& folder() const noexcept;
   const std::string& tokenizer() const noexcept;  // Tokenizer::identity() of what made it
+  const std::string& identity() const noexcept;   // the checksum of index.json, which holds those of the shards
   std::int64_t vocab_size() const noexcept;
   DType dtype() const noexcept;
   std::int64_t tokens() const noexcept;

@@ -97,9 +97,27 @@ void read_tensors(const std::string& path, const std::vector<NamedTensor>& targe
 Json data_json(const DataMix& data) {
   Json json{{"tokens", data.tokens()}, {"tokenizer", data.tokenizer()}};
   for (const DataMix::Part& part : data.parts()) {
+    json["index"].push_back(part.dataset->identity());
     if (data.parts().size() > 1) json["parts"].push_back({{"tokens", part.dataset->tokens()}, {"weight", part.weight}});
   }
   return json;
+}
+
+// "3000 tokens of data/train (index 0123456789abcdef)", one for each part of a mix with its weight before it. folders: may be
+// empty.
+std::string data_text(const Json& data, const std::vector<std::string>& folders = {}) {
+  const Json one = Json::array({Json{{"tokens", data.at("tokens")}}});
+  const Json parts = data.value("parts", one);
+  std::string text;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Json& part = parts.at(i);
+    text += i == 0 ? "" : " and ";
+    if (part.contains("weight")) text += "with weight " + part.at("weight").dump() + " ";
+    text += part.at("tokens").dump() + " tokens";
+    if (i < folders.size()) text += " of " + folders[i];
+    if (data.contains("index")) text += " (index " + data.at("index").at(i).get<std::string>() + ")";
+  }
+  return text;
 }
 
 Json stats_json(const RunningStats& stats) {
@@ -151,7 +169,31 @@ bool is_worth_a_note(const std::string& key) {
          key == "train.ema" || key.starts_with("train.skip_");
 }
 
-std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where) {
+// Throws Error(Mismatch) for data that is not the checkpoint's, unless it is allowed; returns what to note then, else nothing.
+std::string compare_data(const Json& theirs, const CheckpointView& view, const std::string& where, bool allow_other_data) {
+  Json ours = data_json(view.dataset);
+  if (!theirs.contains("index")) ours.erase("index");  // an older checkpoint knows no identity
+  if (theirs == ours) return {};
+  if (theirs.at("tokenizer") != ours.at("tokenizer")) {
+    throw Error(
+        ErrorKind::Mismatch,
+        "the checkpoint is of the tokenizer " + theirs.at("tokenizer").dump() + ", the data of " + ours.at("tokenizer").dump(),
+        where, "Give data prepared with the checkpoint's tokenizer");
+  }
+  std::vector<std::string> folders;
+  for (const DataMix::Part& part : view.dataset.parts()) folders.push_back(part.dataset->folder());
+  if (allow_other_data) return "the data was " + data_text(theirs) + " and is " + data_text(ours, folders) + " from here on";
+  throw Error(
+      ErrorKind::Mismatch,
+      "the checkpoint was trained on other data: on " + data_text(theirs) + ", and this run would go on with " +
+          data_text(ours, folders),
+      where,
+      "Give the data and weights that this run began with, --allow-other-data to go on with these, or another folder with "
+      "--out");
+}
+
+std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView& view, const std::string& where,
+                                      bool allow_other_data) {
   const char* hint = "Give the settings that this run began with, or another folder with --out";
   std::vector<std::string> notes;
   const Json& run = trainer.at("run");
@@ -164,17 +206,8 @@ std::vector<std::string> compare_runs(const Json& trainer, const CheckpointView&
     }
     if (is_worth_a_note(key)) notes.push_back(key + " was " + there + " and is " + value + " from here on");
   }
-  const Json& data = trainer.at("data");
-  if (data.value("parts", Json()) != data_json(view.dataset).value("parts", Json())) {
-    throw Error(ErrorKind::Mismatch, "the checkpoint is of other data sets or of other weights than data.mix", where, hint);
-  }
-  if (data.at("tokens") != view.dataset.tokens() || data.at("tokenizer") != view.dataset.tokenizer()) {
-    throw Error(ErrorKind::Mismatch,
-                "the checkpoint is of a data set of " + data.at("tokens").dump() + " tokens by " + data.at("tokenizer").dump() +
-                    "; " + view.dataset.folder() + " has " + std::to_string(view.dataset.tokens()) + " by \"" +
-                    view.dataset.tokenizer() + "\"",
-                where, hint);
-  }
+  const std::string other_data = compare_data(trainer.at("data"), view, where, allow_other_data);
+  if (!other_data.empty()) notes.push_back(other_data);
   if (trainer.at("threads") != view.threads) {
     notes.push_back("train.threads was " + trainer.at("threads").dump() + " and is " + std::to_string(view.threads) +
                     " from here on: sums round otherwise, the last bits will differ");
@@ -317,7 +350,7 @@ std::string set_aside_checkpoint(const std::string& run, std::int64_t step) {
   return aside;
 }
 
-std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view) {
+std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view, bool allow_other_data) {
   Progress progress;
   const std::string path = join_path(folder, kTrainerFile);
   const std::vector<std::string> notes = read_json(path, [&](const Json& json) {
@@ -336,7 +369,7 @@ std::vector<std::string> load_checkpoint(const std::string& folder, const Checkp
       progress.losses = stats_of(json.at("losses"));
       progress.norms = stats_of(json.at("norms"));
     }
-    return compare_runs(json, view, folder);
+    return compare_runs(json, view, folder, allow_other_data);
   });
   for (const std::int64_t count : {progress.step, progress.updates, progress.skipped, progress.bad_in_a_row, progress.batches,
                                    progress.stale, progress.losses.count, progress.norms.count}) {

@@ -114,8 +114,9 @@ FoundCheckpoint find_checkpoint(const std::string& run);
 std::string set_aside_checkpoint(const std::string& run, std::int64_t step);
 
 // Fills everything that the view refers to from a verified folder. Returns a line for each setting that differs and may.
-// Throws Error(Mismatch) naming the first key that differs and may not (the model, the data and their order, accumulation,
-// seeds), Error(Corrupt). On a throw for the configuration nothing has been changed.
-std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view);
+// Throws Error(Mismatch) naming the first key that differs and may not (the model, the order of the data, accumulation, seeds),
+// or both identities of data that is not the same, unless allow_other_data, and of another tokenizer always; Error(Corrupt). On a
+// throw for the configuration nothing has been changed.
+std::vector<std::string> load_checkpoint(const std::string& folder, const CheckpointView& view, bool allow_other_data = false);
 
 }  // namespace megalodon

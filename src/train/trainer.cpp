@@ -171,8 +171,8 @@ CheckpointView Trainer::view() {
           average_ ? &*average_ : nullptr};
 }
 
-std::vector<std::string> Trainer::resume(const std::string& folder) {
-  std::vector<std::string> notes = load_checkpoint(folder, view());
+std::vector<std::string> Trainer::resume(const std::string& folder, bool allow_other_data) {
+  std::vector<std::string> notes = load_checkpoint(folder, view(), allow_other_data);
   loader_.seek(progress_.batches);
   last_checkpoint_ = folder;
   last_saved_step_ = progress_.step;

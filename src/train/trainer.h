@@ -92,7 +92,7 @@ class Trainer {
   // [model] that differs (dropout may), and what load_config and read_parameters throw.
   void start_from(const std::string& folder);
   // Goes on from a checkpoint; throws and returns as load_checkpoint does.
-  std::vector<std::string> resume(const std::string& folder);
+  std::vector<std::string> resume(const std::string& folder, bool allow_other_data = false);
   // Saves to config.out, prunes and waits for both. Returns the folder. Throws Error(Io).
   std::string save();
 

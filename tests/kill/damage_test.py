@@ -95,14 +95,24 @@ class TrainCommand(unittest.TestCase):
         self.assertNotEqual(train["index"], valid["index"])
         run = self.new_run()
         step, _ = self.workshop.stop_early(run)
-        self.assertNotIn("another data set", self.finish(run))
+        self.finish(run)
         self.assertEqual([line["step"] for line in starts(run)], [0, step])
         self.assertEqual(starts(run)[1]["data"], start["data"])
         # The same number of other tokens.
         text = self.workshop.folder / "other.txt"
         text.write_text((self.workshop.folder / "text.txt").read_text().replace("whale", "shark"))
         self.workshop.check("prepare", "--input", str(text), "--tokenizer", "bytes", "--valid-fraction", "0.1", "--out", str(run / "other"))
-        self.assertIn("another data set", self.workshop.check("train", "run.toml", "--resume", "--data.path", "other", cwd=run))
+        other = ("--resume", "--train.steps", "48", "--data.path", "other")
+        index = [json.loads(self.workshop.check("eval", "run", "--data", folder, "--json", cwd=run))["tokens"]
+                 for folder in ("other/train", "../data/train")]
+        self.assertEqual(index[0], index[1])
+        before = files_of(run / "run/checkpoints" / checkpoints(run)[-1])
+        self.refused(run, MISMATCH, f"(index {train['index']})", "of other/train (index ", "--allow-other-data", arguments=other)
+        self.assertEqual(files_of(run / "run/checkpoints" / checkpoints(run)[-1]), before)
+        out = self.workshop.check("train", "run.toml", *other, "--allow-other-data", cwd=run)
+        self.assertIn(f"(index {starts(run)[-1]['data'][0]['index']}) from here on", out)
+        self.assertNotEqual(starts(run)[-1]["data"][0]["index"], train["index"])
+        self.refused(run, WRONG_USE, "--allow-other-data", "--resume", arguments=["--allow-other-data"])
 
     def test_signals_save_and_stop(self):
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "megalodon/error.h"
@@ -242,10 +243,52 @@ TEST_F(CheckpointTest, RefusesAnotherConfigurationNamingTheKey) {
   other = c;
   other.data.seed = 9;
   EXPECT_THAT(resume_error(other, ErrorKind::Mismatch, folder), HasSubstr("data.seed"));
+}
 
+TEST_F(CheckpointTest, RefusesOtherDataUnlessAsked) {
+  const RunConfig c = config();
+  const std::string folder = advance(*trainer(c), 1);
+  const TokenDataset same(write_data("same", 3000));
+  EXPECT_EQ(same.identity(), train_->identity());
+  EXPECT_THAT(Trainer(ctx_, c, same, nullptr, *tokenizer_).resume(folder), IsEmpty());
+
+  ShardWriter writer(join_path(folder_, "other"), "bytes", 256);
+  writer.append(std::vector<std::int32_t>(3000, 'a'));
+  writer.finish();
+  const TokenDataset other(join_path(folder_, "other"));
   const TokenDataset shorter(write_data("shorter", 2000));
-  Trainer t(ctx_, c, shorter, nullptr, *tokenizer_);
-  EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { t.resume(folder); }), AllOf(HasSubstr("3000 tokens"), HasSubstr("has 2000")));
+  for (const TokenDataset* data : {&other, &shorter}) {
+    Trainer t(ctx_, c, *data, nullptr, *tokenizer_);
+    const std::vector<float> before = values(t.model().flat());
+    EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { t.resume(folder); }),
+                AllOf(HasSubstr(folder), HasSubstr("on 3000 tokens (index " + train_->identity() + ")"),
+                      HasSubstr(std::to_string(data->tokens()) + " tokens of " + data->folder() + " (index " + data->identity()),
+                      HasSubstr("--allow-other-data"), HasSubstr("--out")));
+    EXPECT_EQ(values(t.model().flat()), before);
+    EXPECT_EQ(t.progress().step, 0);
+  }
+
+  Trainer allowed(ctx_, c, other, nullptr, *tokenizer_);
+  EXPECT_THAT(allowed.resume(folder, /*allow_other_data=*/true),
+              ElementsAre(AllOf(HasSubstr(train_->identity()), HasSubstr(other.identity()), HasSubstr("from here on"))));
+  EXPECT_EQ(allowed.progress().step, 1);
+  const std::string later = advance(allowed, 1);  // is of the other data from now on
+  EXPECT_THAT(Trainer(ctx_, c, other, nullptr, *tokenizer_).resume(later), IsEmpty());
+  EXPECT_THAT(resume_error(c, ErrorKind::Mismatch, later), HasSubstr(other.identity()));
+}
+
+TEST_F(CheckpointTest, OneWithoutTheIdentityOfItsDataGoesOn) {
+  const RunConfig c = config();
+  const std::string folder = advance(*trainer(c), 1);
+  const std::string path = join_path(folder, "trainer.json");
+  auto json = nlohmann::ordered_json::parse(read_text_file(path));
+  EXPECT_EQ(json.at("data").at("index"), (std::vector<std::string>{train_->identity()}));
+  json["data"].erase("index");
+  std::ofstream(path) << json.dump();
+  EXPECT_THAT(trainer(c)->resume(folder), IsEmpty());
+  json["data"]["tokens"] = 2999;
+  std::ofstream(path) << json.dump();
+  EXPECT_THAT(resume_error(c, ErrorKind::Mismatch, folder), AllOf(HasSubstr("on 2999 tokens,"), HasSubstr("3000 tokens of ")));
 }
 
 TEST_F(CheckpointTest, SaysWhichSettingsChange) {

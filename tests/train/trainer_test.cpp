@@ -473,7 +473,8 @@ TEST_F(TrainerTest, AMixGoesOnFromACheckpointToTheSameBits) {
   EXPECT_EQ(values(second->model().flat()), values(straight->model().flat()));
   for (const DataMix& wrong : {DataMix({{train_.get(), 0.6}, {&other, 0.4}}), DataMix({{&other, 0.7}, {train_.get(), 0.3}}),
                                DataMix(*train_), DataMix({{train_.get(), 0.7}, {&other, 0.2}, {&other, 0.1}})}) {
-    EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { start(wrong)->resume(saved); }), HasSubstr("weights"));
+    EXPECT_THAT(error_of(ErrorKind::Mismatch, [&] { start(wrong)->resume(saved); }),
+                HasSubstr("on with weight 0.7 3000 tokens (index " + train_->identity() + ") and with weight 0.3 500 tokens"));
   }
 }
 
