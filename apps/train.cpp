@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <deque>
 #include <iostream>
@@ -221,10 +222,24 @@ void resume(Trainer& trainer, const std::string& run, bool allow_other_data) {
   std::cout << std::flush;
 }
 
+// Commands to be pasted: the program is named as it was called.
+void print_next_commands(const RunConfig& config, const Data& data) {
+  const std::string megalodon = "  " + shell_quoted(program_invocation_name);
+  const std::string run = shell_quoted(config.out);
+  std::string how = config.train.device == Device::Cuda ? " --device cuda" : "";
+  if (config.train.ema > 0) how += " --ema";
+  std::cout << "next:\n";
+  if (data.valid) std::cout << megalodon << " eval " << run << how << " --data " << shell_quoted(data.valid->folder()) << "\n";
+  std::cout << megalodon << " generate " << run << how << " --prompt \"The \" --max-tokens 200\n"
+            << megalodon << " plot " << run << " --out " << shell_quoted(join_path(config.out, "plot.html")) << "\n"
+            << std::flush;
+}
+
 void print_end(const RunConfig& config, const Data& data, const Trainer& trainer, bool done) {
   if (!done) {
     std::cout << "stopped at step " << trainer.progress().step << " of " << config.train.steps << "\n"
-              << "go on with:\n  megalodon train " << join_path(config.out, "run.toml") << " --resume\n"
+              << "go on with:\n  " << shell_quoted(program_invocation_name) << " train "
+              << shell_quoted(join_path(config.out, "run.toml")) << " --resume\n"
               << std::flush;
     return;
   }
@@ -241,9 +256,8 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
     std::cout << "\nbest: step " << progress.best_step << format(", loss %.4f, ", progress.best_loss)
               << join_path(config.out, "checkpoints/best");
   }
-  std::cout << "\nnext:\n";
-  if (data.valid) std::cout << "  megalodon eval " << config.out << " --data " << data.valid->folder() << "\n";
-  std::cout << "  megalodon generate " << config.out << " --prompt \"The \" --max-tokens 200\n" << std::flush;
+  std::cout << "\n";
+  print_next_commands(config, data);
 }
 
 void run(Options& options) {

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -300,14 +301,35 @@ class Faults(unittest.TestCase):
     def test_paths_with_spaces_and_letters_of_all_kinds(self):
         run = self.new_run(" with spaces, ü, 鯨 and 'quotes\"")
         shutil.copytree(self.workshop.folder / "data", run / "meine Daten é")
-        run_folder = "der Lauf 🐋"
-        arguments = ["--data.path", "meine Daten é", "--out", run_folder]
-        self.assertEqual(self.train(run, *arguments, "--train.steps", "16")[0], 0)
-        out = self.workshop.check("train", f"{run_folder}/run.toml", "--resume", "--train.steps", "24", cwd=run)
-        self.assertIn("all 24 steps done", out)
-        self.assertIn(run_folder, out)
+        run_folder = "Ann's Lauf 🐋"
+        (run / "mein Programm").mkdir()
+        program = run / "mein Programm" / "megalodon"
+        program.symlink_to(self.workshop.program)
+        process = subprocess.Popen([program, "train", "run.toml", "--data.path", "meine Daten é", "--out", run_folder,
+                                    "--train.steps", "100000"], cwd=run, stdout=subprocess.PIPE, text=True, errors="replace")
+        while process.poll() is None and not checkpoints(run, run_folder):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        out = process.communicate()[0]
+        self.assertEqual(process.returncode, 0)
+        step = int(re.search(r"stopped at step (\d+)", out)[1])
+
+        def pasted(command, *more):
+            done = subprocess.run(["bash", "-c", " ".join([command, *more])], cwd=run, capture_output=True)
+            self.assertEqual((done.returncode, done.stderr), (0, b""), command)
+            return done.stdout.decode(errors="replace")
+
+        (command,) = re.findall("^  (.*)$", out.split("go on with:\n")[1], re.M)
+        out = pasted(command, "--train.steps", str(step + 8))
+        self.assertIn(f"all {step + 8} steps done", out)
+        commands = re.findall("^  (.*)$", out.split("next:\n")[1], re.M)
+        self.assertEqual(len(commands), 3, commands)
+        self.assertIn("nats per token", pasted(commands[0]))
+        self.assertGreater(len(pasted(commands[1])), 10)
+        self.assertEqual(pasted(commands[2]), f"{run_folder}/plot.html\n")
+        self.assertTrue((run / run_folder / "plot.html").is_file())
         listed = json.loads(self.workshop.check("checkpoint", "list", run_folder, "--json", cwd=run))
-        self.assertEqual([(entry["step"], entry["whole"]) for entry in listed], [(16, True), (24, True)])
+        self.assertEqual((listed[-1]["step"], listed[-1]["whole"]), (step + 8, True))
         self.assertTrue(self.workshop.check("generate", run_folder, "--prompt", "é", "--max-tokens", "4", cwd=run))
 
 

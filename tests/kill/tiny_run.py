@@ -102,9 +102,9 @@ class Workshop:
         return out
 
 
-def checkpoints(run):
-    """The names in run/run/checkpoints, those of unfinished ones too."""
-    folder = run / "run" / "checkpoints"
+def checkpoints(run, name="run"):
+    """The names in run/NAME/checkpoints, those of unfinished ones too."""
+    folder = run / name / "checkpoints"
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
