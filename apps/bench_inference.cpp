@@ -7,8 +7,8 @@
 #include "apps/device.h"
 #include "apps/flags.h"
 #include "apps/format.h"
-#include "infer/window.h"
 #include "megalodon/error.h"
+#include "model/window.h"
 #include "ops/sample.h"
 
 namespace megalodon::apps {

@@ -12,9 +12,9 @@
 #include "cpu/machine.h"
 #include "cuda/built.h"
 #include "cuda/device.h"
-#include "infer/window.h"
 #include "megalodon/error.h"
 #include "model/megalodon.h"
+#include "model/window.h"
 #include "train/trainer.h"
 
 namespace megalodon::apps {

@@ -59,10 +59,9 @@ void on_signal(int number, void (*handler)(int)) {
 }
 
 void catch_signals() {
-  stop_wanted = save_wanted = false;
+  stop_wanted = false;
   on_signal(SIGINT, want_stop);
   on_signal(SIGTERM, want_stop);
-  on_signal(SIGUSR1, want_save);
   struct sigaction before = {};
   sigaction(SIGHUP, nullptr, &before);
   if (before.sa_handler != SIG_IGN) on_signal(SIGHUP, want_stop_quietly);  // nohup asks to train on
@@ -253,8 +252,9 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
   }
   if (progress.skipped > 0) std::cout << ", " << progress.skipped << " of them skipped";
   if (config.train.keep_best && progress.best_step >= 0) {
+    const bool saved = best_checkpoint(config.out) == progress.best_step;
     std::cout << "\nbest: step " << progress.best_step << format(", loss %.4f, ", progress.best_loss)
-              << join_path(config.out, "checkpoints/best");
+              << (saved ? join_path(config.out, "checkpoints/best") : "whose checkpoint could not be saved");
   }
   std::cout << "\n";
   print_next_commands(config, data);
@@ -262,6 +262,8 @@ void print_end(const RunConfig& config, const Data& data, const Trainer& trainer
 
 void run(Options& options) {
   std::signal(SIGPIPE, SIG_IGN);  // a run is worth more than the reader of its output
+  save_wanted = false;
+  on_signal(SIGUSR1, want_save);  // before there is anything to save it must not end the program
   const RunConfig config = configure(options);
   if (!options.resume) refuse_used_folder(config.out);
   const Data data(config);
@@ -272,6 +274,7 @@ void run(Options& options) {
 
   create_directories(config.out);
   const RunLock lock(config.out);
+  if (!options.resume) refuse_used_folder(config.out);  // once more: another run may have come and gone meanwhile
   if (options.resume) resume(trainer, config.out, options.allow_other_data);
   if (trainer.progress().step == 0 && !config.train.init.empty()) trainer.start_from(config.train.init);
   write_file_atomically(join_path(config.out, "run.toml"), run_config_to_toml(config));

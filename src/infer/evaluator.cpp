@@ -5,10 +5,10 @@
 #include <numbers>
 
 #include "core/check.h"
-#include "infer/window.h"
 #include "io/file.h"
 #include "io/prepare.h"
 #include "io/shards.h"
+#include "model/window.h"
 
 namespace megalodon {
 

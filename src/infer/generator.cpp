@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "infer/window.h"
+#include "model/window.h"
 
 namespace megalodon {
 

@@ -245,7 +245,8 @@ void remove_checkpoint(const std::string& run, std::int64_t step) {
   remove_all(doomed);
 }
 
-void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best) {
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep) {
+  const std::int64_t best = best_checkpoint(run);  // what is marked, not what is better: saving that may have failed
   std::vector<std::int64_t> steps = list_checkpoints(run);
   std::erase_if(steps, [&](std::int64_t other) { return other > step; });
   const auto count = static_cast<std::int64_t>(steps.size());
@@ -273,7 +274,7 @@ std::int64_t best_checkpoint(const std::string& run) {
 CheckpointContent checkpoint_content(const CheckpointView& view, const std::function<Tensor(const Tensor&)>& on_host) {
   CheckpointContent content;
   content.step = view.progress.step;
-  if (view.config.train.keep_best) content.best = view.progress.best_step;
+  content.best = view.config.train.keep_best && view.progress.best_step == content.step;
   content.texts = {{kConfigFile, config_to_json(view.model.config())}, {kTrainerFile, trainer_json(view).dump(2) + "\n"}};
   for (const Flat& flat : flats_of(view)) {
     if (content.tensors.empty() || content.tensors.back().name != flat.file) content.tensors.push_back({flat.file, {}});

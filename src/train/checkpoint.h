@@ -60,7 +60,7 @@ struct CheckpointContent {
   };
 
   std::int64_t step = 0;
-  std::int64_t best = -1;                                  // the step whose checkpoint stays as the best; -1: none does
+  bool best = false;                                       // whether it is to be marked as the best
   std::vector<std::pair<std::string, std::string>> texts;  // file name and content
   std::vector<TensorFile> tensors;
 };
@@ -78,8 +78,8 @@ std::string checkpoint_folder(const std::string& run, std::int64_t step);
 std::vector<std::int64_t> list_checkpoints(const std::string& run);
 // Removes what saves and removals that were cut off left behind.
 void clean_checkpoints(const std::string& run);
-// Removes all but the newest `keep` of the checkpoints up to `step`, and the one of step `best`; 0 keeps all.
-void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep, std::int64_t best = -1);
+// Removes all but the newest `keep` of the checkpoints up to `step`, and the one that is marked as the best; 0 keeps all.
+void prune_checkpoints(const std::string& run, std::int64_t step, std::int64_t keep);
 // Makes RUN/checkpoints/best a link to the checkpoint of that step. Throws Error(Io).
 void mark_best_checkpoint(const std::string& run, std::int64_t step);
 // The step that link leads to; -1 where there is none.

@@ -37,8 +37,8 @@ SavedCheckpoint CheckpointWriter::write(const CheckpointContent& content) const 
   SavedCheckpoint saved{content.step, {}, {}};
   try {
     saved.folder = save_checkpoint(run_, content, tokenizer_);
-    if (content.best == content.step) mark_best_checkpoint(run_, content.best);
-    prune_checkpoints(run_, content.step, keep_, content.best);
+    if (content.best) mark_best_checkpoint(run_, content.step);
+    prune_checkpoints(run_, content.step, keep_);
   } catch (const Error& error) {
     saved.error = error;
   } catch (const std::exception& error) {

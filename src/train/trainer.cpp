@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "megalodon/error.h"
 #include "model/model_folder.h"
+#include "model/window.h"
 
 namespace megalodon {
 
@@ -70,9 +71,9 @@ std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_
 }  // namespace
 
 std::vector<std::pair<const char*, std::size_t>> TrainingMemory::parts() const {
-  return {{"parameters", parameters}, {"gradients", gradients},     {"optimizer", optimizer},
-          {"average", average},       {"activations", activations}, {"workspace", workspace},
-          {"state", state},           {"validation", validation},   {"checkpoint", checkpoint}};
+  return {{"parameters", parameters},   {"gradients", gradients},  {"optimizer", optimizer}, {"average", average},
+          {"activations", activations}, {"workspace", workspace},  {"state", state},         {"validation", validation},
+          {"sample", sample},           {"checkpoint", checkpoint}};
 }
 
 std::size_t TrainingMemory::total() const {
@@ -94,15 +95,18 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   if (config.train.ema > 0) memory.average = memory.parameters;
   memory.activations = training.activations;
   memory.workspace = training.workspace;
-  const std::size_t state = state_bytes(config.model, dtype) * static_cast<std::size_t>(config.data.batch);
+  const std::size_t sequence = state_bytes(config.model, dtype);
+  const std::size_t state = sequence * static_cast<std::size_t>(config.data.batch);
   if (config.data.mode == DataMode::Carry) memory.state = state;
   if (copies_checkpoint(config, place.device))
     memory.checkpoint = CheckpointWriter::copy_bytes(checkpoint_flats(config), layout.total(), memory.state);
-  if (config.train.validate_every > 0) {
-    const MemoryPlan inference = Inference::plan(config.model, dtype, config.data.batch, config.data.length, place);
-    memory.validation = inference.activations + state;
-    memory.workspace = std::max(memory.workspace, inference.workspace);
-  }
+  const auto inference = [&](std::int64_t batch, std::int64_t length) {
+    const MemoryPlan plan = Inference::plan(config.model, dtype, batch, length, place);
+    memory.workspace = std::max(memory.workspace, plan.workspace);
+    return plan.activations;
+  };
+  if (config.train.validate_every > 0) memory.validation = inference(config.data.batch, config.data.length) + state;
+  if (config.train.sample_every > 0) memory.sample = inference(1, reading_window(config.model)) + sequence;
   return memory;
 }
 

@@ -33,6 +33,7 @@ struct TrainingMemory {
   std::size_t activations = 0;
   std::size_t workspace = 0;
   std::size_t validation = 0;
+  std::size_t sample = 0;      // of text, train.sample_every
   std::size_t state = 0;       // carried by the streams
   std::size_t checkpoint = 0;  // the copy that is written while training goes on, on the host whatever the device is
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "infer/tiny_model.h"
-#include "infer/window.h"
+#include "model/window.h"
 #include "io/prepare.h"
 #include "io/shards.h"
 #include "megalodon/error.h"

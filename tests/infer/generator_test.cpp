@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "infer/tiny_model.h"
-#include "infer/window.h"
+#include "model/window.h"
 #include "megalodon/error.h"
 #include "support/values.h"
 #include "tolerances.h"

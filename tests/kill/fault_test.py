@@ -92,6 +92,15 @@ class Faults(unittest.TestCase):
         self.workshop.check("train", "run.toml", "--resume", cwd=run)
         self.same_bits(run)
 
+    def test_a_best_checkpoint_that_fails_leaves_the_one_before(self):
+        run = self.new_run()
+        # Validations come every 7 steps, each better than the last. The saves of steps 30 to 39 fail.
+        result = self.train(run, "--train.keep_best", "true", "--keep", "1", "--train.steps", "39", fault=f"write:{errno.ENOSPC}:.saving-step-0000003")
+        self.refused(result, IO, "cannot save the checkpoint")
+        self.assertEqual(checkpoints(run), ["best", "step-00000028"])
+        self.assertEqual(os.readlink(run / "run/checkpoints/best"), "step-00000028")
+        self.workshop.check("generate", "run/checkpoints/best", "--max-tokens", "4", cwd=run)
+
     def test_writes_and_reads_cut_short_make_no_difference(self):
         run = self.new_run("_writes")
         code, _, err = self.train(run, fault="write:short:")
