@@ -103,9 +103,9 @@ class CliTest(unittest.TestCase):
         self.folder.mkdir()
 
     def ok(self, *arguments, **options):
-        """The command succeeds and says nothing on stderr; returns its output."""
+        """The command succeeds and says nothing on stderr, but for its progress where the machine is slow; returns its output."""
         code, out, err = run(*arguments, **options)
-        self.assertEqual((code, err), (0, ""))
+        self.assertEqual((code, re.sub(r"^.*  [\d.,]+ \S+/s  .*\n", "", err, flags=re.M)), (0, ""))
         return out
 
     def refused(self, code, parts, *arguments, **options):
@@ -250,15 +250,10 @@ class HappyPath(CliTest):
                      self.folder / "part", "--valid-fraction", 0.5, stdin=read)
         os.close(read)
 
-    def output(self, *arguments):
-        """What a command that may tell of its progress prints."""
-        code, out, err = run(*arguments)
-        self.assertEqual(code, 0, err)
-        return out
-
     def prepared(self, *tokenizer):
         data = self.folder / "data"
-        self.output("prepare", "--input", self.text, *tokenizer, "--valid-fraction", 0.25, "--out", data)
+        code, _, err = run("prepare", "--input", self.text, *tokenizer, "--valid-fraction", 0.25, "--out", data)
+        self.assertEqual(code, 0, err)
         return data, json.loads((data / "train" / "index.json").read_text())["vocab_size"]
 
     def train_and_generate(self, data, vocab_size, tokenizer_file):
@@ -267,15 +262,15 @@ class HappyPath(CliTest):
         model = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
         run_file = self.write("run.toml", f'out = "{self.folder}/run"\n[model]\n{model}[data]\npath = "{data}"\nlength = 32\nbatch = 2\n'
                               '[optim]\nlr = 1e-3\n[train]\nsteps = 4\nvalidate_every = 2\nsample_every = 4\n')
-        self.assertIn(b"all 4 steps done", self.output("train", run_file))
+        self.assertIn(b"all 4 steps done", self.ok("train", run_file))
         trained = self.folder / "run"
         newest = trained / "checkpoints" / "step-00000004"
         self.assertEqual((newest / tokenizer_file).read_bytes(), (data / tokenizer_file).read_bytes())
         size = len(TEXT.encode())
-        of_text = json.loads(self.output("eval", trained, "--json", "--data", self.text))
+        of_text = json.loads(self.ok("eval", trained, "--json", "--data", self.text))
         self.assertEqual(of_text["bytes"], size)
         self.assertLess(of_text["tokens"], size)
-        parts = [json.loads(self.output("eval", trained, "--json", "--data", data / part)) for part in ("train", "valid")]
+        parts = [json.loads(self.ok("eval", trained, "--json", "--data", data / part)) for part in ("train", "valid")]
         self.assertEqual(sum(part["bytes"] for part in parts), size)
         code, out, err = run("generate", trained, "--prompt", "It was", "--max-tokens", 50, "--seed", 1, "--stats")
         self.assertEqual(code, 0, err)

@@ -298,8 +298,8 @@ std::int64_t memory_for(const std::function<void()>& work) {
 }
 
 TEST_F(PrepareTest, MemoryDoesNotGrowWithTheFile) {
-#ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "AddressSanitizer takes memory of its own";
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers take memory of their own";
 #endif
   constexpr std::int64_t kFileBytes = std::int64_t{48} << 20;
   write_bytes(folder_ / "a.txt", "");
