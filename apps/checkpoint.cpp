@@ -32,7 +32,7 @@ struct Options {
 struct Listed {
   std::int64_t step = 0;
   std::string folder;
-  double bytes = 0;
+  std::int64_t bytes = 0;
   std::optional<double> loss;  // of the training step
   std::optional<double> valid_loss;
   std::string damage;  // what is wrong with it, empty where it is whole
@@ -43,15 +43,36 @@ void need_run(const std::string& run) {
   throw Error(ErrorKind::NotFound, "no such run folder", run, "Name the folder that `megalodon train` wrote with --out");
 }
 
-// What is wrong with a checkpoint, empty where it is whole. Throws Error(Io): what cannot be read now may be whole.
+// What is wrong with a checkpoint, empty where it is whole. Throws Error(NotFound) where it was removed meanwhile, Error(Io):
+// what cannot be read now may be whole.
 std::string damage_of(const std::string& folder) {
   try {
     verify_checkpoint(folder);
     return {};
   } catch (const Error& error) {
+    if (!is_directory(folder)) throw Error(ErrorKind::NotFound, "the checkpoint was removed while it was read", folder);
     if (error.kind() == ErrorKind::Io) throw;
     return error.what();
   }
+}
+
+// Calls read(step) for each checkpoint of a run, oldest first. A run that goes on may remove some meanwhile: those are left out,
+// and if none is left there are newer ones.
+template <class Read>
+void for_each_checkpoint(const std::string& run, const Read& read) {
+  std::vector<std::int64_t> steps;
+  bool all_gone = true;
+  do {
+    steps = list_checkpoints(run);
+    for (const std::int64_t step : steps) {
+      try {
+        read(step);
+        all_gone = false;
+      } catch (const Error&) {
+        if (is_directory(checkpoint_folder(run, step))) throw;
+      }
+    }
+  } while (all_gone && !steps.empty());
 }
 
 // Adds the losses that metrics.jsonl has for these steps.
@@ -75,16 +96,16 @@ void add_losses(const std::string& run, std::vector<Listed>& listed) {
 std::vector<Listed> examine(const std::string& run) {
   need_run(run);
   std::vector<Listed> listed;
-  for (const std::int64_t step : list_checkpoints(run)) {
+  for_each_checkpoint(run, [&](std::int64_t step) {
     Listed entry;
     entry.step = step;
     entry.folder = checkpoint_folder(run, step);
     for (const std::string& name : list_directory(entry.folder)) {
-      entry.bytes += static_cast<double>(FileReader(join_path(entry.folder, name)).size());
+      entry.bytes += FileReader(join_path(entry.folder, name)).size();
     }
     entry.damage = damage_of(entry.folder);
     listed.push_back(entry);
-  }
+  });
   add_losses(run, listed);
   return listed;
 }
@@ -111,8 +132,9 @@ void list(const Options& options) {
   const auto shown = [](const std::optional<double>& loss) { return loss ? format("%.4f", *loss) : std::string("-"); };
   std::cout << "      step        size      loss  validation\n";
   for (const Listed& entry : listed) {
-    std::cout << format("%10lld  %10s  %8s  %10s  %s\n", static_cast<long long>(entry.step), format_bytes(entry.bytes).c_str(),
-                        shown(entry.loss).c_str(), shown(entry.valid_loss).c_str(), entry.damage.empty() ? "whole" : "damaged");
+    std::cout << format("%10lld  %10s  %8s  %10s  %s\n", static_cast<long long>(entry.step),
+                        format_bytes(static_cast<double>(entry.bytes)).c_str(), shown(entry.loss).c_str(),
+                        shown(entry.valid_loss).c_str(), entry.damage.empty() ? "whole" : "damaged");
   }
   for (const Listed& entry : listed) {
     if (!entry.damage.empty()) std::cout << "damaged: " << entry.damage << "\n";
@@ -121,18 +143,12 @@ void list(const Options& options) {
 
 // Of every checkpoint of a run, or of the one that is named.
 void verify(const Options& options) {
-  std::vector<std::string> folders;
-  if (is_file(join_path(options.run, "checksums.json"))) {
-    folders.push_back(options.run);
-  } else {
-    need_run(options.run);
-    for (const std::int64_t step : list_checkpoints(options.run)) folders.push_back(checkpoint_folder(options.run, step));
-  }
-  if (folders.empty()) throw Error(ErrorKind::NotFound, "there is no checkpoint", options.run);
+  std::int64_t count = 0;
   std::string newest_whole;
   std::vector<std::string> damages;
-  for (const std::string& folder : folders) {
+  const auto examine_one = [&](const std::string& folder) {
     const std::string damage = damage_of(folder);
+    ++count;
     if (damage.empty()) {
       newest_whole = folder;
       std::cout << folder << ": whole\n";
@@ -140,13 +156,20 @@ void verify(const Options& options) {
       damages.push_back(damage);
       std::cout << damage << "\n";
     }
+  };
+  if (is_file(join_path(options.run, "checksums.json"))) {
+    examine_one(options.run);
+  } else {
+    need_run(options.run);
+    for_each_checkpoint(options.run, [&](std::int64_t step) { examine_one(checkpoint_folder(options.run, step)); });
   }
+  if (count == 0) throw Error(ErrorKind::NotFound, "there is no checkpoint", options.run);
   if (damages.empty()) return;
   std::cout << std::flush;
-  throw Error(ErrorKind::Corrupt,
-              std::to_string(damages.size()) + " of " + std::to_string(folders.size()) +
-                  " checkpoints damaged, the newest: " + damages.back(),
-              {}, newest_whole.empty() ? "" : "The newest whole one is " + newest_whole);
+  throw Error(
+      ErrorKind::Corrupt,
+      std::to_string(damages.size()) + " of " + std::to_string(count) + " checkpoints damaged, the newest: " + damages.back(), {},
+      newest_whole.empty() ? "" : "The newest whole one is " + newest_whole);
 }
 
 // A damaged one neither counts nor goes: what is left of it may be wanted.
@@ -168,7 +191,8 @@ void prune(const Options& options) {
     const Listed& entry = whole[static_cast<std::size_t>(i)];
     const bool goes = i < count - options.keep && entry.step != best;
     if (goes) remove_checkpoint(options.run, entry.step);
-    std::cout << (goes ? "removed " : "kept ") << entry.folder << " (" << format_bytes(entry.bytes) << ")\n" << std::flush;
+    std::cout << (goes ? "removed " : "kept ") << entry.folder << " (" << format_bytes(static_cast<double>(entry.bytes)) << ")\n"
+              << std::flush;
   }
 }
 

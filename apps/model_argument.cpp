@@ -25,9 +25,11 @@ LoadedModel model_of(const std::string& argument, const LoadOptions& options) {
 
 ModelConfig config_of(const std::string& argument) {
   if (is_directory(argument)) {
-    const ResolvedModel resolved = resolve_model(argument);
-    say_what_is_damaged(resolved.damaged, resolved.folder);
-    return load_config(resolved.folder);
+    return with_model(argument, /*average=*/false, [](const ResolvedModel& resolved) {
+      const ModelConfig config = load_config(resolved.folder);
+      say_what_is_damaged(resolved.damaged, resolved.folder);
+      return config;
+    });
   }
   if (exists(argument)) return config_from_json(read_text_file(argument), argument);
   if (argument.find('/') != std::string::npos || argument.ends_with(".json")) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <utility>
 
 #include "io/file.h"
 #include "io/folder_checksums.h"
@@ -34,7 +33,7 @@ bool is_step(const std::string& name) {
 std::vector<std::string> newest_first(const std::string& folder) {
   std::vector<std::string> steps;
   for (const std::string& name : list_directory(folder)) {
-    if (is_step(name)) steps.push_back(name);
+    if (is_step(name) && is_directory(join_path(folder, name))) steps.push_back(name);
   }
   std::sort(steps.begin(), steps.end(),
             [](const std::string& a, const std::string& b) { return a.size() != b.size() ? a.size() > b.size() : a > b; });
@@ -57,17 +56,22 @@ ResolvedModel resolve_model(const std::string& path, bool average) {
   }
   const std::string inside = join_path(path, "checkpoints");
   const std::string checkpoints = is_directory(inside) ? inside : path;
-  for (const std::string& step : newest_first(checkpoints)) {
-    const std::string folder = join_path(checkpoints, step);
-    try {
-      verify_model_files(folder, average);
-      resolved.folder = folder;
-      return resolved;
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::Corrupt) throw;  // what cannot be read now may be whole
-      resolved.damaged.emplace_back(error.what());
+  std::vector<std::string> steps;
+  do {
+    steps = newest_first(checkpoints);
+    for (const std::string& step : steps) {
+      const std::string folder = join_path(checkpoints, step);
+      try {
+        verify_model_files(folder, average);
+        resolved.folder = folder;
+        return resolved;
+      } catch (const Error& error) {
+        if (!is_directory(folder)) continue;            // removed by the run, which goes on; if all are, there are newer ones
+        if (error.kind() != ErrorKind::Corrupt) throw;  // what cannot be read now may be whole
+        resolved.damaged.emplace_back(error.what());
+      }
     }
-  }
+  } while (resolved.damaged.empty() && !steps.empty());
   if (!resolved.damaged.empty()) {
     throw Error(ErrorKind::Corrupt, "every checkpoint is damaged; the newest: " + resolved.damaged.front(), path);
   }
@@ -76,12 +80,9 @@ ResolvedModel resolve_model(const std::string& path, bool average) {
 }
 
 LoadedModel load_model_with_tokenizer(const std::string& path, const LoadOptions& options) {
-  LoadedModel loaded;
-  ResolvedModel resolved = resolve_model(path, options.average);
-  loaded.folder = std::move(resolved.folder);
-  loaded.damaged = std::move(resolved.damaged);
-  loaded.model = load_model(loaded.folder, options);
-  loaded.tokenizer = load_tokenizer(loaded.folder);
+  LoadedModel loaded = with_model(path, options.average, [&](const ResolvedModel& resolved) {
+    return LoadedModel{resolved.folder, resolved.damaged, load_model(resolved.folder, options), load_tokenizer(resolved.folder)};
+  });
   const std::int64_t vocab = loaded.model->config().vocab_size;
   if (loaded.tokenizer->vocab_size() > vocab) {
     throw Error(ErrorKind::Mismatch,

@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "io/file.h"
 #include "io/tokenizer.h"
+#include "megalodon/error.h"
 #include "model/megalodon.h"
 #include "model/model_folder.h"
 
@@ -22,6 +24,19 @@ struct ResolvedModel {
 // Error(Corrupt) for a damaged checkpoint that was named, or when all of a run are.
 // average: the file that counts is that of the running average (LoadOptions).
 ResolvedModel resolve_model(const std::string& path, bool average = false);
+
+// use(resolve_model(path)); once more with what there is then, should a run that goes on have removed that checkpoint meanwhile.
+template <class Use>
+auto with_model(const std::string& path, bool average, const Use& use) {
+  for (;;) {
+    const ResolvedModel resolved = resolve_model(path, average);
+    try {
+      return use(resolved);
+    } catch (const Error&) {
+      if (is_directory(resolved.folder)) throw;
+    }
+  }
+}
 
 struct LoadedModel {
   std::string folder;                // resolve_model(path)

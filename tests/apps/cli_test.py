@@ -780,6 +780,58 @@ class Limits(CliTest):
         self.refused(OUT_OF_MEMORY, ("parameters",), "init", "7.3B", "--out", self.folder / "out", preexec_fn=little_memory)
 
 
+class RemovedMeanwhile(CliTest):
+    """A run that goes on removes its older checkpoints: one that is being read then counts for nothing."""
+
+    def setUp(self):
+        super().setUp()
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", self.folder / "data")
+        model = "".join(f"{key} = {json.dumps(value)}\n" for key, value in CONFIG.items())
+        run_file = self.write("run.toml", f"out = {json.dumps(str(self.folder / 'run'))}\n[model]\n{model}[data]\n"
+                              f"path = {json.dumps(str(self.folder / 'data'))}\nlength = 16\nbatch = 1\n[train]\nsteps = 1\n")
+        code, _, err = run("train", run_file)
+        self.assertEqual(code, 0, err)
+        self.run_folder = self.folder / "run"
+        self.checkpoints = self.run_folder / "checkpoints"
+
+    def read_while_removed(self, command, *flags, then=lambda: None):
+        """Runs the command on the run while it has a newest checkpoint that keeps whoever reads it waiting, until it is removed and
+        `then` is done. Returns the output."""
+        trap = self.folder / "trap"
+        shutil.copytree(self.whole, trap)
+        (trap / "checksums.json").unlink()
+        os.mkfifo(trap / "checksums.json")
+        trap = trap.rename(self.checkpoints / "step-00000002")
+        process = start(*command, self.run_folder, *flags)
+        with open(trap / "checksums.json", "wb", buffering=0):  # waits for the reader
+            then()
+            trap.rename(self.folder / "gone")
+        out, err = process.communicate(timeout=300)
+        shutil.rmtree(self.folder / "gone")
+        self.assertEqual((process.returncode, err), (0, b""))
+        self.assertNotIn(b"step-00000002", out)
+        self.assertNotIn(b"damaged", out)
+        return out.decode()
+
+    def test_the_others_count(self):
+        self.whole = self.checkpoints / "step-00000001"
+        self.assertEqual(self.read_while_removed(["checkpoint", "verify"]), f"{self.whole}: whole\n")
+        self.assertIn("whole", self.read_while_removed(["checkpoint", "list"]))
+        self.assertIn("cema_ndim", self.read_while_removed(["inspect"]))
+        self.read_while_removed(["generate"], "--max-tokens", 4)
+        listed = json.loads(self.read_while_removed(["checkpoint", "list"], "--json"))
+        size = sum(file.stat().st_size for file in self.whole.iterdir())
+        self.assertEqual([(entry["step"], entry["whole"], str(entry["bytes"])) for entry in listed], [(1, True, str(size))])
+
+    def test_newer_ones_are_looked_for(self):
+        self.whole = (self.checkpoints / "step-00000001").rename(self.folder / "whole")
+        newer = self.checkpoints / "step-00000003"
+        for command, *flags in ((["checkpoint", "verify"],), (["checkpoint", "list"],), (["inspect"],), (["eval"], "--data", self.text)):
+            out = self.read_while_removed(command, *flags, then=lambda: shutil.copytree(self.whole, newer))
+            self.assertIn({"inspect": "cema_ndim", "checkpoint": "whole", "eval": str(newer)}[command[0]], out)
+            shutil.rmtree(newer)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
