@@ -29,7 +29,7 @@ bool is_one_of(const std::string& name, const std::vector<std::string>& names) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// Whether a folder holds nothing but what prepare() writes, so that it may be removed.
+// Whether a folder holds nothing but what prepare() writes, all of it or not.
 bool is_ours(const std::string& folder) {
   if (!is_directory(folder)) return false;
   for (const std::string& name : list_directory(folder)) {
@@ -45,21 +45,6 @@ bool is_ours(const std::string& folder) {
     }
   }
   return true;
-}
-
-void check_options(const PrepareOptions& options) {
-  const auto refuse = [](const std::string& what, const std::string& where, const std::string& hint) {
-    throw Error(ErrorKind::InvalidArgument, what, where, hint);
-  };
-  if (options.inputs.empty()) refuse("there is no input", "prepare", "Name at least one text or JSONL file");
-  if (options.out.empty()) refuse("there is no output folder", "prepare", "Name one that does not exist yet");
-  if (!(options.valid_fraction >= 0 && options.valid_fraction < 1)) {
-    refuse("the fraction for validation is " + std::to_string(options.valid_fraction), "prepare",
-           "It must be at least 0 and below 1");
-  }
-  if (!exists(options.out)) return;
-  if (!options.force) refuse("the output exists already", options.out, "Name another folder, or replace this one with --force");
-  if (!is_ours(options.out)) refuse("this is not a data set, so it is not replaced", options.out, "Name another folder");
 }
 
 // The folder that a data set is written in before it is whole. It is locked, so that no other process takes it for what an
@@ -245,11 +230,25 @@ std::vector<std::string> expand_inputs(const std::vector<std::string>& inputs) {
   return files;
 }
 
-void check_prepare(const PrepareOptions& options) { check_options(options); }
+void check_prepare(const PrepareOptions& options) {
+  const auto refuse = [](const std::string& what, const std::string& where, const std::string& hint) {
+    throw Error(ErrorKind::InvalidArgument, what, where, hint);
+  };
+  if (options.inputs.empty()) refuse("there is no input", "prepare", "Name at least one text or JSONL file");
+  if (options.out.empty()) refuse("there is no output folder", "prepare", "Name one that does not exist yet");
+  if (!(options.valid_fraction >= 0 && options.valid_fraction < 1)) {
+    refuse("the fraction for validation is " + std::to_string(options.valid_fraction), "prepare",
+           "It must be at least 0 and below 1");
+  }
+  if (!exists(options.out)) return;
+  if (!options.force) refuse("the output exists already", options.out, "Name another folder, or replace this one with --force");
+  const bool data_set = is_ours(options.out) && is_file(join_path(join_path(options.out, kTrain), "index.json"));
+  if (!data_set) refuse("this is not a data set, so it is not replaced", options.out, "Name another folder");
+}
 
 PrepareResult prepare(const PrepareOptions& options, const Tokenizer& tokenizer,
                       const std::function<void(std::int64_t done, std::int64_t total)>& progress) {
-  check_options(options);
+  check_prepare(options);
   const Plan plan = plan_of(options, progress);
   std::string out = options.out;
   while (out.size() > 1 && out.back() == '/') out.pop_back();

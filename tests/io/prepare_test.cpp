@@ -182,6 +182,11 @@ TEST_F(PrepareTest, OnlyADataSetIsReplacedAndOnlyByForce) {
   write_bytes(options_.out + "notes.txt", "mine");
   expect_error(ErrorKind::InvalidArgument, {"not a data set"}, [&] { prepare_one("a.txt", "fourth"); });
   EXPECT_EQ(text_of(train(), *tokenizer_), "second");
+  options_.out = folder_ / "tokenizers";
+  create_directories(options_.out);
+  write_bytes(options_.out + "/tokenizer.json", "mine");
+  expect_error(ErrorKind::InvalidArgument, {"not a data set"}, [&] { prepare_one("a.txt", "fifth"); });
+  EXPECT_TRUE(exists(options_.out + "/tokenizer.json"));
 }
 
 // Wherever a call is killed, no data set stands at OUT, and the next call is not disturbed by what is left.
