@@ -1,6 +1,9 @@
 // What an op needs besides its tensors: the device, its threads, and scratch memory.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "core/buffer.h"
@@ -40,8 +43,16 @@ class Context {
     }
   }
 
-  // Copies a contiguous tensor's elements; each of the two may be the host's or the context's. Waits where one is the host's.
-  void copy(const Tensor& from, const Tensor& to) { copy_tensor(accelerator_, from, to); }
+  // Copies a contiguous tensor's elements, on a CPU with all threads; each of the two may be the host's or the context's. Waits
+  // where one is the host's.
+  void copy(const Tensor& from, const Tensor& to) {
+    if (accelerator_) return copy_tensor(accelerator_, from, to);
+    constexpr std::int64_t kPiece = std::int64_t{1} << 20;  // less is copied sooner than a thread is awake
+    threads_.parallel_for(static_cast<std::int64_t>(from.bytes()), kPiece, [&](std::int64_t begin, std::int64_t end, int) {
+      std::memcpy(static_cast<std::byte*>(to.raw()) + begin, static_cast<const std::byte*>(from.raw()) + begin,
+                  static_cast<std::size_t>(end - begin));
+    });
+  }
   // Sets all bytes of a contiguous tensor of the context to zero.
   void zero(const Tensor& tensor) { zero_tensor(accelerator_, tensor); }
   // `given` where ops can read it: itself where it lies on the context's device, else a copy in the first elements of `buffer`.

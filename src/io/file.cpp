@@ -171,9 +171,10 @@ void FileReader::expect_unchanged() const {
               "Try again when nothing writes to it any more");
 }
 
-FileWriter::FileWriter(const std::string& path) : path_(path) {
-  buffer_.reserve(kBufferBytes);
+FileWriter::FileWriter(const std::string& path, bool past_cache)
+    : path_(path), buffer_(std::make_unique_for_overwrite<Page[]>(kBufferBytes / sizeof(Page))) {
   fd_ = Descriptor(path, O_WRONLY | O_CREAT | O_TRUNC, "create").release();
+  if (past_cache) set_direct(true);
 }
 
 FileWriter::~FileWriter() {
@@ -184,23 +185,30 @@ void FileWriter::write(const void* data, std::size_t bytes) {
   if (fd_ < 0) throw Error(ErrorKind::Internal, "written to after finish()", path_);
   written_ += static_cast<std::int64_t>(bytes);
   const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {  // in pieces that are still in a cache when the kernel copies them after the checksum has read them
-    const std::size_t piece = std::min(bytes, kBufferBytes);
+  while (bytes > 0) {  // in pieces that are still in a cache when they are copied after the checksum has read them
+    const std::size_t piece = std::min(bytes, kBufferBytes - buffered_);
     checksum_.update(next, piece);
-    if (buffer_.size() + piece > kBufferBytes) flush();
-    if (piece == kBufferBytes) {
+    if (piece == kBufferBytes && !direct_) {
       write_through(next, piece);
     } else {
-      buffer_.insert(buffer_.end(), next, next + piece);
+      std::memcpy(buffer_[0].bytes + buffered_, next, piece);
+      buffered_ += piece;
+      if (buffered_ == kBufferBytes) flush();
     }
     next += piece;
     bytes -= piece;
   }
 }
 
+// Stays as it was where the file system cannot.
+void FileWriter::set_direct(bool direct) noexcept {
+  const int flags = fcntl(fd_, F_GETFL);
+  direct_ = flags >= 0 && fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0 && direct;
+}
+
 void FileWriter::flush() {
-  write_through(buffer_.data(), buffer_.size());
-  buffer_.clear();
+  if (direct_ && buffered_ < kBufferBytes) set_direct(false);  // the end, which need not fill a page
+  write_through(buffer_[0].bytes, std::exchange(buffered_, 0));
 }
 
 void FileWriter::write_through(const void* data, std::size_t bytes) {
@@ -208,6 +216,10 @@ void FileWriter::write_through(const void* data, std::size_t bytes) {
   while (bytes > 0) {
     const ssize_t put = ::write(fd_, next, std::min(bytes, kLargestTransfer));
     if (put < 0 && errno == EINTR) continue;
+    if (put < 0 && errno == EINVAL && direct_) {  // behind a write that was cut short, or the disk asks for more than a page
+      set_direct(false);
+      continue;
+    }
     if (put < 0) fail(errno, "write", path_);
     next += put;
     bytes -= static_cast<std::size_t>(put);

@@ -243,7 +243,7 @@ Tensor SafetensorsFile::tensor(const std::string& name, DType dtype, const Shape
 }
 
 std::uint64_t write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                                const std::map<std::string, std::string>& metadata) {
+                                const std::map<std::string, std::string>& metadata, bool past_cache) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[kMetadata] = metadata;
   std::uint64_t offset = 0;
@@ -268,7 +268,7 @@ std::uint64_t write_safetensors(const std::string& path, const std::vector<Named
   constexpr std::size_t kLine = 64;
   text.resize((kLengthBytes + text.size() + kLine - 1) / kLine * kLine - kLengthBytes, ' ');
 
-  FileWriter file(path);
+  FileWriter file(path, past_cache);
   const std::uint64_t length = text.size();
   file.write(&length, kLengthBytes);
   file.write(text);

@@ -44,8 +44,9 @@ struct NamedTensor {
 };
 
 // Writes the tensors in this order, the data 64-byte aligned, and fsyncs; not atomic (write beside, then rename).
-// Returns the file's XXH3 checksum. Throws Error(Io), Error(InvalidArgument) for a name given twice or an absent tensor.
+// past_cache is FileWriter's. Returns the file's XXH3 checksum. Throws Error(Io), Error(InvalidArgument) for a name given twice
+// or an absent tensor.
 std::uint64_t write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                                const std::map<std::string, std::string>& metadata = {});
+                                const std::map<std::string, std::string>& metadata = {}, bool past_cache = false);
 
 }  // namespace megalodon

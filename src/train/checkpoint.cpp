@@ -151,7 +151,7 @@ void write_files(const std::string& folder, const CheckpointContent& content, co
   for (const auto& [name, text] : content.texts) checksums[name] = write_file(join_path(folder, name), text);
   for (const auto& [name, tensors] : content.tensors) {
     const std::map<std::string, std::string> metadata{{"format", "pt"}};  // what readers of the Hugging Face folder ask for
-    checksums[name] = write_safetensors(join_path(folder, name), tensors, metadata);
+    checksums[name] = write_safetensors(join_path(folder, name), tensors, metadata, /*past_cache=*/true);
   }
   tokenizer.save_to(folder);
   write_checksums(folder, checksums);

@@ -9,16 +9,15 @@
 #include <system_error>
 #include <utility>
 
-#include "core/device_memory.h"
-
 namespace megalodon {
 
 namespace {
 
 // Writing may take its time; the threads that compute should not wait for theirs. Advice: it is not refused to anyone.
 void lower_priority_of_this_thread() {
-  constexpr int kNice = 10;
-  (void)setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNice);
+  constexpr int kNicer = 10;
+  const auto thread = static_cast<id_t>(gettid());
+  (void)setpriority(PRIO_PROCESS, thread, getpriority(PRIO_PROCESS, thread) + kNicer);
 }
 
 }  // namespace
@@ -47,13 +46,13 @@ SavedCheckpoint CheckpointWriter::write(const CheckpointContent& content) const 
   return saved;
 }
 
-void CheckpointWriter::save(const CheckpointView& view) {
+void CheckpointWriter::save(Context& ctx, const CheckpointView& view) {
   if (going_on_.valid() || done_) throw Error(ErrorKind::Internal, "a save begins before the last one was collected", run_);
   copy_.release_to(0);
   const auto on_host = [&](const Tensor& tensor) {
     if (copy_.size() == 0) return tensor;
     const Tensor copy = copy_.allocate(tensor.dtype(), tensor.shape());
-    copy_tensor(view.model.accelerator(), tensor, copy);
+    ctx.copy(tensor, copy);
     return copy;
   };
   auto content = std::make_shared<const CheckpointContent>(checkpoint_content(view, on_host));

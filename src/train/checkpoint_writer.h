@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/buffer.h"
+#include "core/context.h"
 #include "io/tokenizer.h"
 #include "megalodon/error.h"
 #include "train/checkpoint.h"
@@ -36,8 +37,9 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  // Begins to save what the view shows now; the last save must have been collected. What goes wrong is told by collect().
-  void save(const CheckpointView& view);
+  // Begins to save what the view shows now, which ctx copies; the last save must have been collected. What goes wrong is told by
+  // collect().
+  void save(Context& ctx, const CheckpointView& view);
   // The save that was begun last, once: when it is over, or when asked to wait for it. None where none is going on.
   std::optional<SavedCheckpoint> collect(bool wait);
 

@@ -194,7 +194,7 @@ void Trainer::note(const SavedCheckpoint& saved) {
 
 std::string Trainer::save() {
   if (const auto before = writer_.collect(true)) note(*before);
-  writer_.save(view());
+  writer_.save(ctx_, view());
   const SavedCheckpoint saved = writer_.collect(true).value();
   note(saved);
   if (saved.error) throw Error(*saved.error);
@@ -304,7 +304,7 @@ void Trainer::begin_save(TrainerObserver& observer) {
     if (error.kind() != ErrorKind::Io) throw;
     return observer.on_checkpoint_failed(progress_.step, error.what());
   }
-  writer_.save(view());
+  writer_.save(ctx_, view());
 }
 
 void Trainer::collect_save(TrainerObserver& observer, bool wait) {

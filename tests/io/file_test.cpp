@@ -64,19 +64,24 @@ TEST(FileErrorTest, NamesWhatMayNotBeRead) {
 
 TEST(FileWriterTest, WritesPiecesOfAnySize) {
   const TemporaryFolder folder;
-  std::string all;
-  FileWriter file(folder / "a");
-  for (const std::size_t bytes : {0UL, 1UL, 1000UL, 1048575UL, 2UL, 1048576UL, 3000000UL, 7UL}) {
-    const std::string piece(bytes, static_cast<char>('a' + bytes % 26));
-    file.write(piece);
-    all += piece;
+  for (const bool past_cache : {false, true}) {
+    for (const std::size_t last : {7UL, 144726UL}) {  // the latter ends the buffer
+      std::string all;
+      FileWriter file(folder / "a", past_cache);
+      for (const std::size_t bytes : {0UL, 1UL, 1000UL, 1048575UL, 2UL, 1048576UL, 3000000UL, last}) {
+        std::string piece(bytes, '\0');
+        for (std::size_t i = 0; i < bytes; ++i) piece[i] = static_cast<char>((all.size() + i) % 251);
+        file.write(piece);
+        all += piece;
+      }
+      file.finish();
+      EXPECT_EQ(file.written(), static_cast<std::int64_t>(all.size()));
+      EXPECT_TRUE(read_bytes(folder / "a") == all) << past_cache << " " << last;
+      EXPECT_EQ(file.checksum(), xxh3_64(all.data(), all.size()));
+      EXPECT_EQ(checksum_file(folder / "a"), file.checksum());
+      expect_error(ErrorKind::Internal, {}, [&] { file.write("more"); });
+    }
   }
-  file.finish();
-  EXPECT_EQ(file.written(), static_cast<std::int64_t>(all.size()));
-  EXPECT_EQ(read_bytes(folder / "a"), all);
-  EXPECT_EQ(file.checksum(), xxh3_64(all.data(), all.size()));
-  EXPECT_EQ(checksum_file(folder / "a"), file.checksum());
-  expect_error(ErrorKind::Internal, {}, [&] { file.write("more"); });
 }
 
 TEST(FileWriterTest, AFullDiskIsAnError) {
@@ -84,8 +89,10 @@ TEST(FileWriterTest, AFullDiskIsAnError) {
   FileWriter small("/dev/full");
   small.write("fits the buffer");
   expect_error(ErrorKind::Io, {"/dev/full", "No space left", "Free some space"}, [&] { small.finish(); });
-  FileWriter large("/dev/full");
-  expect_error(ErrorKind::Io, {"/dev/full", "No space left"}, [&] { large.write(std::string(3 << 20, 'x')); });
+  for (const bool past_cache : {false, true}) {
+    FileWriter large("/dev/full", past_cache);
+    expect_error(ErrorKind::Io, {"/dev/full", "No space left"}, [&] { large.write(std::string(3 << 20, 'x')); });
+  }
 }
 
 // The limit on file sizes cuts a write short just as a disk that fills up does.
@@ -103,6 +110,21 @@ TEST(FileWriterTest, AWriteCutShortIsAnErrorAndLeavesTheOldFile) {
   std::signal(SIGXFSZ, before);
   EXPECT_EQ(read_bytes(folder / "a"), "old");
   EXPECT_EQ(list_directory(folder.path()), std::vector<std::string>{"a"});
+}
+
+// A direct write behind one that was cut short is refused by the kernel for its address, not for the reason that is to be told.
+TEST(FileWriterTest, AWritePastTheCacheCutShortTellsWhy) {
+  const TemporaryFolder folder;
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  getrlimit(RLIMIT_FSIZE, &limit);
+  const rlimit low{(1 << 20) + 100000, limit.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &low);
+  FileWriter file(folder / "a", /*past_cache=*/true);
+  expect_error(ErrorKind::Io, {folder / "a", "File too large"}, [&] { file.write(std::string(3 << 20, 'x')); });
+  setrlimit(RLIMIT_FSIZE, &limit);
+  std::signal(SIGXFSZ, before);
+  EXPECT_EQ(read_bytes(folder / "a").size(), low.rlim_cur);
 }
 
 TEST(ReadTextFileTest, ReadsUpToItsLimit) {
