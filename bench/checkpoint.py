@@ -60,14 +60,20 @@ def halves_of(options, folder):
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     marks = []
     saved = 0
-    for line in process.stdout:
-        if line.startswith("step ") and " loss " in line:
-            step = int(line.split()[1].split("/")[0])
-            if step % half == 0:
-                marks.append(clocks(process.pid))
-                if saved != (step - 1) // options.every:
-                    raise SystemExit(f"{saved} checkpoints were over before step {step}: a save takes longer than {half} steps, give a larger --every")
-        saved += line.startswith("  checkpoint ")
+    try:
+        for line in process.stdout:
+            if line.startswith("step ") and " loss " in line:
+                step = int(line.split()[1].split("/")[0])
+                if step % half == 0:
+                    marks.append(clocks(process.pid))
+                    if saved != (step - 1) // options.every:
+                        raise SystemExit(f"{saved} checkpoints were over before step {step}: a save takes longer than {half} steps, give a larger "
+                                         "--every")
+            saved += line.startswith("  checkpoint ")
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if process.wait() != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     return [tuple(b - a for a, b in zip(begin, end)) for begin, end in zip(marks, marks[1:])]
