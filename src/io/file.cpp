@@ -1,6 +1,7 @@
 #include "io/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -257,6 +258,24 @@ void AppendFile::sync() {
   write({});
   sync_descriptor(fd_, path_);
 }
+
+FileLock::FileLock(const std::string& path, const std::string& taken, const std::string& hint) {
+  Descriptor file(path, is_directory(path) ? O_RDONLY | O_DIRECTORY : O_RDWR | O_CREAT, "open for a lock");
+  const bool locked = flock(file.get(), LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) {
+    throw Error(ErrorKind::Io, "cannot be locked: " + std::generic_category().message(errno), path,
+                "Write to a file system that has locks");
+  }
+  // The process that had it may have put another in its place between the opening and the locking.
+  struct stat opened {};
+  struct stat named {};
+  if (!locked || fstat(file.get(), &opened) != 0 || stat(path.c_str(), &named) != 0 || opened.st_ino != named.st_ino) {
+    throw Error(ErrorKind::Io, taken, path, hint);
+  }
+  fd_ = file.release();
+}
+
+FileLock::~FileLock() { close(fd_); }
 
 std::string read_text_file(const std::string& path, std::size_t limit) {
   FileReader file(path);

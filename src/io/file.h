@@ -136,6 +136,20 @@ class AppendFile {
   std::string kept_;
 };
 
+// What one process at a time may have; the system lets go of it however that process ends.
+class FileLock {
+ public:
+  // Locks the folder at `path`, or the file there, which is made if missing. Throws Error(Io) with `taken` and `hint` where
+  // another process has it, and with the system's reason where no lock is to be had; Error(NotFound).
+  FileLock(const std::string& path, const std::string& taken, const std::string& hint);
+  ~FileLock();
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  int fd_;
+};
+
 // Writes PATH.partial, fsyncs it, renames it to PATH and fsyncs the folder: whoever opens PATH sees the old bytes or the new.
 void write_file_atomically(const std::string& path, std::string_view bytes);
 

@@ -1,15 +1,9 @@
 #include "io/prepare.h"
 
-#include <fcntl.h>
 #include <glob.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <filesystem>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -25,8 +19,9 @@ namespace {
 constexpr const char* kTrain = "train";
 constexpr const char* kValid = "valid";
 
-bool is_one_of(const std::string& name, const std::vector<std::string>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
+// Of a file that is perhaps still being written.
+std::string final_name(const std::string& name) {
+  return name.ends_with(".partial") ? name.substr(0, name.find_last_of('.')) : name;
 }
 
 // Whether a folder holds nothing but what prepare() writes, all of it or not.
@@ -35,43 +30,29 @@ bool is_ours(const std::string& folder) {
   for (const std::string& name : list_directory(folder)) {
     const std::string path = join_path(folder, name);
     if (!is_directory(path)) {
-      if (!is_tokenizer_file(name)) return false;
+      if (!is_tokenizer_file(final_name(name))) return false;
       continue;
     }
-    if (!is_one_of(name, {kTrain, kValid})) return false;
+    if (name != kTrain && name != kValid) return false;
     for (const std::string& file : list_directory(path)) {
       const bool shard = file.ends_with(".tokens") || file.ends_with(".blocks") || file.ends_with(".documents");
-      if (!shard && !is_one_of(file, {"index.json", "index.json.partial"})) return false;
+      if (!shard && final_name(file) != "index.json") return false;
     }
   }
   return true;
 }
 
+// Locks a folder of this data set for one process.
+struct DataSetLock : FileLock {
+  explicit DataSetLock(const std::string& folder)
+      : FileLock(folder, "another process prepares this data set", "Wait for it, or name another folder") {}
+};
+
 // The folder that a data set is written in before it is whole. It is locked, so that no other process takes it for what an
-// interrupted one left; the system lets go of the lock however this one ends.
+// interrupted one left.
 class PartialFolder {
  public:
-  explicit PartialFolder(std::string path) : path_(std::move(path)) {
-    if (exists(path_) && !is_ours(path_)) {
-      throw Error(ErrorKind::InvalidArgument, "the data set is written here first, and something else is in the way", path_,
-                  "Move it away");
-    }
-    was_there_ = exists(path_);
-    create_directories(path_);
-    fd_ = open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    // The process that had the lock may have finished in between: then what is locked now is its data set.
-    struct stat locked {};
-    struct stat named {};
-    const bool alone = fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) == 0 && fstat(fd_, &locked) == 0 &&
-                       stat(path_.c_str(), &named) == 0 && locked.st_ino == named.st_ino;
-    if (!alone) {
-      if (fd_ >= 0) close(fd_);
-      throw Error(ErrorKind::Io, "another process prepares this data set", path_, "Wait for it, or name another folder");
-    }
-  }
-  ~PartialFolder() { close(fd_); }
-  PartialFolder(const PartialFolder&) = delete;
-  PartialFolder& operator=(const PartialFolder&) = delete;
+  explicit PartialFolder(std::string path) : path_(std::move(path)), was_there_(make(path_)), lock_(path_) {}
 
   const std::string& path() const noexcept { return path_; }
   bool was_there() const noexcept { return was_there_; }
@@ -89,9 +70,20 @@ class PartialFolder {
   }
 
  private:
+  // Returns whether there was one.
+  static bool make(const std::string& path) {
+    const bool was_there = exists(path);
+    if (was_there && !is_ours(path)) {
+      throw Error(ErrorKind::InvalidArgument, "the data set is written here first, and something else is in the way", path,
+                  "Move it away");
+    }
+    create_directories(path);
+    return was_there;
+  }
+
   std::string path_;
-  bool was_there_ = false;
-  int fd_ = -1;
+  bool was_there_;
+  DataSetLock lock_;
 };
 
 // Writes the data set of one call of prepare() in the folder `folder`.
@@ -253,6 +245,8 @@ PrepareResult prepare(const PrepareOptions& options, const Tokenizer& tokenizer,
   std::string out = options.out;
   while (out.size() > 1 && out.back() == '/') out.pop_back();
   PartialFolder partial(out + ".partial");
+  std::optional<DataSetLock> replaced;  // what is replaced lies at OUT.partial while it is removed
+  if (exists(out)) replaced.emplace(out);
   PrepareResult result;
   result.files = std::ssize(plan.inputs);
   result.replaced_interrupted = partial.was_there();

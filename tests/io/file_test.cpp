@@ -33,6 +33,22 @@ TEST(MappedFileTest, AnEmptyFileIsNoMapping) {
   EXPECT_EQ(file.data(), nullptr);
 }
 
+TEST(FileLockTest, OneAtATimeHasIt) {
+  const TemporaryFolder folder;
+  const auto lock = [&](const std::string& name) { FileLock(folder / name, "is taken", "Wait"); };
+  for (const char* name : {"file", "."}) {
+    {
+      const FileLock first(folder / name, "", "");
+      expect_error(ErrorKind::Io, {folder / name, "is taken. Wait"}, [&] { lock(name); });
+    }
+    lock(name);
+  }
+  expect_error(ErrorKind::NotFound, {folder / "missing/file", "Check the path"}, [&] { lock("missing/file"); });
+  chmod((folder / "file").c_str(), 0);
+  const WithoutPrivileges nobody;
+  expect_error(ErrorKind::Io, {folder / "file", "Permission denied", "Check who owns it"}, [&] { lock("file"); });
+}
+
 TEST(FileErrorTest, NamesWhatIsMissingOrNoFile) {
   const TemporaryFolder folder;
   write_bytes(folder / "file", "x");

@@ -217,6 +217,7 @@ TEST_F(PrepareTest, AKilledCallLeavesNoDataSet) {
       expect_error(ErrorKind::NotFound, {left}, [&] { TokenDataset{left}; });
     }
   }
+  write_bytes(options_.out + ".partial/tokenizer.partial", "by");  // or this, when it was killed at the end
   EXPECT_TRUE(prepare_one("a.txt", text).replaced_interrupted);
   EXPECT_EQ(text_of(train(), *tokenizer_), text);
   EXPECT_EQ(list_directory(folder_.path()), (std::vector<std::string>{"a.txt", "out"}));
@@ -532,6 +533,15 @@ TEST_F(PrepareTest, OneProcessAtATimePreparesADataSet) {
   EXPECT_TRUE(exists(options_.out + ".partial/train"));
   close(other);
   EXPECT_TRUE(prepare_one("a.txt", "text").replaced_interrupted);
+
+  // A data set that is replaced is removed at OUT.partial: no other process may take it for its own there.
+  const int old = open(options_.out.c_str(), O_RDONLY | O_DIRECTORY);
+  bool locked = false;
+  options_.force = true;
+  prepare(options_, *tokenizer_, [&](std::int64_t, std::int64_t) { locked = flock(old, LOCK_EX | LOCK_NB) != 0; });
+  EXPECT_TRUE(locked);
+  EXPECT_EQ(flock(old, LOCK_EX | LOCK_NB), 0);
+  close(old);
 }
 
 TEST_F(PrepareTest, FoldersAndPatternsStandForTheirFiles) {
