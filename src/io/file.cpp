@@ -57,7 +57,10 @@ void check(const std::error_code& code, const std::string& doing, const std::str
 // An open file that closes itself.
 class Descriptor {
  public:
-  Descriptor(const std::string& path, int flags, const char* doing) : fd_(open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+  Descriptor(const std::string& path, int flags, const char* doing)
+      : Descriptor(open(path.c_str(), flags | O_CLOEXEC, 0666), path, doing) {}
+  // Takes one that a call returned.
+  Descriptor(int fd, const std::string& path, const char* doing) : fd_(fd) {
     if (fd_ < 0) fail(errno, doing, path);
   }
   ~Descriptor() {
@@ -142,11 +145,13 @@ void MappedFile::advise(Access access) const noexcept {
   (void)madvise(const_cast<std::byte*>(data_), size_, advice);
 }
 
-FileReader::FileReader(const std::string& path) : path_(path) {
-  Descriptor file(path, O_RDONLY, "open");
-  const struct stat status = examine(file, path);
-  size_ = status.st_size;
+FileReader::FileReader(const std::string& path) : FileReader(Descriptor(path, O_RDONLY, "open").get(), path) { has_path_ = true; }
+
+FileReader::FileReader(int descriptor, const std::string& name) : path_(name) {
+  Descriptor file(fcntl(descriptor, F_DUPFD_CLOEXEC, 0), name, "open");
+  const struct stat status = examine(file, name);
   regular_ = S_ISREG(status.st_mode);
+  size_ = regular_ ? std::max<std::int64_t>(0, status.st_size - lseek(file.get(), 0, SEEK_CUR)) : status.st_size;
   version_ = version_of(status);
   fd_ = file.release();
 }
@@ -167,7 +172,9 @@ std::size_t FileReader::read(void* buffer, std::size_t bytes) {
 
 void FileReader::expect_unchanged() const {
   struct stat status {};
-  if (!regular_ || (stat(path_.c_str(), &status) == 0 && version_of(status) == version_)) return;
+  if (!regular_) return;
+  const int failed = has_path_ ? stat(path_.c_str(), &status) : fstat(fd_, &status);
+  if (failed == 0 && version_of(status) == version_) return;
   throw Error(ErrorKind::Io, "the file was changed or taken away while it was read", path_,
               "Try again when nothing writes to it any more");
 }

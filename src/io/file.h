@@ -46,21 +46,24 @@ class FileReader {
  public:
   // Throws Error(NotFound), Error(Io).
   explicit FileReader(const std::string& path);
+  // Reads on from where an open descriptor stands, which stays open; `name` stands in messages. Throws Error(Io).
+  FileReader(int descriptor, const std::string& name);
   ~FileReader();
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
 
   // Fills `buffer` as far as the file reaches; returns the bytes read, less than `bytes` only at the end. Throws Error(Io).
   std::size_t read(void* buffer, std::size_t bytes);
-  // The file's size when it was opened; 0 for a pipe.
+  // The file's size when it was opened, from where the reading began; 0 for a pipe.
   std::int64_t size() const noexcept { return size_; }
   bool is_regular() const noexcept { return regular_; }  // no pipe or device
-  // Throws Error(Io) when what lies at the path is no longer the file that was opened, or has been written to since. A pipe or a
-  // device may change.
+  // Throws Error(Io) when what lies at the path (if one was given) is no longer the file that was opened, or has been written to
+  // since. A pipe or a device may change.
   void expect_unchanged() const;
 
  private:
   std::string path_;
+  bool has_path_ = false;
   int fd_ = -1;
   std::int64_t size_ = 0;
   bool regular_ = false;

@@ -1,6 +1,7 @@
 #include "io/input_file.h"
 
 #define ZLIB_CONST
+#include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -24,7 +25,8 @@ constexpr const char* kStandardInput = "-";
 
 struct InputFile::State {
   explicit State(const std::string& name)
-      : path(name == kStandardInput ? "standard input" : name), file(name == kStandardInput ? "/dev/stdin" : name) {}
+      : path(name == kStandardInput ? "standard input" : name),
+        file(name == kStandardInput ? FileReader(STDIN_FILENO, path) : FileReader(name)) {}
   virtual ~State() = default;
   State(const State&) = delete;
   State& operator=(const State&) = delete;

@@ -831,6 +831,26 @@ class RemovedMeanwhile(CliTest):
             shutil.rmtree(newer)
 
 
+class StandardInput(CliTest):
+    def prepare(self, name, *flags, **options):
+        self.ok("prepare", "--tokenizer", "bytes", "--out", self.folder / name, *flags, **options)
+        return [(self.folder / name / part / "00000.tokens").read_bytes() for part in ("train", "valid")
+                if (self.folder / name / part).exists()]
+
+    def test_is_read_from_where_it_stands(self):
+        with open(self.write("lines.txt", "read already\n" + TEXT), "rb", buffering=0) as rest:
+            rest.seek(len("read already\n"))  # as a shell's `read` leaves it
+            self.assertEqual(self.prepare("rest", "--input", "-", "--valid-fraction", 0.25, stdin=rest),
+                             self.prepare("whole", "--input", self.text, "--valid-fraction", 0.25))
+
+    def test_may_be_a_socket(self):
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                theirs.sendall(TEXT.encode())
+            self.assertEqual(self.prepare("sent", "--input", "-", stdin=ours), [TEXT.encode()])
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
