@@ -252,7 +252,7 @@ void add_bench_prefill(CLI::App* bench) {
   auto options = std::make_shared<Options>();
   CLI::App* command = bench->add_subcommand("prefill", "Reading a prompt");
   options->add_flags(command);
-  command->add_option("--length", options->length, "Tokens of the prompt")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--length", options->length, "Tokens of the prompt")->capture_default_str()->check(counting_number());
   command->callback([options] { prefill(*options); });
 }
 
@@ -262,8 +262,8 @@ void add_bench_decode(CLI::App* bench) {
   options->add_flags(command);
   command->add_option("--batch", options->batch, "Sequences, at different positions")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command->add_option("--tokens", options->tokens, "Tokens to write of each")->capture_default_str()->check(CLI::PositiveNumber);
+      ->check(counting_number());
+  command->add_option("--tokens", options->tokens, "Tokens to write of each")->capture_default_str()->check(counting_number());
   command->add_option("--context", options->contexts, "Tokens to read before; several: one measurement after each")
       ->capture_default_str()
       ->type_name("N...");

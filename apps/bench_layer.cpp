@@ -5,6 +5,7 @@
 
 #include "apps/bench.h"
 #include "apps/device.h"
+#include "apps/flags.h"
 #include "apps/format.h"
 
 namespace megalodon::apps {
@@ -114,11 +115,9 @@ void add_bench_layer(CLI::App* bench) {
   CLI::App* command = bench->add_subcommand("layer", "Forward and backward of one layer, and the memory it keeps");
   options->preset = "d2048";
   options->add_flags(command);
-  command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--steps", options->steps, "Passes to take the median of")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(counting_number());
+  command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(counting_number());
+  command->add_option("--steps", options->steps, "Passes to take the median of")->capture_default_str()->check(counting_number());
   command->callback([options] { layer(*options); });
 }
 

@@ -10,6 +10,7 @@
 
 #include "apps/bench.h"
 #include "apps/device.h"
+#include "apps/flags.h"
 #include "apps/format.h"
 #include "core/rng.h"
 #include "megalodon/error.h"
@@ -184,22 +185,20 @@ void add_bench_train(CLI::App* bench) {
   auto options = std::make_shared<Options>();
   CLI::App* command = bench->add_subcommand("train", "A training step: forward, backward, clip and AdamW");
   options->add_flags(command);
-  command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--batch", options->batch, "Sequences")->capture_default_str()->check(counting_number());
+  command->add_option("--length", options->length, "Tokens a sequence")->capture_default_str()->check(counting_number());
   command
       ->add_option("--documents", options->documents,
                    "Documents packed into each window, of random lengths; more than one are compared with one")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(counting_number());
   const std::map<std::string, Recompute> levels = {
       {"keep", Recompute::Keep}, {"none", Recompute::None}, {"selective", Recompute::Selective}, {"block", Recompute::Block}};
   command->add_option("--recompute", options->recompute, "What backward computes again instead of keeping it")
       ->transform(CLI::CheckedTransformer(levels))
       ->default_str("none")
       ->type_name("keep|none|selective|block");
-  command->add_option("--steps", options->steps, "Steps to take the median of")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  command->add_option("--steps", options->steps, "Steps to take the median of")->capture_default_str()->check(counting_number());
   command->callback([options] { train(*options); });
 }
 

@@ -39,8 +39,9 @@ struct Listed {
 };
 
 void need_run(const std::string& run) {
-  if (is_directory(run)) return;
-  throw Error(ErrorKind::NotFound, "no such run folder", run, "Name the folder that `megalodon train` wrote with --out");
+  if (is_directory(join_path(run, "checkpoints")) || is_file(join_path(run, "run.toml"))) return;
+  throw Error(ErrorKind::NotFound, is_directory(run) ? "not the folder of a run" : "no such run folder", run,
+              "Name the folder that `megalodon train` wrote with --out");
 }
 
 // What is wrong with a checkpoint, empty where it is whole. Throws Error(NotFound) where it was removed meanwhile, Error(Io):
@@ -208,6 +209,7 @@ void add_checkpoint_command(CLI::App& app) {
     sub->callback([options, work] { work(*options); });
     return sub;
   };
+  command->footer("\nExample:\n  megalodon checkpoint list runs/first");
   add("list", "Steps, sizes, losses, and whether each is whole: every file is read", "The run folder", list)
       ->add_flag("--json", options->json, "Print JSON");
   add("verify", "Read every file and compare checksums; exit code 4 when one is damaged", "The run folder, or one checkpoint",
@@ -215,7 +217,7 @@ void add_checkpoint_command(CLI::App& app) {
   add("prune", "Remove all whole checkpoints but the newest and the best", "The run folder", prune)
       ->add_option("--keep", options->keep, "How many whole checkpoints stay")
       ->required()
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 48))
+      ->check(counting_number())
       ->type_name("N");
 }
 

@@ -11,16 +11,20 @@
 
 namespace megalodon::apps {
 
-// Accepts whole numbers from 0 to `largest`, and nothing that would be wrapped or cut to one.
-inline CLI::Validator whole_number(std::uint64_t largest = std::numeric_limits<std::int64_t>::max()) {
-  const auto check = [largest](const std::string& text) {
+// Accepts whole numbers from `smallest` to `largest`, and nothing that would be wrapped or cut to one.
+inline CLI::Validator whole_number(std::uint64_t largest = std::numeric_limits<std::int64_t>::max(), std::uint64_t smallest = 0) {
+  const auto check = [largest, smallest](const std::string& text) {
     std::uint64_t value = 0;
     const auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value);
-    const bool ok = failure == std::errc() && end == text.data() + text.size() && value <= largest;
-    return ok ? std::string() : "\"" + text + "\" is not a whole number from 0 to " + std::to_string(largest);
+    const bool ok = failure == std::errc() && end == text.data() + text.size() && value >= smallest && value <= largest;
+    return ok ? std::string()
+              : "\"" + text + "\" is not a whole number from " + std::to_string(smallest) + " to " + std::to_string(largest);
   };
   return CLI::Validator(check, "");
 }
+
+// From 1 on.
+inline CLI::Validator counting_number() { return whole_number(std::numeric_limits<std::int32_t>::max(), 1); }
 
 inline void add_threads_flag(CLI::App* command, int& threads) {
   command->add_option("--threads", threads, "Threads to compute with; 0: all processors")

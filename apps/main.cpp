@@ -76,7 +76,9 @@ int fail(const std::string& message, int code) {
 
 std::vector<std::string> command_names(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (!command->get_name().empty()) names.push_back(command->get_name());  // a group of options has none
+  }
   return names;
 }
 
@@ -91,20 +93,27 @@ std::vector<std::string> flag_names(const CLI::App& command) {
 // Where the command line is wrong and how it may have been meant. CLI11 reports what is missing before what is unknown, so the
 // unknown is looked for first: a mistyped flag is then not called a missing one.
 int fail_usage(const CLI::App& app, const CLI::ParseError& error) {
-  const std::vector<CLI::App*> chosen = app.get_subcommands();
-  const CLI::App& command = chosen.empty() ? app : *chosen.front();
-  const std::string where = chosen.empty() ? "" : command.get_name() + ": ";
-  const std::string help = "See megalodon " + (chosen.empty() ? "" : command.get_name() + " ") + "--help.";
+  const CLI::App* chosen = &app;
+  std::string names;  // "checkpoint list "
+  while (!command_names(*chosen).empty() && !chosen->get_subcommands().empty()) {
+    chosen = chosen->get_subcommands().front();
+    names += chosen->get_name() + " ";
+  }
+  const CLI::App& command = *chosen;
+  const std::string where = names.empty() ? "" : names.substr(0, names.size() - 1) + ": ";
+  const std::string help = "See megalodon " + names + "--help.";
+  const std::vector<std::string> commands = command_names(command);
   for (const std::string& extra : command.remaining()) {
     const bool is_flag = extra.size() > 1 && extra.front() == '-';
     const std::string name = extra.substr(0, extra.find('='));
-    const std::string hint = is_flag ? megalodon::did_you_mean(name, flag_names(command))
-                                     : (chosen.empty() ? megalodon::did_you_mean(name, command_names(app)) : std::string());
-    const std::string what =
-        is_flag ? "unknown flag " + name : (chosen.empty() ? "unknown command " : "unexpected argument ") + name;
-    return fail(where + what + ". " + (hint.empty() ? help : hint), kUsage);
+    const std::string hint = megalodon::did_you_mean(name, is_flag ? flag_names(command) : commands);
+    const std::string what = is_flag ? "unknown flag " : commands.empty() ? "unexpected argument " : "unknown command ";
+    return fail(where + what + name + ". " + (hint.empty() ? help : hint), kUsage);
   }
-  return fail(where + error.what() + ". " + help, kUsage);
+  if (commands.empty()) return fail(where + error.what() + ". " + help, kUsage);
+  std::string choice;
+  for (const std::string& name : commands) choice += (choice.empty() ? "" : ", ") + name;
+  return fail(where + "name one of " + choice + ". " + help, kUsage);
 }
 
 int run(int argc, char** argv) {

@@ -81,13 +81,13 @@ void add_prepare_command(CLI::App& app) {
   CLI::Option* train = choice
                            ->add_option("--train-sentencepiece", options->train_pieces,
                                         "Train a SentencePiece model of N pieces on the inputs, and use it")
-                           ->check(CLI::PositiveNumber)
+                           ->check(counting_number())
                            ->type_name("N");
   choice->require_option(1);
   command
       ->add_option("--train-megabytes", options->train_megabytes, "The most text to train it on; of more, lines chosen at random")
       ->needs(train)
-      ->check(CLI::PositiveNumber)
+      ->check(counting_number())
       ->capture_default_str()
       ->type_name("MB");
   command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");

@@ -184,12 +184,17 @@ RunConfig configure(Options& options) {
       if (key == "out" && is_file(join_path(value, "run.toml"))) options.file = join_path(value, "run.toml");
     }
   }
+  if (is_directory(options.file)) {  // `megalodon train RUN --resume`
+    options.overrides.insert(options.overrides.begin(), {"out", options.file});
+    options.file = join_path(options.file, "run.toml");
+  }
   RunConfig config = load_run_config(options.file, options.overrides);
   const auto need = [&](const std::string& value, const char* key, const char* hint) {
     if (value.empty()) throw Error(ErrorKind::InvalidArgument, std::string(key) + " is missing", options.file, hint);
   };
   need(config.data.sets().empty() ? "" : "given", "data.path",
-       "Set it in the run file or with --data.path to a folder that `megalodon prepare` wrote");
+       options.file.empty() ? "Name a run file, as in `megalodon train examples/demo.toml`, or a run's folder with --resume"
+                            : "Set it in the run file or with --data.path to a folder that `megalodon prepare` wrote");
   need(config.out, "out", "Set it in the run file or with --out to the folder of the run");
   return config;
 }
@@ -300,8 +305,10 @@ void run(Options& options) {
 void add_train_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "Train a model as a run file says; every key of the file is also a flag");
-  command->add_option("run_file", options->file, "TOML file, see docs and examples/demo.toml; flags override it")
-      ->type_name("FILE");
+  command
+      ->add_option("run_file", options->file,
+                   "TOML file, see docs and examples/demo.toml, or the folder of a run with --resume; flags override it")
+      ->type_name("FILE|RUN");
   CLI::Option* resume =
       command->add_flag("--resume", options->resume, "Go on from the newest whole checkpoint of the run folder");
   command
@@ -320,6 +327,9 @@ void add_train_command(CLI::App& app) {
                                               : "VALUE")
         ->group("Keys of the run file");
   }
+  command->footer(
+      "\nExamples:\n  megalodon train examples/demo.toml --optim.lr 1e-3 --out runs/first\n"
+      "  megalodon train runs/first --resume");
   command->callback([options] { run(*options); });
 }
 

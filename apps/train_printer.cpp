@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iostream>
 #include <string_view>
 
 #include "apps/format.h"
@@ -87,6 +88,8 @@ void TrainPrinter::on_step(const StepReport& report) {
   ++steps_;
   tokens_ += r.tokens;
   seconds_ += r.seconds;
+  ++all_steps_;
+  all_tokens_ += r.tokens;
   all_seconds_ += r.seconds;
   data_seconds_ += r.data_seconds;
   if (r.valid_loss) valid_loss_ = r.valid_loss;
@@ -141,7 +144,16 @@ void TrainPrinter::on_checkpoint_failed(std::int64_t step, const std::string& wh
 }
 
 void TrainPrinter::finish() {
-  out() << format("waiting for data took %.2f %% of the steps\n", 100 * data_seconds_ / std::max(all_seconds_, 1e-9));
+  if (all_steps_ == 0) return;
+  const double seconds = std::max(all_seconds_, 1e-9);
+  const auto tokens = static_cast<double>(all_tokens_);
+  const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
+  out() << with_commas(all_steps_) << " steps, " << format_count(tokens) << " tokens in " << format_duration(elapsed) << ": "
+        << with_commas(std::llround(tokens / seconds)) << " tok/s";
+  if (machine_.product_rate > 0) {
+    out() << format(", MFU %.1f %%", 100 * step_flops_ * static_cast<double>(all_steps_) / seconds / machine_.product_rate);
+  }
+  out() << format(", %.2f %% of it waiting for data\n", 100 * data_seconds_ / seconds);
 }
 
 // What a full disk does not take now is kept and written later; a checkpoint waits for it.

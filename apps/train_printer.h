@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <iostream>
+#include <iosfwd>
 #include <limits>
 #include <optional>
 #include <string>
@@ -47,7 +47,7 @@ class TrainPrinter : public TrainerObserver {
   void before_checkpoint() override { metrics_.sync(); }
   void on_checkpoint(std::int64_t step, const std::string& folder) override;
   void on_checkpoint_failed(std::int64_t step, const std::string& what) override;
-  // After the last step.
+  // After the last step: what all of them took.
   void finish();
 
  private:
@@ -81,7 +81,9 @@ class TrainPrinter : public TrainerObserver {
   std::int64_t steps_ = 0;   // since the last line
   std::int64_t tokens_ = 0;  // of those
   double seconds_ = 0;
-  double all_seconds_ = 0;   // since the beginning
+  std::int64_t all_steps_ = 0;  // since the beginning
+  std::int64_t all_tokens_ = 0;
+  double all_seconds_ = 0;
   double data_seconds_ = 0;  // of those, waited for batches
 };
 

@@ -390,11 +390,13 @@ Schedule RunConfig::schedule() const {
 }
 
 std::vector<WeightedFolder> DataConfig::sets() const {
-  const auto refuse = [](const std::string& what) {
-    throw Error(ErrorKind::InvalidArgument, what, "data.mix", "Each entry must be a folder and its weight, as \"books 0.7\"");
+  const auto refuse = [](const std::string& what,
+                         const char* hint = "Each entry must be a folder and its weight, as \"books 0.7\"") {
+    throw Error(ErrorKind::InvalidArgument, what, "data.mix", hint);
   };
   if (mix.empty()) return path.empty() ? std::vector<WeightedFolder>{} : std::vector<WeightedFolder>{{path, 1.0}};
-  if (!path.empty()) refuse("data.path and data.mix are both given");
+  if (!path.empty())
+    refuse("data.path and data.mix are both given", "Give one of them; --data.path '' takes the run file's away");
   std::vector<WeightedFolder> sets;
   for (const std::string& entry : mix) {
     const std::size_t space = entry.find_last_of(' ');

@@ -504,6 +504,12 @@ class WrongUse(CliTest):
             (("init", "unknown flag --sed", "Did you mean --seed?"), "init", "200M", "--sed", 5),
             (("inspect", "unknown flag --jsno", "Did you mean --json?"), "inspect", "--jsno"),
             (("inspect", "unexpected argument 7.3B"), "inspect", "1.3B", "7.3B"),
+            (("checkpoint: unknown command lst", "Did you mean list?"), "checkpoint", "lst", self.folder),
+            (("checkpoint list: unknown flag --jsn", "Did you mean --json?"), "checkpoint", "list", "--jsn", self.folder),
+            (("checkpoint prune: ", '"0" is not a whole number from 1 '), "checkpoint", "prune", self.folder, "--keep", 0),
+            (("checkpoint: name one of list, verify, prune", "megalodon checkpoint --help"), "checkpoint"),
+            (("train", "run file", "--resume"), "train"),
+            (("train", "run file", "--resume"), "train", "--resume"),
         ):
             self.refused(WRONG_USE, parts, *arguments)
         for command in (("inspect",), ("init", "--out", self.folder / "out")):
@@ -531,6 +537,8 @@ class WrongUse(CliTest):
 
     def test_what_is_missing_is_named(self):
         self.refused(WRONG_USE, ("generate", "model", "--help"), "generate")
+        self.refused(WRONG_USE, ("checkpoint list: run is required", "megalodon checkpoint list --help"), "checkpoint", "list")
+        self.refused(NOT_FOUND, (self.folder, "not the folder of a run", "--out"), "checkpoint", "list", self.folder)
         self.refused(WRONG_USE, ("eval", "--data", "--help"), "eval", self.model)
         self.refused(WRONG_USE, ("init", "--out", "--help"), "init", "200M")
         self.refused(WRONG_USE, ("prepare", "--help"), "prepare", "--input", self.text)

@@ -114,6 +114,18 @@ class TrainCommand(unittest.TestCase):
         self.assertNotEqual(starts(run)[-1]["data"][0]["index"], train["index"])
         self.refused(run, WRONG_USE, "--allow-other-data", "--resume", arguments=["--allow-other-data"])
 
+    def test_goes_on_by_the_folder_of_a_run_wherever_it_is_now(self):
+        run = self.new_run()
+        step, _ = self.stop_early(run)
+        code, _, err = self.workshop.run("train", "run", cwd=run)
+        self.assertEqual(code, WRONG_USE)
+        self.assertIn("Add --resume", err)
+        (run / "run").rename(run / "moved")
+        out = self.workshop.check("train", "moved", "--resume", cwd=run)
+        self.assertIn(f"resume      moved/checkpoints/step-{step:08d}", out)
+        self.assertFalse((run / "run").exists())
+        self.assertEqual(metrics_of(run, "moved"), metrics_of(self.straight))
+
     def test_signals_save_and_stop(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             run = self.new_run(number.name)
@@ -226,6 +238,7 @@ class TrainCommand(unittest.TestCase):
     def test_refuses_data_that_is_missing_or_too_short(self):
         run = self.new_run()
         self.refused(run, NOT_FOUND, "../none/train", "no finished data set", "megalodon prepare", arguments=["--data.path", "../none"])
+        self.refused(run, WRONG_USE, "both given", "--data.path ''", arguments=["--data.mix", "../data 1"])
         self.refused(run, WRONG_USE, "tokens; the data set has", "data.length", arguments=["--data.length", "16000"])
         self.refused(run, MISMATCH, "vocab_size = 256", arguments=["--vocab_size", "100"])
         self.assertFalse((run / "run").exists())

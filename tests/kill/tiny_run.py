@@ -112,10 +112,10 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def metrics_of(run):
+def metrics_of(run, name="run"):
     """The metrics without what a clock decides."""
     clocked = ("seconds", "data_seconds", "mfu")
-    lines = (run / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (run / name / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in clocked} for line in lines]
 
 
