@@ -4,6 +4,7 @@
 #include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include <algorithm>
 #include <limits>
@@ -100,6 +101,7 @@ class Gzip : public Compressed {
 
  protected:
   std::size_t decompress(char* out, std::size_t bytes) override {
+    while (between_frames_ && next_ < end_ && buffer_[next_] == 0) ++next_;  // what tapes and disks fill up with
     if (next_ == end_ && between_frames_) return 0;
     if (between_frames_) inflateReset(&stream_);  // one file after another, as `cat a.gz b.gz` makes them
     between_frames_ = false;
@@ -137,6 +139,10 @@ class Zstd : public Compressed {
     ZSTD_outBuffer output{out, bytes, 0};
     const std::size_t status = ZSTD_decompressStream(stream_, &output, &input);
     next_ = input.pos;
+    if (ZSTD_getErrorCode(status) == ZSTD_error_frameParameter_windowTooLarge) {
+      throw Error(ErrorKind::Unsupported, "decompressing it takes more memory than the 128 MiB that zstd allows unless told",
+                  path, "Compress it again with `zstd --long=27` at most, or pipe `zstd -dc --long=31 FILE` into --input -");
+    }
     if (ZSTD_isError(status) != 0) corrupt(std::string("the zstd data is damaged (") + ZSTD_getErrorName(status) + ")");
     between_frames_ = status == 0;
     return output.pos;

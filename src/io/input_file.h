@@ -22,7 +22,7 @@ class InputFile {
 
   // Fills `buffer` as far as the content reaches; returns the bytes, less than `bytes` only at the end. Throws Error(Io), also
   // for a file that others have changed or taken away while it was read, which is seen at its end; Error(Corrupt) naming the file
-  // and the place where compressed data is damaged or ends early.
+  // and the place where compressed data is damaged or ends early, Error(Unsupported) where zstd's window is above 128 MiB.
   std::size_t read(char* buffer, std::size_t bytes);
 
   std::int64_t position() const noexcept;  // bytes of the file that were read; compressed ones, where it is compressed

@@ -437,6 +437,17 @@ TEST_F(PrepareTest, CompressedFilesAreTheirContent) {
   };
   EXPECT_EQ(prepared("a.txt.gz", in_two(gzip)), of_text);
   EXPECT_EQ(prepared("a.txt.zst", in_two(zstd)), of_text);
+  EXPECT_EQ(prepared("a.txt.gz", gzip(text) + std::string(300000, '\0')), of_text);
+}
+
+TEST_F(PrepareTest, AZstdWindowThatTakesGigabytesIsRefused) {
+  using namespace std::string_literals;
+  const auto frame = [](char window) {
+    return "\x28\xB5\x2F\xFD\x00"s + window + "\x19\x00\x00"s + "abc";
+  };  // of one stored block
+  expect_refused(ErrorKind::Unsupported, {folder_ / "a.txt.zst", "128 MiB", "--long=27"}, "a.txt.zst", frame('\xA8'));  // 2 GiB
+  prepare_one("a.txt.zst", frame('\x88'));                                                                              // 128 MiB
+  EXPECT_EQ(text_of(train(), *tokenizer_), "abc");
 }
 
 TEST_F(PrepareTest, DamagedCompressedFilesAreRefusedByFileAndPlace) {
