@@ -124,6 +124,7 @@ Row evaluate(Context& ctx, const LoadedModel& loaded, const Options& options, st
 }
 
 void run(const Options& options) {
+  if (!options.plot.empty()) check_figure_name(options.plot);
   Context ctx = open_context(options.device, options.threads);
   const LoadedModel loaded =
       model_of(options.model, {options.load.precision, options.load.map, ctx.accelerator(), options.load.average});

@@ -224,13 +224,16 @@ struct Limits {
   }
 };
 
+// What lies closer together than this has no ticks between: they would not differ from one another.
+bool nearly_equal(double low, double high) { return high - low <= 1e-9 * std::max(std::abs(low), std::abs(high)); }
+
 Axis x_axis(const Panel& panel, double left) {
   Limits x;
   for (const Curve& curve : panel.curves) {
     x.take(curve.points.front().first);
     x.take(curve.points.back().first);
   }
-  if (x.low == x.high) x.high = x.low + 1;
+  if (nearly_equal(x.low, x.high)) x.high = x.low + std::max(1.0, 1e-6 * std::abs(x.low));
   return {x.low, x.high, left + kLeft, left + kPanelWidth - kRight, panel.log_x && x.low > 0};
 }
 
@@ -247,7 +250,7 @@ Axis y_axis(const Panel& panel, double top) {
     const double usual = all[all.size() * 98 / 100];
     high = std::min(high, usual + 0.35 * (usual - low));
   }
-  if (high <= low) high = low + std::max(std::abs(low), 1e-6) * 0.1;
+  if (nearly_equal(low, high)) high = low + std::max(std::abs(low), 1e-6) * 0.1;
   const double margin = 0.05 * (high - low);
   const double bottom = low >= 0 && low < margin ? 0 : low - margin;
   return {bottom, high + margin, top + kPanelHeight - kBottom, top + kTop};
@@ -417,7 +420,15 @@ std::string html_page(const Figure& figure, const std::vector<std::string>& name
 
 }  // namespace
 
+void check_figure_name(const std::string& path) {
+  for (const char* ending : {".html", ".svg", ".png"}) {
+    if (path.ends_with(ending)) return;
+  }
+  throw Error(ErrorKind::InvalidArgument, "the file's name must end in .html, .svg or .png", path);
+}
+
 void write_figure(const Figure& figure, const std::string& path, bool dark) {
+  check_figure_name(path);
   const std::vector<std::string> names = names_of(figure);
   const Layout layout = layout_of(figure, names.size());
   if (path.ends_with(".png")) {
@@ -425,14 +436,10 @@ void write_figure(const Figure& figure, const std::string& path, bool dark) {
     draw(canvas, figure, names, layout);
     return write_file_atomically(path, canvas.document());
   }
-  const bool html = path.ends_with(".html");
-  if (!html && !path.ends_with(".svg")) {
-    throw Error(ErrorKind::InvalidArgument, "the file's name must end in .html, .svg or .png", path, "Name it so with --out");
-  }
   SvgCanvas canvas;
   draw(canvas, figure, names, layout);
   const std::string svg = canvas.document(layout.width, layout.height);
-  write_file_atomically(path, html ? html_page(figure, names, layout, svg) : svg);
+  write_file_atomically(path, path.ends_with(".html") ? html_page(figure, names, layout, svg) : svg);
 }
 
 }  // namespace megalodon::apps

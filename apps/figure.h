@@ -28,6 +28,9 @@ struct Figure {
   std::vector<Panel> panels;
 };
 
+// Throws Error(InvalidArgument) unless the name ends in .svg, .html or .png: to be said before the work begins.
+void check_figure_name(const std::string& path);
+
 // By the ending of `path`: .svg, .html or .png. Light or dark follows the reader's setting in .svg and .html; `dark` is for .png.
 // Throws Error(InvalidArgument) for another ending, Error(Io).
 void write_figure(const Figure& figure, const std::string& path, bool dark);

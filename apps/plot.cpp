@@ -82,6 +82,7 @@ std::vector<std::string> names_of(const std::vector<std::string>& runs) {
 }
 
 void run(const Options& options) {
+  check_figure_name(options.out);
   Figure figure;
   figure.title = options.runs.size() == 1 ? names_of(options.runs)[0] : std::to_string(options.runs.size()) + " runs";
   figure.x_label = options.over == "time" ? "minutes" : options.over;

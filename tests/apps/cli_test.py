@@ -859,6 +859,19 @@ class StandardInput(CliTest):
             self.assertEqual(self.prepare("sent", "--input", "-", stdin=ours), [TEXT.encode()])
 
 
+class Figures(CliTest):
+    def test_values_that_hardly_differ_are_drawn(self):
+        metrics = [{"step": 2**60 + 256 * i, "loss": 3, "lr": lr} for i, lr in enumerate((0.001, 0.0009999999999999998, 0.001))]
+        path = self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+        self.ok("plot", path, "--out", self.folder / "plot.svg")
+        xml.etree.ElementTree.parse(self.folder / "plot.svg")
+
+    def test_a_wrong_ending_is_said_before_the_work(self):
+        name = self.folder / "context.pdf"
+        self.refused(WRONG_USE, (name, ".html, .svg or .png"), "eval", self.folder, "--data", self.text, "--plot", name)
+        self.refused(WRONG_USE, (name, ".html, .svg or .png"), "plot", self.folder, "--out", name)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
