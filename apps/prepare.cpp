@@ -1,6 +1,7 @@
 // megalodon prepare: text files to token shards.
 #include "io/prepare.h"
 
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -87,7 +88,11 @@ void add_prepare_command(CLI::App& app) {
   command
       ->add_option("--train-megabytes", options->train_megabytes, "The most text to train it on; of more, lines chosen at random")
       ->needs(train)
-      ->check(counting_number())
+      ->check([](const std::string& text) {
+        const double megabytes = std::strtod(text.c_str(), nullptr);
+        const bool ok = megabytes > 0 && megabytes <= 1e12;  // false for NaN
+        return ok ? std::string() : "\"" + text + "\" is not a number above 0 and up to 1e12";
+      })
       ->capture_default_str()
       ->type_name("MB");
   command->add_option("--out", prepare.out, "The folder to write")->required()->type_name("DIR");

@@ -871,6 +871,11 @@ class Figures(CliTest):
         self.refused(WRONG_USE, (name, ".html, .svg or .png"), "eval", self.folder, "--data", self.text, "--plot", name)
         self.refused(WRONG_USE, (name, ".html, .svg or .png"), "plot", self.folder, "--out", name)
 
+    def test_megabytes_are_bounded(self):
+        for megabytes in ("1e14", "nan", "-1"):
+            self.refused(WRONG_USE, ("--train-megabytes",), "prepare", "--input", self.text, "--train-sentencepiece", 300,
+                         "--train-megabytes", megabytes, "--out", self.folder / "data")
+
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
