@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <chrono>
 
 namespace megalodon {
@@ -60,13 +61,18 @@ constexpr std::array<std::uint32_t, 256> crc_table() {
   return table;
 }
 
-// Readers take the files of a folder in the order of their names. A second start in the same second has a name of its own.
+// Readers take the files of a folder in the order of their names: the new one is later than all others, also when it starts in
+// the second of another or a clock went back.
 std::string new_file(const std::string& run) {
-  const std::string base =
-      join_path(run, "events.out.tfevents." + std::to_string(static_cast<std::int64_t>(seconds_since_epoch())));
-  int again = 0;
-  while (exists(base + "." + std::to_string(again) + ".megalodon")) ++again;
-  return base + "." + std::to_string(again) + ".megalodon";
+  const std::string prefix = "events.out.tfevents.";
+  auto stamp = static_cast<std::int64_t>(seconds_since_epoch());
+  for (const std::string& name : list_directory(run)) {
+    std::int64_t other = 0;
+    if (!name.starts_with(prefix)) continue;
+    std::from_chars(name.data() + prefix.size(), name.data() + name.size(), other);
+    stamp = std::max(stamp, other + 1);
+  }
+  return join_path(run, prefix + std::to_string(stamp) + ".0.megalodon");
 }
 
 }  // namespace
