@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 
-#include <cstring>
-
 #include "core/rng.h"
 #include "io/file.h"
 #include "io/published_ids.h"
@@ -266,10 +264,10 @@ std::string small_model(const std::string& kind, const Pieces& pieces, const std
 
 // A table of normalization: the size of a trie, the trie, the replacements.
 std::string normalization_table(const std::vector<std::uint32_t>& trie, const std::string& replacements) {
-  const auto size = static_cast<std::uint32_t>(trie.size() * sizeof(std::uint32_t));
-  std::string table(sizeof size + size, '\0');
-  std::memcpy(table.data(), &size, sizeof size);
-  std::memcpy(table.data() + sizeof size, trie.data(), size);
+  std::string table;
+  const auto append = [&](std::uint32_t value) { table.append(reinterpret_cast<const char*>(&value), sizeof value); };
+  append(static_cast<std::uint32_t>(trie.size() * sizeof(std::uint32_t)));
+  for (const std::uint32_t unit : trie) append(unit);
   return table + replacements;
 }
 
