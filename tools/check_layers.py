@@ -54,6 +54,7 @@ THIRD_PARTY = {
     "xxhash.h": ["io", "train"],
     "zlib.h": ["io", "tests"],
     "zstd.h": ["io", "tests"],
+    "zstd_errors.h": ["io"],
     "toml++": ["train"],
     "CLI": ["apps"],
     "cairo.h": ["apps"],
