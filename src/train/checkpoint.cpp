@@ -166,7 +166,7 @@ bool is_fixed(const std::string& key) {
 // Whether another value changes what is computed from here on.
 bool is_worth_a_note(const std::string& key) {
   return key.starts_with("optim.") || key == "train.steps" || key == "data.path" || key == "data.mix" || key == "train.freeze" ||
-         key == "train.ema" || key.starts_with("train.skip_");
+         key == "train.ema" || key == "train.device" || key.starts_with("train.skip_");
 }
 
 // Throws Error(Mismatch) for data that is not the checkpoint's, unless it is allowed; returns what to note then, else nothing.
