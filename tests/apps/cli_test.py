@@ -252,7 +252,8 @@ class HappyPath(CliTest):
 
     def prepared(self, *tokenizer):
         data = self.folder / "data"
-        self.ok("prepare", "--input", self.text, *tokenizer, "--valid-fraction", 0.25, "--out", data)
+        code, _, err = run("prepare", "--input", self.text, *tokenizer, "--valid-fraction", 0.25, "--out", data)
+        self.assertEqual(code, 0, err)  # training a tokenizer is told there
         return data, json.loads((data / "train" / "index.json").read_text())["vocab_size"]
 
     def train_and_generate(self, data, vocab_size, tokenizer_file):

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "infer/tiny_model.h"
-#include "model/window.h"
 #include "io/prepare.h"
 #include "io/shards.h"
 #include "megalodon/error.h"
+#include "model/window.h"
 #include "tolerances.h"
 
 namespace megalodon {

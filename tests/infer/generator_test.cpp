@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "infer/tiny_model.h"
-#include "model/window.h"
 #include "megalodon/error.h"
+#include "model/window.h"
 #include "support/values.h"
 #include "tolerances.h"
 

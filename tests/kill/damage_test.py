@@ -116,7 +116,7 @@ class TrainCommand(unittest.TestCase):
 
     def test_goes_on_by_the_folder_of_a_run_wherever_it_is_now(self):
         run = self.new_run()
-        step, _ = self.stop_early(run)
+        step, _ = self.workshop.stop_early(run)
         code, _, err = self.workshop.run("train", "run", cwd=run)
         self.assertEqual(code, WRONG_USE)
         self.assertIn("Add --resume", err)
