@@ -1,9 +1,6 @@
 // megalodon generate: text that goes on from a prompt, streamed.
-#include <unistd.h>
-
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -15,6 +12,7 @@
 #include "apps/flags.h"
 #include "apps/format.h"
 #include "apps/model_argument.h"
+#include "apps/resident.h"
 #include "infer/generator.h"
 #include "io/file.h"
 #include "megalodon/error.h"
@@ -37,14 +35,6 @@ struct Options {
   int threads = 0;
   LoadOptions load;
 };
-
-double resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  double size = 0;
-  double resident = 0;
-  file >> size >> resident;
-  return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
-}
 
 // Compares the beginning with the end: the time of two stretches of equal length, the first one after the first chunk and the
 // last, and the memory after the first chunk and at the end. A stretch is about a thousand tokens and a whole number of chunks,

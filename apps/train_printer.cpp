@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <iostream>
 #include <string_view>
 
 #include "apps/format.h"
+#include "apps/resident.h"
 #include "infer/generator.h"
 #include "io/file.h"
 #include "megalodon/error.h"
@@ -20,15 +20,6 @@ namespace {
 
 constexpr double kRedrawSeconds = 0.1;
 constexpr std::string_view kGap = "  ";
-
-// Resident memory of this process in bytes; 0 where the system does not tell.
-double resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  double total = 0;
-  double resident = 0;
-  statm >> total >> resident;
-  return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
-}
 
 // The step at which what is done `every` steps, and at the end, is done next.
 std::int64_t next_multiple(const StepReport& r, std::int64_t every) { return std::min((r.step / every + 1) * every, r.steps); }

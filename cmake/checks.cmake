@@ -21,6 +21,7 @@ megalodon_check(package ${CMAKE_COMMAND} -DBUILD_DIR=${PROJECT_BINARY_DIR} -DCXX
 megalodon_check(format ${Python3_EXECUTABLE} tools/check_format.py)
 megalodon_check(clang_tidy ${Python3_EXECUTABLE} tools/run_clang_tidy.py ${PROJECT_BINARY_DIR})
 megalodon_check(commands ${Python3_EXECUTABLE} tests/apps/cli_test.py $<TARGET_FILE:megalodon_cli>)
+megalodon_check(misuse ${Python3_EXECUTABLE} tests/apps/misuse_test.py $<TARGET_FILE:megalodon_cli>)
 megalodon_check(terminal ${Python3_EXECUTABLE} tests/apps/terminal_test.py $<TARGET_FILE:megalodon_cli>)
 megalodon_check(kill ${Python3_EXECUTABLE} tests/kill/kill_test.py $<TARGET_FILE:megalodon_cli> --kills 8)
 megalodon_check(kill_prepare ${Python3_EXECUTABLE} tests/kill/prepare_test.py $<TARGET_FILE:megalodon_cli> --kills 10)

@@ -18,7 +18,7 @@ struct ResolvedModel {
   std::vector<std::string> damaged;  // a line for each newer checkpoint that is passed over
 };
 
-// A folder with a config.json is itself one; a run folder stands for the newest whole one of its checkpoints/step-XXXXXXXX, and
+// A folder with a config.json is itself one; a run folder stands for the newest whole one of its checkpoints/step-NNNNNNNN, and
 // so does that folder `checkpoints`. Whole means that the model's files have the checksums that the checkpoint states; a folder
 // without checksums.json is a model from elsewhere and taken as it is. Throws Error(NotFound) saying what was looked for,
 // Error(Corrupt) for a damaged checkpoint that was named, or when all of a run are.

@@ -78,9 +78,9 @@ struct Packed {
   Tensor z, r, h1, fc1, fc3;
 };
 
-Attention attention_of(const BlockOps& op, std::int64_t begin, const BlockWindow& window, const Masks& masks) {
+Attention attention_of(const BlockOps& op, const BlockWindow& window, const Masks& masks) {
   Attention attention = op.attention;
-  attention.begin = begin;
+  attention.begin = window.begin;
   attention.documents = window.documents;
   if (masks.active) {
     attention.dropout = op.config.attention_dropout;
@@ -117,8 +117,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
   queries_keys_values(ctx, op, p, window, a, s, t);
-  attention_forward(ctx, attention_of(op, window.begin, window, masks), window.positions, t.q, t.k, t.v, state.attention, s.o,
-                    s.attention);
+  attention_forward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
   silu_gate_forward(ctx, a.r, s.o, t.gated);
@@ -191,8 +190,8 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   mask_again(Site::Gated, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   if (!t.kept) queries_keys_values(ctx, op, p, window, a, s, t);
-  attention_backward(ctx, attention_of(op, 0, window, masks), window.positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q,
-                     d.d_k, d.d_gated);
+  attention_backward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k,
+                     d.d_gated);
   head_norm_backward(ctx, op.head, p.gamma, rotation_of(window), a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx; d_b = gradient of ce, then of tn.

@@ -127,15 +127,14 @@ Loader::Place Loader::place_of(std::int64_t batch, std::int64_t row) const noexc
 
 void Loader::read(Buffer& buffer) {
   const std::int64_t length = config_.length;
-  buffer.predicted = config_.mode == DataMode::Packed ? 0 : config_.batch * length;
   for (std::int64_t row = 0; row < config_.batch; ++row) {
     const auto [dataset, begin] = place_of(buffer.position, row);
     dataset->read(begin, length + 1, window_.data());
     std::int32_t* const targets = buffer.targets.data() + row * length;
     std::copy_n(window_.data(), length, buffer.tokens.data() + row * length);
     std::copy_n(window_.data() + 1, length, targets);
-    if (config_.mode != DataMode::Packed) continue;
-    buffer.predicted += mark_documents(*dataset, begin, length, targets, buffer.documents.data() + row * length);
+    if (config_.mode == DataMode::Packed)
+      mark_documents(*dataset, begin, length, targets, buffer.documents.data() + row * length);
   }
   buffer.reset = config_.mode != DataMode::Carry || buffer.position * config_.batch % windows_[0] == 0;
 }
@@ -202,7 +201,6 @@ Batch Loader::next() {
   batch.tokens = Tensor(current_.tokens.data(), shape);
   batch.targets = Tensor(current_.targets.data(), shape);
   if (config_.mode == DataMode::Packed) batch.documents = Tensor(current_.documents.data(), shape);
-  batch.predicted = current_.predicted;
   batch.reset = current_.reset;
   return batch;
 }

@@ -39,11 +39,10 @@ std::int64_t mark_documents(const TokenDataset& dataset, std::int64_t begin, std
 
 // One batch; the tensors are views of the loader's memory and hold until the next call.
 struct Batch {
-  Tensor tokens;               // [B, L] i32
-  Tensor targets;              // [B, L] i32; -1, packed alone: the token is the last of its document and predicts nothing
-  Tensor documents;            // [B, L] i32, packed alone: the column that each token's document begins at
-  std::int64_t predicted = 0;  // targets that are not -1
-  bool reset = false;          // the state is to be emptied before this batch; but in carry mode always
+  Tensor tokens;       // [B, L] i32
+  Tensor targets;      // [B, L] i32; -1, packed alone: the token is the last of its document and predicts nothing
+  Tensor documents;    // [B, L] i32, packed alone: the column that each token's document begins at
+  bool reset = false;  // the state is to be emptied before this batch; but in carry mode always
 };
 
 class Loader {
@@ -72,7 +71,6 @@ class Loader {
   struct Buffer {
     std::int64_t position = -1;  // of the batch that it holds or is about to; -1: none
     bool reset = false;
-    std::int64_t predicted = 0;
     std::vector<std::int32_t> tokens;     // [B, L]
     std::vector<std::int32_t> targets;    // [B, L]
     std::vector<std::int32_t> documents;  // [B, L], packed alone

@@ -105,7 +105,9 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
     memory.workspace = std::max(memory.workspace, plan.workspace);
     return plan.activations;
   };
-  if (config.train.validate_every > 0) memory.validation = inference(config.data.batch, config.data.length) + state;
+  if (config.train.validate_every > 0) {
+    memory.validation = inference(config.data.batch, config.data.length) + (config.data.mode == DataMode::Packed ? 0 : state);
+  }
   if (config.train.sample_every > 0) memory.sample = inference(1, reading_window(config.model)) + sequence;
   return memory;
 }

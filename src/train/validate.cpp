@@ -49,12 +49,13 @@ Validator::Validator(Context& ctx, const Megalodon& model, const std::vector<Val
       }()),
       rows_(most_rows(sets_)),
       inference_(ctx, model, rows_, length_),
-      state_(model.config(), rows_, model.dtype(), ctx.accelerator()),
       window_(static_cast<std::size_t>(length_ + 1)),
       tokens_(static_cast<std::size_t>(rows_ * length_)),
       targets_(tokens_.size()),
       documents_(tokens_.size()),
-      losses_(tokens_.size()) {}
+      losses_(tokens_.size()) {
+  if (mode_ != DataMode::Packed) state_.emplace(model.config(), rows_, model.dtype(), ctx.accelerator());
+}
 
 std::vector<ValidationLoss> Validator::mean_losses() {
   std::vector<ValidationLoss> losses;
@@ -67,7 +68,7 @@ double Validator::mean_loss(const Set& set) {
   const std::int64_t per_stream = set.windows / set.rows;
   double sum = 0;
   std::int64_t predicted = 0;
-  state_.reset();
+  if (mode_ == DataMode::Carry) state_->reset();
   for (std::int64_t first = 0; first < set.chosen; first += set.rows) {
     for (std::int64_t row = 0; row < rows_; ++row) {
       const bool counts = row < set.rows && first + row < set.chosen;
@@ -92,11 +93,11 @@ double Validator::mean_loss(const Set& set) {
     const Tensor tokens(tokens_.data(), shape);
     const Tensor targets(targets_.data(), shape);
     const Tensor losses(losses_.data(), shape);
-    if (mode_ == DataMode::Packed) {
-      inference_.losses(tokens, targets, Tensor(documents_.data(), shape), losses);
+    if (mode_ == DataMode::Fresh) state_->reset();
+    if (state_) {
+      inference_.losses(tokens, targets, *state_, losses);
     } else {
-      if (mode_ == DataMode::Fresh) state_.reset();
-      inference_.losses(tokens, targets, state_, losses);
+      inference_.losses(tokens, targets, Tensor(documents_.data(), shape), losses);
     }
     for (const float loss : losses_) sum += static_cast<double>(loss);
   }

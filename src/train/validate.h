@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,7 +51,7 @@ class Validator {
   std::vector<Set> sets_;
   std::int64_t rows_;  // the most of a set
   Inference inference_;
-  ModelState state_;
+  std::optional<ModelState> state_;                                  // none where documents start afresh
   std::vector<std::int32_t> window_, tokens_, targets_, documents_;  // [L + 1], then [rows, L] each
   std::vector<float> losses_;                                        // [rows, L]
 };

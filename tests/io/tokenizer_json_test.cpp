@@ -9,6 +9,7 @@
 
 #include "core/rng.h"
 #include "io/bpe.h"
+#include "io/encode_in_pieces.h"
 #include "io/file.h"
 #include "io/published_ids.h"
 #include "io/utf8.h"
@@ -20,21 +21,11 @@ namespace {
 using namespace test;
 using nlohmann::json;
 
-using Ids = std::vector<std::int32_t>;
-
 std::string golden(const std::string& name) { return std::string(MEGALODON_SOURCE_DIR) + "/tests/golden/tokenizers/" + name; }
 
 Ids ids_of(const std::string& line) {
   std::istringstream numbers(line);
   return {std::istream_iterator<std::int32_t>(numbers), {}};
-}
-
-Ids encode_in_pieces(const Tokenizer& tokenizer, const std::string& text, std::size_t piece, std::size_t window) {
-  TextEncoder encoder(tokenizer, "text", true, window);
-  Ids ids;
-  for (std::size_t at = 0; at < text.size(); at += piece) encoder.push(std::string_view(text).substr(at, piece), ids);
-  encoder.finish(ids);
-  return ids;
 }
 
 std::vector<std::string> texts() { return json::parse(read_bytes(golden("texts"))).get<std::vector<std::string>>(); }

@@ -4,6 +4,7 @@
 #include <sentencepiece_processor.h>
 
 #include "core/rng.h"
+#include "io/encode_in_pieces.h"
 #include "io/file.h"
 #include "io/published_ids.h"
 #include "io/sentencepiece_tokenizer.h"
@@ -14,8 +15,6 @@ namespace megalodon {
 namespace {
 
 using namespace test;
-
-using Ids = std::vector<std::int32_t>;
 
 std::string every_byte() {
   std::string text;
@@ -112,14 +111,6 @@ TEST(TokenStreamTest, EmitsACharacterWithItsLastByte) {
   EXPECT_EQ(stream.push(0xA6), "");
   EXPECT_EQ(stream.push(0x88), "\xf0\x9f\xa6\x88");
   EXPECT_EQ(stream.finish(), "");
-}
-
-Ids encode_in_pieces(const Tokenizer& tokenizer, const std::string& text, std::size_t piece, std::size_t window) {
-  TextEncoder encoder(tokenizer, "text", true, window);
-  Ids ids;
-  for (std::size_t at = 0; at < text.size(); at += piece) encoder.push(std::string_view(text).substr(at, piece), ids);
-  encoder.finish(ids);
-  return ids;
 }
 
 TEST(TextEncoderTest, NamesTheByteThatIsNotUtf8) {

@@ -36,6 +36,18 @@ class DocumentsTest : public testing::TestWithParam<DType> {
     return normal(shape(width).numel(), seed, scale);
   }
 
+  // On all documents of the windows at once, and on each alone: run(into, part, row, documents), where part(tensor) is what is
+  // worked on, from row `row` of the batch on.
+  template <class Run, class Into>
+  void run_both(const Run& run, Into& packed, Into& each) {
+    const auto whole = [](const Tensor& tensor) { return tensor; };
+    run(packed, whole, 0, documents.tensor());
+    for (const auto& piece : documents.pieces()) {
+      run(
+          each, [&](const Tensor& tensor) { return alone(tensor, piece); }, piece.begin, Tensor());
+    }
+  }
+
   static constexpr int kThreads = 3;
   Documents documents{kLengths};
 };
@@ -58,23 +70,19 @@ TEST_P(DocumentsTest, TimestepNormBeginsAnew) {
     const auto moments = unwritten(shape(op.groups).numel());
     return Run{Pitched(shape(op.dim), 2, GetParam()), Pitched(shape(op.dim), 1), zeros, zeros, moments, moments};
   };
-  const auto run = [&](Run& r, const Tensor& in, const Tensor& d, const Tensor& y, const Tensor& dx, std::int64_t row,
-                       const Tensor& given) {
+  const auto run = [&](Run& r, const auto& part, std::int64_t row, const Tensor& given) {
+    const Tensor in = part(x.tensor());
     std::vector<std::int64_t> count(static_cast<std::size_t>(in.shape()[0]), -1);
     const Shape moments{in.shape()[0], in.shape()[1], op.groups};
     const TimestepNormSaved saved{Tensor(count.data(), {in.shape()[0]}), Tensor(r.mean.data() + row * op.groups, moments),
                                   Tensor(r.rstd.data() + row * op.groups, moments)};
-    timestep_norm_forward(ctx, op, w, b, in, {}, y, saved, {}, given);
-    timestep_norm_backward(ctx, op, w, in, saved, d, dx, Tensor(r.dw.data(), {op.dim}), Tensor(r.db.data(), {op.dim}), false,
-                           given);
+    timestep_norm_forward(ctx, op, w, b, in, {}, part(r.y.tensor()), saved, {}, given);
+    timestep_norm_backward(ctx, op, w, in, saved, part(dy.tensor()), part(r.dx.tensor()), Tensor(r.dw.data(), {op.dim}),
+                           Tensor(r.db.data(), {op.dim}), false, given);
   };
   Run packed = fresh();
   Run each = fresh();
-  run(packed, x.tensor(), dy.tensor(), packed.y.tensor(), packed.dx.tensor(), 0, documents.tensor());
-  for (const auto& piece : documents.pieces()) {
-    run(each, alone(x.tensor(), piece), alone(dy.tensor(), piece), alone(each.y.tensor(), piece), alone(each.dx.tensor(), piece),
-        piece.begin, {});
-  }
+  run_both(run, packed, each);
   EXPECT_EQ(packed.y.values(), each.y.values());
   EXPECT_EQ(packed.dx.values(), each.dx.values());
   EXPECT_EQ(packed.mean, each.mean);
@@ -98,29 +106,30 @@ TEST_P(DocumentsTest, CemaBeginsAnew) {
   const CemaParameters parameters = parameters_in(alpha, delta, theta, gamma, omega);
   Pitched x(random(op.dim, 6), shape(op.dim), 2, GetParam());
   Pitched dy(random(op.dim, 7), shape(op.dim), 3);
-  struct Gradients {
+  struct Run {
+    Pitched y, dx;
     std::vector<float> alpha, delta, theta, gamma, omega;
   };
   const auto zeros = [](const std::vector<float>& like) { return std::vector<float>(like.size()); };
-  const auto run = [&](Gradients& g, const Tensor& in, const Tensor& d, const Tensor& y, const Tensor& dx, const Tensor& given) {
+  const auto run = [&](Run& r, const auto& part, std::int64_t, const Tensor& given) {
+    const Tensor in = part(x.tensor());
     auto h0 = unwritten(in.shape()[0] * op.dim * op.order * 2);
     const CemaSaved saved{Tensor(h0.data(), {in.shape()[0], op.dim, op.order, 2})};
-    cema_forward(ctx, op, parameters, in, {}, y, saved, given);
-    cema_backward(ctx, op, parameters, in, saved, d, dx, parameters_in(g.alpha, g.delta, g.theta, g.gamma, g.omega), given);
+    cema_forward(ctx, op, parameters, in, {}, part(r.y.tensor()), saved, given);
+    cema_backward(ctx, op, parameters, in, saved, part(dy.tensor()), part(r.dx.tensor()),
+                  parameters_in(r.alpha, r.delta, r.theta, r.gamma, r.omega), given);
   };
-  Gradients packed{zeros(alpha), zeros(delta), zeros(theta), zeros(gamma), zeros(omega)};
-  Gradients each = packed;
-  Pitched packed_y(shape(op.dim), 1, GetParam());
-  Pitched packed_dx(shape(op.dim), 4);
-  Pitched each_y(shape(op.dim), 1, GetParam());
-  Pitched each_dx(shape(op.dim), 4);
-  run(packed, x.tensor(), dy.tensor(), packed_y.tensor(), packed_dx.tensor(), documents.tensor());
-  for (const auto& piece : documents.pieces()) {
-    run(each, alone(x.tensor(), piece), alone(dy.tensor(), piece), alone(each_y.tensor(), piece), alone(each_dx.tensor(), piece),
-        {});
-  }
-  EXPECT_EQ(packed_y.values(), each_y.values());
-  EXPECT_EQ(packed_dx.values(), each_dx.values());
+  Run packed{Pitched(shape(op.dim), 1, GetParam()),
+             Pitched(shape(op.dim), 4),
+             zeros(alpha),
+             zeros(delta),
+             zeros(theta),
+             zeros(gamma),
+             zeros(omega)};
+  Run each = packed;
+  run_both(run, packed, each);
+  EXPECT_EQ(packed.y.values(), each.y.values());
+  EXPECT_EQ(packed.dx.values(), each.dx.values());
   const double bound = GetParam() == DType::BF16 ? tolerance::kGradient : tolerance::kSplit;
   expect_close(packed.alpha, widen(each.alpha), bound, "dalpha");
   expect_close(packed.delta, widen(each.delta), bound, "ddelta");
@@ -161,11 +170,7 @@ TEST_P(DocumentsTest, RotationsCountFromTheDocument) {
   };
   Run packed = fresh();
   Run each = fresh();
-  run(
-      packed, [](const Tensor& whole) { return whole; }, 0, documents.tensor());
-  for (const auto& piece : documents.pieces()) {
-    run(each, [&](const Tensor& whole) { return alone(whole, piece); }, piece.begin, {});
-  }
+  run_both(run, packed, each);
   EXPECT_EQ(packed.q.values(), each.q.values());
   EXPECT_EQ(packed.k.values(), each.k.values());
   EXPECT_EQ(packed.dz.values(), each.dz.values());
@@ -203,11 +208,7 @@ TEST_P(DocumentsTest, AttentionKeepsToTheDocument) {
     };
     Run packed = fresh();
     Run each = fresh();
-    run(
-        packed, [](const Tensor& whole) { return whole; }, 0, documents.tensor());
-    for (const auto& piece : documents.pieces()) {
-      run(each, [&](const Tensor& whole) { return alone(whole, piece); }, piece.begin, {});
-    }
+    run_both(run, packed, each);
     const std::string of = " in chunks of " + std::to_string(chunk);
     const bool narrow = GetParam() == DType::BF16;
     expect_close(packed.o.values(), widen(each.o.values()), narrow ? tolerance::kBFloat16 : tolerance::kForward, "o" + of);

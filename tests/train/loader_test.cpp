@@ -212,7 +212,7 @@ TEST(Loader, PackedSaysWhereDocumentsBeginAndNeverPredictsTheNextOne) {
       const Batch same = fresh.next();
       EXPECT_TRUE(batch.reset);
       ASSERT_EQ(values(batch.tokens), values(same.tokens));
-      EXPECT_EQ(same.predicted, 40);
+      EXPECT_EQ(fresh.predicted(1), 40);
       EXPECT_FALSE(same.documents);
       const std::vector<std::int32_t> tokens = values(batch.tokens);
       std::vector<std::int32_t> documents;
@@ -227,7 +227,6 @@ TEST(Loader, PackedSaysWhereDocumentsBeginAndNeverPredictsTheNextOne) {
       }
       ASSERT_EQ(values(batch.documents), documents);
       ASSERT_EQ(values(batch.targets), targets);
-      EXPECT_EQ(batch.predicted, predicted);
       EXPECT_EQ(foreseen, predicted);
       all += predicted;
     }
