@@ -226,7 +226,7 @@ double Training::forward_backward(const Tensor& tokens, const Tensor& targets, M
   require_contiguous(targets, DType::I32, planned, "training", "targets");
   require_contiguous(gradients, DType::F32, {impl_->model.layout().total()}, "training", "gradients");
   require(state == nullptr || state->batch() == planned[0], "training", "the state must have the window's number of sequences");
-  check_documents(impl_->ctx, documents, planned[0], planned[1], "training");
+  check_documents(documents, planned[0], planned[1], "training");
   require(state == nullptr || !documents, "training", "documents start afresh: there is no state to go on from");
   return impl_->run(tokens, targets, state, gradients, scale, dropout, documents);
 }

@@ -20,8 +20,8 @@ void check_op(const Attention& op) {
 }
 
 // Checks what forward and backward share; q tells batch and length.
-void check(const Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k, const Tensor& v,
-           const Tensor& o, const AttentionSaved& saved) {
+void check(const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+           const AttentionSaved& saved) {
   check_op(op);
   require(q.shape().rank() == 3 && q.cols() == op.heads * op.z_head_dim, kName, "q must be [B, L, Z]");
   const std::int64_t batch = q.shape()[0];
@@ -32,7 +32,7 @@ void check(const Context& ctx, const Attention& op, const Tensor& positions, con
   require_tensor(o, q.dtype(), values, kName, "o");
   if (saved.lse) require_contiguous(saved.lse, DType::F32, {batch, length, op.heads}, kName, "saved.lse");
   if (positions) require_contiguous(positions, DType::I64, {batch}, kName, "positions");
-  check_documents(ctx, op.documents, batch, length, kName);
+  check_documents(op.documents, batch, length, kName);
   require(!op.documents || !positions, kName, "documents begin at position 0: there are no positions");
 }
 
@@ -55,7 +55,7 @@ void check_positions(const Attention& op, const Tensor& positions, bool inside_c
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
-  check(ctx, op, positions, q, k, v, o, saved);
+  check(op, positions, q, k, v, o, saved);
   require(static_cast<bool>(state.k) == static_cast<bool>(state.v), kName, "state.k goes with state.v");
   require(!op.documents || !state.k, kName, "documents begin anew: there is no state to go on from");
   if (state.k) {
@@ -72,7 +72,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
 void attention_backward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                         const Tensor& v, const Tensor& o, const AttentionSaved& saved, const Tensor& do_, const Tensor& dq,
                         const Tensor& dk, const Tensor& dv) {
-  check(ctx, op, positions, q, k, v, o, saved);
+  check(op, positions, q, k, v, o, saved);
   check_positions(op, positions, false);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
   require_tensor(do_, q.dtype(), o.shape(), kName, "do");

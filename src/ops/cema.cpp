@@ -32,26 +32,26 @@ void check(const Cema& op, const CemaParameters& parameters, const Tensor& x, co
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
                   const Tensor& y, const CemaSaved& saved, const Tensor& documents) {
   check(op, parameters, x, saved);
-  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
+  check_documents(documents, x.shape()[0], x.shape()[1], kName);
   require(!documents || !state.h, kName, "documents begin anew: there is no state to go on from");
   require_activations(y, x.shape(), kName, "y");
   if (state.h) require_contiguous(state.h, DType::F32, {x.shape()[0], op.dim, op.order, 2}, kName, "state.h");
   dispatch(
       ctx, x.dtype(), "cema_forward", [&] { cpu::cema_forward(ctx, op, parameters, x, state, y, saved, documents); },
-      [&] { cuda::cema_forward(ctx, op, parameters, x, state, y, saved); });
+      [&] { cuda::cema_forward(ctx, op, parameters, x, state, y, saved, documents); });
 }
 
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
                    const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents) {
   check(op, parameters, x, saved);
-  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
+  check_documents(documents, x.shape()[0], x.shape()[1], kName);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require(static_cast<bool>(saved.h0), kName, "backward needs saved.h0");
   check_parameters(op, gradients);
   dispatch(
       ctx, x.dtype(), "cema_backward", [&] { cpu::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients, documents); },
-      [&] { cuda::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients); });
+      [&] { cuda::cema_backward(ctx, op, parameters, x, saved, dy, dx, gradients, documents); });
 }
 
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t /*batch*/, std::int64_t /*length*/, int threads) {

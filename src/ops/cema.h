@@ -70,9 +70,9 @@ std::size_t cema_workspace_bytes(const Cema& op, int threads);
 
 namespace cuda {
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
-                  const Tensor& y, const CemaSaved& saved);
+                  const Tensor& y, const CemaSaved& saved, const Tensor& documents);
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
-                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients);
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents);
 // For either of the two.
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda

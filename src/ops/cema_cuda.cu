@@ -90,7 +90,7 @@ std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_
 }
 
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
-                  const Tensor& y, const CemaSaved& saved) {
+                  const Tensor& y, const CemaSaved& saved, const Tensor& /*documents*/) {
   if (x.shape()[0] == 0) return;
   const CemaPointers p(parameters);
   float* h = state.h ? pointer<float>(state.h) : nullptr;
@@ -105,7 +105,7 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
 }
 
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
-                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients) {
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& /*documents*/) {
   if (x.shape()[0] == 0) return;
   const CemaPointers p(parameters);
   const CemaPointers to(gradients);

@@ -11,9 +11,9 @@
 
 namespace megalodon {
 
-// Throws Error(InvalidArgument) naming the op for another shape or dtype and for the first entry that does not fit,
-// Error(Unsupported) on a GPU. Null fits.
-void check_documents(const Context& ctx, const Tensor& documents, std::int64_t batch, std::int64_t length, const char* op);
+// Throws Error(InvalidArgument) naming the op for another shape or dtype, and where the host can read them for the first entry
+// that does not fit. Null fits.
+void check_documents(const Tensor& documents, std::int64_t batch, std::int64_t length, const char* op);
 
 // The documents of sequence b; null where it is one.
 inline const std::int32_t* documents_of(const Tensor& documents, std::int64_t b) {

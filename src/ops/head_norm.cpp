@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kName = "head_norm";
 
-void check(const Context& ctx, const HeadNorm& op, const Tensor& gamma, const HeadNormRotation& rotation, const Tensor& z,
+void check(const HeadNorm& op, const Tensor& gamma, const HeadNormRotation& rotation, const Tensor& z,
            const HeadNormSaved& saved) {
   require(op.heads > 0 && op.head_dim > 0 && op.eps >= 0, kName, "heads and head_dim must be positive and eps not negative");
   require_activations(z, z.shape(), kName, "z");
@@ -26,7 +26,7 @@ void check(const Context& ctx, const HeadNorm& op, const Tensor& gamma, const He
   const std::int64_t chunk = rotation.table.shape()[0];
   require(chunk > 0, kName, "rotation.table must not be empty");
   require_contiguous(rotation.table, DType::F32, {chunk, op.head_dim / 2, 2}, kName, "rotation.table");
-  check_documents(ctx, rotation.documents, z.shape()[0], z.shape()[1], kName);
+  check_documents(rotation.documents, z.shape()[0], z.shape()[1], kName);
   const Tensor& positions = rotation.positions;
   require(!rotation.documents || !positions, kName, "documents begin at position 0: there are no rotation.positions");
   if (!positions) return;
@@ -42,7 +42,7 @@ void check(const Context& ctx, const HeadNorm& op, const Tensor& gamma, const He
 void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const Tensor& beta,
                        const HeadNormRotation& rotation, const Tensor& z, const Tensor& q, const Tensor& k,
                        const HeadNormSaved& saved) {
-  check(ctx, op, gamma, rotation, z, saved);
+  check(op, gamma, rotation, z, saved);
   require_contiguous(beta, DType::F32, {2, z.cols()}, kName, "beta");
   require_tensor(q, z.dtype(), z.shape(), kName, "q");
   require_tensor(k, z.dtype(), z.shape(), kName, "k");
@@ -54,7 +54,7 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
 void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, const HeadNormRotation& rotation, const Tensor& z,
                         const HeadNormSaved& saved, const Tensor& dq, const Tensor& dk, const Tensor& dz, const Tensor& dgamma,
                         const Tensor& dbeta) {
-  check(ctx, op, gamma, rotation, z, saved);
+  check(op, gamma, rotation, z, saved);
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require_tensor(dq, DType::F32, z.shape(), kName, "dq");
   require_tensor(dk, DType::F32, z.shape(), kName, "dk");

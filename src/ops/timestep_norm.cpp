@@ -42,7 +42,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
                            const Tensor& documents) {
   check(op, weight, x, saved);
-  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
+  check_documents(documents, x.shape()[0], x.shape()[1], kName);
   require(!documents || !state.count, kName, "documents begin anew: there is no state to go on from");
   require_activations(y, x.shape(), kName, "y");
   if (exact) require_tensor(exact, DType::F32, x.shape(), kName, "exact");
@@ -51,14 +51,14 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
   dispatch(
       ctx, y.dtype(), "timestep_norm_forward",
       [&] { cpu::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact, documents); },
-      [&] { cuda::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact); });
+      [&] { cuda::timestep_norm_forward(ctx, op, weight, bias, x, state, y, saved, exact, documents); });
 }
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
                             const Tensor& dbias, bool accumulate, const Tensor& documents) {
   check(op, weight, x, saved);
-  check_documents(ctx, documents, x.shape()[0], x.shape()[1], kName);
+  check_documents(documents, x.shape()[0], x.shape()[1], kName);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
   require(static_cast<bool>(saved.mean), kName, "backward needs saved");
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
@@ -67,7 +67,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   dispatch(
       ctx, x.dtype(), "timestep_norm_backward",
       [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents); },
-      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate); });
+      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents); });
 }
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads) {

@@ -276,7 +276,7 @@ std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t ba
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate) {
+                            const Tensor& dbias, bool accumulate, const Tensor& /*documents*/) {
   if (x.rows() == 0) return;
   require_tiles(op);
   const std::int64_t batch = x.shape()[0];

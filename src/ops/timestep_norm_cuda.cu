@@ -449,7 +449,8 @@ std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t b
 }
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact) {
+                           const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
+                           const Tensor& /*documents*/) {
   const std::int64_t batch = x.shape()[0];
   if (batch == 0) return;
   require_tiles(op);
