@@ -4,6 +4,7 @@
 #include <iostream>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -78,6 +79,10 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
   const MemoryPlan plan =
       Training::plan(model.config(), model.dtype(), options.batch, options.length, ctx.place(), options.recompute);
   memory.planned = plan.activations + plan.workspace;
+  const bool packed = options.documents > 1;
+  // A step is recorded for windows of either kind, and a Training remembers one recording.
+  std::optional<Training> of_one;
+  if (packed) of_one.emplace(ctx, model, options.batch, options.length, options.recompute);
   const auto free_bytes = [&] { return ctx.accelerator() ? ctx.accelerator()->free_bytes() : std::size_t{0}; };
   const std::size_t free_before = free_bytes();
   Training training(ctx, model, options.batch, options.length, options.recompute);
@@ -85,15 +90,16 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
   std::vector<Step> whole;
   std::int64_t count = 0;
   Rng rng(1);
-  const auto run = [&](bool profiled, bool packed) {
+  const auto run = [&](bool profiled, bool several) {
     Step step;
     if (profiled) ctx.set_profile(&step.profile);
-    std::vector<std::int32_t> begins = packed ? random_documents(options, rng) : std::vector<std::int32_t>();
-    const Tensor documents = packed ? Tensor(begins.data(), window) : Tensor();
+    std::vector<std::int32_t> begins = several ? random_documents(options, rng) : std::vector<std::int32_t>();
+    const Tensor documents = several ? Tensor(begins.data(), window) : Tensor();
     const auto start = std::chrono::steady_clock::now();
     ctx.zero(gradients);
+    Training& by = packed && !several ? *of_one : training;
     const double loss =
-        training.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()), {}, documents);
+        by.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()), {}, documents);
     const double before = seconds_since(start);
     update.step({1e-4}, ++count, {.clip = 1.0}, loss, model, gradients, m, v);
     ctx.wait();
@@ -103,7 +109,6 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
     if (!std::isfinite(loss)) throw Error(ErrorKind::NotFinite, "the loss of a training step", "bench");
     return step;
   };
-  const bool packed = options.documents > 1;
   for (int i = 0; i < (profiles_apart(ctx) ? 3 : 1); ++i) {  // warms up
     run(false, packed);
     if (packed) run(false, false);

@@ -7,6 +7,7 @@
 #include "model/head.h"
 #include "model/megalodon.h"
 #include "ops/cross_entropy.h"
+#include "ops/documents.h"
 
 namespace megalodon {
 
@@ -17,9 +18,9 @@ struct Buffers {
   Tensor normed;  // [B, L, D] the model's dtype: the head's input
   BlockSaved saved;
   BlockScratch scratch;
-  Tensor logits;           // [head_slice, K]
-  Tensor losses;           // [B, L], and
-  Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
+  Tensor logits;                      // [head_slice, K]
+  Tensor losses;                      // [B, L], and
+  Tensor tokens, targets, documents;  // [B, L] i32 where the device has memory of its own; else null
 };
 
 Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t batch, std::int64_t length, Device device) {
@@ -33,6 +34,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
     b.losses = arena.allocate(DType::F32, {batch, length});
     b.tokens = arena.allocate(DType::I32, {batch, length});
     b.targets = arena.allocate(DType::I32, {batch, length});
+    b.documents = arena.allocate(DType::I32, {batch, length});
   }
   return b;
 }
@@ -127,7 +129,7 @@ struct Inference::Impl {
     require_contiguous(losses, DType::F32, tokens.shape(), "model", "losses");
     const ModelConfig& c = model.config();
     check_targets(c.outputs(), targets);
-    const Tensor normed = run(tokens, state, documents);
+    const Tensor normed = run(tokens, state, documents ? ctx.at_hand(documents, buffers.documents) : Tensor());
     const std::int64_t count = tokens.numel();
     const bool direct = losses.device() == ctx.device();
     const Tensor computed = direct ? losses : buffers.losses.piece(0, losses.shape());
@@ -178,6 +180,8 @@ void Inference::losses(const Tensor& tokens, const Tensor& targets, ModelState& 
 }
 
 void Inference::losses(const Tensor& tokens, const Tensor& targets, const Tensor& documents, const Tensor& losses) {
+  require(tokens.shape().rank() == 2, "model", "tokens must be [B, L]");
+  check_documents(documents, tokens.shape()[0], tokens.shape()[1], "model");
   impl_->losses(tokens, targets, nullptr, documents, losses);
 }
 

@@ -26,12 +26,12 @@ struct Buffers {
   Tensor normed;  // [B, L, D] the model's dtype: the head's input
   Tensor d_x;     // [B, L, D]
   HeadScratch head;
-  Tensor losses;           // [B, L]
-  Tensor objectives;       // [B, L]
-  Tensor sums;             // [2] f64: of losses and of objectives
-  Tensor origins;          // [B] i64: where the window begins in each sequence
-  Tensor window;           // [1] i64: which window it is, as masks have it
-  Tensor tokens, targets;  // [B, L] i32 where the device has memory of its own; else null
+  Tensor losses;                      // [B, L]
+  Tensor objectives;                  // [B, L]
+  Tensor sums;                        // [2] f64: of losses and of objectives
+  Tensor origins;                     // [B] i64: where the window begins in each sequence
+  Tensor window;                      // [1] i64: which window it is, as masks have it
+  Tensor tokens, targets, documents;  // [B, L] i32 where the device has memory of its own; else null
 
   const BlockScratch& scratch_of(std::size_t layer) const { return scratch[scratch.size() == 1 ? 0 : layer]; }
 };
@@ -73,6 +73,7 @@ Buffers allocate(Arena& arena, const ModelConfig& c, DType dtype, std::int64_t b
   if (device != Device::Cpu) {
     b.tokens = arena.allocate(DType::I32, {batch, length});
     b.targets = arena.allocate(DType::I32, {batch, length});
+    b.documents = arena.allocate(DType::I32, {batch, length});
   }
   return b;
 }
@@ -114,22 +115,23 @@ struct Training::Impl {
   }
 
   double run(const Tensor& given_tokens, const Tensor& given_targets, ModelState* state, const Tensor& flat_gradients,
-             float scale, const DropoutKey& key, const Tensor& documents) {
+             float scale, const DropoutKey& key, const Tensor& given_documents) {
     const ModelConfig& c = model.config();
     remember_origins(state);
     check_tokens(c.vocab_size, given_tokens);
     check_targets(c.outputs(), given_targets);
     const Tensor tokens = ctx.at_hand(given_tokens, buffers.tokens);
     const Tensor targets = ctx.at_hand(given_targets, buffers.targets);
+    const Tensor documents = given_documents ? ctx.at_hand(given_documents, buffers.documents) : Tensor();
     if (has_dropout(c)) {
       std::int64_t window = Masks::window_key(key.window);
       ctx.copy(Tensor(&window, {1}), buffers.window);
     }
-    replay.run(
-        ctx,
-        {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
-         Replay::address(state != nullptr ? state->positions.raw() : nullptr), std::bit_cast<std::uint32_t>(scale), key.seed},
-        [&] { pass(tokens, targets, state, flat_gradients, scale, key.seed, documents); });
+    replay.run(ctx,
+               {Replay::address(tokens.raw()), Replay::address(targets.raw()), Replay::address(flat_gradients.raw()),
+                Replay::address(documents.raw()), Replay::address(state != nullptr ? state->positions.raw() : nullptr),
+                std::bit_cast<std::uint32_t>(scale), key.seed},
+               [&] { pass(tokens, targets, state, flat_gradients, scale, key.seed, documents); });
     ctx.copy(buffers.sums, Tensor(sums.data(), {2}));
     if (objective.plain()) sums[1] = sums[0];
     return sums[0];

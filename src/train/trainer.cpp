@@ -16,12 +16,8 @@ namespace megalodon {
 
 namespace {
 
-const RunConfig& checked(const RunConfig& config, const DataMix& dataset, Device device) {
+const RunConfig& checked(const RunConfig& config, const DataMix& dataset) {
   config.validate();
-  if (config.data.mode == DataMode::Packed && device != Device::Cpu) {
-    throw Error(ErrorKind::Unsupported, "the documents of a window are not kept apart on a GPU yet", "data.mode = \"packed\"",
-                "Use \"fresh\" or \"carry\", or --device cpu");
-  }
   if (dataset.vocab_size() > config.model.vocab_size) {
     throw Error(ErrorKind::Mismatch,
                 "the data's vocabulary has " + std::to_string(dataset.vocab_size()) + " tokens, model.vocab_size is " +
@@ -115,7 +111,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
 Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, const TokenDataset* valid,
                  const Tokenizer& tokenizer, const std::vector<ValidationSet>& more_valid)
     : ctx_(ctx),
-      config_(checked(config, train, ctx.device())),
+      config_(checked(config, train)),
       data_(train),
       schedule_(config.schedule()),
       loader_(train, config.data),
@@ -144,7 +140,7 @@ Trainer::Trainer(Context& ctx, const RunConfig& config, const DataMix& train, co
     throw Error(ErrorKind::InvalidArgument, "there is no valid split to validate on", config_.data.path,
                 "Prepare the data with --valid-fraction, name a set with train.valid, or set train.validate_every = 0");
   }
-  for (const ValidationSet& set : sets) checked(config_, *set.dataset, ctx.device());
+  for (const ValidationSet& set : sets) checked(config_, *set.dataset);
   validator_ = std::make_unique<Validator>(ctx, config_.train.validate_ema ? *average_ : model_, sets, config_.data,
                                            config_.train.validate_tokens);
 }

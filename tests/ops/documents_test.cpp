@@ -261,14 +261,14 @@ TEST(Documents, WhatDoesNotFitIsRefused) {
   const Context ctx(1);
   std::vector<std::int32_t> begins{0, 0, 2, 2, 0, 1, 1, 3};
   const Tensor documents(begins.data(), {2, 4});
-  check_documents(ctx, documents, 2, 4, "op");
-  check_documents(ctx, {}, 2, 4, "op");
-  expect_error(ErrorKind::InvalidArgument, {"op", "documents"}, [&] { check_documents(ctx, documents, 4, 2, "op"); });
+  check_documents(documents, 2, 4, "op");
+  check_documents({}, 2, 4, "op");
+  expect_error(ErrorKind::InvalidArgument, {"op", "documents"}, [&] { check_documents(documents, 4, 2, "op"); });
   begins[6] = 0;
-  expect_error(ErrorKind::InvalidArgument, {"documents[1, 2] is 0"}, [&] { check_documents(ctx, documents, 2, 4, "op"); });
+  expect_error(ErrorKind::InvalidArgument, {"documents[1, 2] is 0"}, [&] { check_documents(documents, 2, 4, "op"); });
   begins[6] = 1;
   begins[0] = -1;
-  expect_error(ErrorKind::InvalidArgument, {"documents[0, 0] is -1"}, [&] { check_documents(ctx, documents, 2, 4, "op"); });
+  expect_error(ErrorKind::InvalidArgument, {"documents[0, 0] is -1"}, [&] { check_documents(documents, 2, 4, "op"); });
 }
 
 }  // namespace

@@ -1,0 +1,106 @@
+// Training on the GPU, above its ops.
+#include <string>
+#include <vector>
+
+#include "infer/tiny_model.h"
+#include "support/both_devices.h"
+#include "support/documents.h"
+
+namespace megalodon {
+namespace {
+
+using namespace test;
+
+using TrainingCudaTest = OnGpu;
+
+// On the CPU, where tests/model holds packed documents to each of them alone.
+struct Expected {
+  double loss = 0;
+  std::vector<float> gradients;
+};
+
+Expected on_cpu(const ModelConfig& config, const Tensor& tokens, const Tensor& targets, const Tensor& documents) {
+  Megalodon model(config);
+  model.initialize(7);
+  Context ctx(2);
+  Training training(ctx, model, tokens.shape()[0], tokens.shape()[1]);
+  Expected expected;
+  expected.gradients.resize(static_cast<std::size_t>(model.flat().numel()));
+  expected.loss = training.forward_backward(tokens, targets, nullptr, Tensor(expected.gradients.data(), model.flat().shape()),
+                                            1.0F, {}, documents);
+  return expected;
+}
+
+// Documents shorter and longer than a chunk, of one token and of the whole window. A Training's second step is recorded and its
+// third replayed, each with documents of its own: their bounds are not part of the recording.
+TEST_F(TrainingCudaTest, PackedDocumentsAreThoseOfTheCpu) {
+  const ModelConfig config = tiny_config();
+  std::vector<Documents> windows{Documents({{1, 2, 7, 1, 8, 18}, {37}, {20, 17}}),
+                                 Documents({{30, 7}, {1, 1, 35}, {8, 8, 8, 13}}), Documents({{36, 1}, {9, 28}, {37}})};
+  const Shape window{windows[0].batch(), windows[0].length()};
+  auto tokens = random_tokens(window.numel(), 1);
+  auto targets = random_tokens(window.numel(), 2);
+  targets[0] = targets[9] = -1;
+  const Tensor all(tokens.data(), window);
+  const Tensor wanted(targets.data(), window);
+  std::vector<Expected> expected;
+  expected.reserve(windows.size());
+  for (Documents& documents : windows) expected.push_back(on_cpu(config, all, wanted, documents.tensor()));
+  for (const auto& [precision, tolerance] :
+       {std::pair{Precision::F32, 2 * tolerance::kGradient}, std::pair{Precision::BF16WithMaster, tolerance::kBFloat16Model}}) {
+    Megalodon model(config, precision, the_gpu());
+    model.initialize(7);
+    Context ctx(the_gpu(), 1);
+    const Shape flat = model.flat().shape();
+    Arena arena = Arena::counter();
+    arena.allocate(DType::F32, flat);
+    arena = Arena(arena.peak(), "test", ctx.accelerator());
+    const Tensor gradients = arena.allocate(DType::F32, flat);
+    for (const Recompute recompute : {Recompute::Keep, Recompute::None, Recompute::Selective, Recompute::Block}) {
+      Training training(ctx, model, window[0], window[1], recompute);
+      for (std::size_t i = 0; i < windows.size(); ++i) {
+        ctx.zero(gradients);
+        const double loss = training.forward_backward(all, wanted, nullptr, gradients, 1.0F, {}, windows[i].tensor());
+        std::vector<float> got(expected[i].gradients.size());
+        ctx.copy(gradients, Tensor(got.data(), flat));
+        const std::string name =
+            std::string(to_string(model.dtype())) + ", recompute " + to_string(recompute) + ", window " + std::to_string(i);
+        EXPECT_NEAR(loss, expected[i].loss, tolerance * expected[i].loss) << name;
+        expect_close(got, widen(expected[i].gradients), tolerance, "gradients, " + name);
+      }
+    }
+  }
+}
+
+// Not a bit of what is elsewhere in the window changes with a document.
+TEST_F(TrainingCudaTest, DocumentsDoNotSeeOneAnother) {
+  Documents documents({{9, 11, 180}, {150, 40, 10}});
+  const Shape window{2, documents.length()};
+  const auto changed = [](std::int64_t i) { return (i >= 9 && i < 20) || (i >= 350 && i < 390); };
+  for (const Precision precision : {Precision::F32, Precision::BF16}) {
+    Megalodon model(tiny_config(), precision, the_gpu());
+    model.initialize(7);
+    Context ctx(the_gpu(), 1);
+    Inference inference(ctx, model, 2, window[1]);
+    auto tokens = random_tokens(window.numel(), 1);
+    auto targets = random_tokens(window.numel(), 2);
+    const auto losses = [&] {
+      auto out = unwritten(window.numel());
+      inference.losses(Tensor(tokens.data(), window), Tensor(targets.data(), window), documents.tensor(),
+                       Tensor(out.data(), window));
+      return out;
+    };
+    const auto before = losses();
+    for (std::int64_t i = 0; i < window.numel(); ++i) {
+      auto& token = tokens[static_cast<std::size_t>(i)];
+      if (changed(i)) token = (token + 1) % 256;
+    }
+    const auto after = losses();
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      EXPECT_EQ(before[i] == after[i], !changed(static_cast<std::int64_t>(i))) << to_string(model.dtype()) << ", token " << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace megalodon
