@@ -167,7 +167,8 @@ Json training_json(const RunConfig& config) {
           {"device", cuda ? "cuda" : "cpu"},
           {"threads", threads},
           {"bytes", arenas},
-          {"total_bytes", memory.total()}};
+          {"total_bytes", memory.total()},
+          {"host_bytes", memory.on_host ? memory.checkpoint : 0}};
 }
 
 void print_counts(const Json& parts_of_total, std::int64_t total, bool as_bytes) {
@@ -203,7 +204,8 @@ void print_training(const Json& training) {
             << ", recompute " << text("recompute") << ", " << text("device") << ": " << format_bytes(static_cast<double>(total))
             << "\n";
   print_counts(training["bytes"], total, true);
-  std::cout << "  the checkpoint's copy is in the host's memory\n\n";
+  const auto on_host = training["host_bytes"].get<double>();
+  std::cout << (on_host > 0 ? "  and " + format_bytes(on_host) + " of the host's memory for the copy of a checkpoint\n\n" : "\n");
 }
 
 Json presets_json() {

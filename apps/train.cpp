@@ -170,7 +170,8 @@ void print_header(const RunConfig& config, const Data& data, const Context& ctx,
             << "optimizer   AdamW, learning rate " << format("%g", config.optim.lr) << " " << to_string(config.optim.scheduler)
             << ", warmup " << config.optim.warmup << ", decay " << format("%g", config.optim.weight_decay) << ", clip "
             << format("%g", config.optim.clip) << "\n"
-            << "memory      " << mebi(memory.total()) << ": " << parts << "\n"
+            << "memory      " << mebi(memory.total()) << ": " << parts
+            << (memory.on_host ? "; of the host " + mebi(memory.checkpoint) + " for checkpoints" : std::string()) << "\n"
             << "device      "
             << (ctx.accelerator() ? ctx.accelerator()->name() : std::to_string(ctx.place().threads) + " threads")
             << ", products at " << products_text(machine, config.train.dtype) << "\n"

@@ -74,7 +74,9 @@ std::ostream& TrainPrinter::out() {
 
 void TrainPrinter::on_step(const StepReport& report) {
   StepReport r = report;
+  const bool print = r.step % config_.train.log_every == 0 || r.step == r.steps || r.step == first_step_ + 1;
   if (machine_.product_rate > 0) r.mfu = step_flops_ / std::max(r.seconds, 1e-9) / machine_.product_rate;
+  if (print) r.memory_bytes = memory_bytes();
   append_to_logs(r);
   ++steps_;
   tokens_ += r.tokens;
@@ -89,7 +91,6 @@ void TrainPrinter::on_step(const StepReport& report) {
           << r.grad_norm << " (" << r.skipped_total << " skipped so far)\n"
           << std::flush;
   }
-  const bool print = r.step % config_.train.log_every == 0 || r.step == r.steps || r.step == first_step_ + 1;
   if (print) print_step(r);
   if (r.valid_loss) print_validation("validation", *r.valid_loss, r.best ? ", the best so far" : "");
   for (const ValidationLoss& valid : r.other_valid) print_validation("  " + valid.name, valid.loss, "");
@@ -203,7 +204,7 @@ void TrainPrinter::print_step(const StepReport& r) {
                                      {7, format("norm %6.3f", r.grad_norm)},
                                      {2, texts.speed},
                                      {5, texts.mfu},
-                                     {8, format("%9s", format_bytes(memory_bytes()).c_str())},
+                                     {8, format("%9s", format_bytes(r.memory_bytes.value_or(0)).c_str())},
                                      {3, texts.left}};
   out() << line_of(fields, terminal_width(STDOUT_FILENO)) << "\n" << std::flush;
 }

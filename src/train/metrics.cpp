@@ -29,6 +29,7 @@ void MetricsLog::append(const StepReport& report) {
                               {"epoch", report.epoch}};
   json["data_seconds"] = report.data_seconds;
   if (report.mfu) json["mfu"] = *report.mfu;
+  if (report.memory_bytes) json["memory_bytes"] = *report.memory_bytes;
   if (!report.epochs.empty()) json["epochs"] = report.epochs;
   if (report.objective) json["objective"] = *report.objective;
   if (report.valid_loss) json["valid_loss"] = *report.valid_loss;

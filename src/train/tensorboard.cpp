@@ -101,6 +101,7 @@ void TensorBoardLog::append(const StepReport& report) {
       {"data/epoch", report.epoch},
       {"speed/tokens_per_second", static_cast<double>(report.tokens) / std::max(report.seconds, 1e-9)}};
   if (report.mfu) values.emplace_back("speed/mfu", *report.mfu);
+  if (report.memory_bytes) values.emplace_back("memory/bytes", *report.memory_bytes);
   if (report.objective) values.emplace_back("loss/objective", *report.objective);
   if (report.valid_loss) values.emplace_back("loss/valid", *report.valid_loss);
   std::vector<std::string> names;  // what the values' names show

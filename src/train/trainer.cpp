@@ -67,9 +67,16 @@ std::uint64_t seed_of(const RunConfig& config) { return static_cast<std::uint64_
 }  // namespace
 
 std::vector<std::pair<const char*, std::size_t>> TrainingMemory::parts() const {
-  return {{"parameters", parameters},   {"gradients", gradients},  {"optimizer", optimizer}, {"average", average},
-          {"activations", activations}, {"workspace", workspace},  {"state", state},         {"validation", validation},
-          {"sample", sample},           {"checkpoint", checkpoint}};
+  return {{"parameters", parameters},
+          {"gradients", gradients},
+          {"optimizer", optimizer},
+          {"average", average},
+          {"activations", activations},
+          {"workspace", workspace},
+          {"state", state},
+          {"validation", validation},
+          {"sample", sample},
+          {"checkpoint", on_host ? 0 : checkpoint}};
 }
 
 std::size_t TrainingMemory::total() const {
@@ -85,6 +92,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   const MemoryPlan training =
       Training::plan(config.model, dtype, config.data.batch, config.data.length, place, config.train.recompute);
   TrainingMemory memory;
+  memory.on_host = place.device != Device::Cpu;
   memory.parameters = Megalodon::storage_bytes(config.model, precision_of(config));
   memory.gradients = flat;
   memory.optimizer = 2 * flat;

@@ -35,9 +35,10 @@ struct TrainingMemory {
   std::size_t validation = 0;
   std::size_t sample = 0;      // of text, train.sample_every
   std::size_t state = 0;       // carried by the streams
-  std::size_t checkpoint = 0;  // the copy that is written while training goes on, on the host whatever the device is
+  std::size_t checkpoint = 0;  // the copy that is written while training goes on
+  bool on_host = false;        // that copy, though the rest is in a GPU's memory
 
-  // All of them with what they are called, in the order of the report.
+  // What is in the device's memory, with what it is called, in the order of the report.
   std::vector<std::pair<const char*, std::size_t>> parts() const;
   std::size_t total() const;
 };
@@ -54,8 +55,10 @@ struct StepReport {
   double grad_norm = 0;  // before clipping
   std::int64_t tokens = 0;
   double seconds = 0;
-  double data_seconds = 0;     // of them, spent waiting for batches
-  std::optional<double> mfu;   // the share of the machine's matrix rate; not told by the trainer, which does not know it
+  double data_seconds = 0;  // of them, spent waiting for batches
+  // Not told by the trainer, which does not know them: the share of the machine's matrix rate, and the memory taken.
+  std::optional<double> mfu;
+  std::optional<double> memory_bytes;
   double epoch = 0;            // passes over the data; of a mix over its first set
   std::vector<double> epochs;  // of a mix: over each set
   bool skipped = false;        // the loss or the norm was not finite or an outlier: parameters and moments are as they were

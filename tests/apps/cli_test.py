@@ -293,6 +293,31 @@ class HappyPath(CliTest):
             print(f"    {settings}: planned {more_planned >> 20} MiB, taken {share:.3f} of it")
             self.assertAlmostEqual(share, 1, delta=0.05, msg=settings)
 
+    def test_a_gpu_takes_what_was_planned(self):
+        """What a run on a GPU takes of its memory beside what any run takes, cuBLASLt's among it: the difference of two models."""
+        if not self.has_gpu():
+            self.skipTest("there is no GPU, or the program is built without CUDA")
+        data = self.folder / "data"
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", data)
+        large = dict(CONFIG, num_layers=4, model_dim=384, z_dim=192, value_dim=768, ffn_hidden_dim=1024, chunk_size=256)
+
+        def measure(name, model, settings=""):
+            keys = "".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
+            run_file = self.write(name + ".toml", f'out = "{self.folder / name}"\n[model]\n{keys}[data]\npath = "{data}"\n'
+                                  f'length = 512\nbatch = 32\n[train]\nsteps = 3\ndevice = "cuda"\ndtype = "bf16"\n{settings}\n')
+            plan = json.loads(self.ok("inspect", run_file, "--json"))["training"]
+            self.assertEqual(plan["total_bytes"], sum(plan["bytes"].values()))
+            self.ok("train", run_file)
+            lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+            return plan["total_bytes"], max(json.loads(line).get("memory_bytes", 0) for line in lines)
+
+        planned, measured = measure("small", dict(large, num_layers=1))
+        for i, settings in enumerate(('recompute = "none"', 'recompute = "block"', "sample_every = 1\nvalidate_every = 1")):
+            more_planned, more_measured = measure(f"large{i}", large, settings)
+            share = (more_measured - measured) / (more_planned - planned)
+            print(f"    {settings!r} on a GPU: planned {more_planned >> 20} MiB, taken {share:.3f} of it")
+            self.assertAlmostEqual(share, 1, delta=0.05, msg=settings)
+
     def test_verify_passes_and_fails(self):
         self.assertIn("quantities within their bounds", self.ok("verify", GOLDEN).decode())
         golden = Safetensors(GOLDEN)

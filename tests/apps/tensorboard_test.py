@@ -27,7 +27,7 @@ with tempfile.TemporaryDirectory() as folder:
     events.Reload()
     lines = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
     for tag, key in (("loss/train", "loss"), ("optim/lr", "lr"), ("optim/grad_norm", "grad_norm"), ("data/epoch", "epoch"),
-                     ("speed/mfu", "mfu")):
+                     ("speed/mfu", "mfu"), ("memory/bytes", "memory_bytes")):
         seen = [(e.step, e.value) for e in events.Scalars(tag)]
         told = [(line["step"], line[key]) for line in lines]
         assert [s for s, _ in seen] == [s for s, _ in told] == list(range(1, 21)), (tag, seen)

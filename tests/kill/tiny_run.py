@@ -113,10 +113,10 @@ def files_of(folder):
 
 
 def metrics_of(run, name="run"):
-    """The metrics without what a clock decides."""
-    clocked = ("seconds", "data_seconds", "mfu")
+    """The metrics without what the clock and the machine decide."""
+    ignored = ("seconds", "data_seconds", "mfu", "memory_bytes")
     lines = (run / name / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in clocked} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in ignored} for line in lines]
 
 
 def difference(run, straight, ignore=()):

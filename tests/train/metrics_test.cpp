@@ -102,6 +102,7 @@ TEST_F(MetricsTest, WritesWhatIsNotFiniteAsNull) {
   StepReport good = report(2);
   good.valid_loss = 2.5;
   good.mfu = 0.625;
+  good.memory_bytes = 4096;
   metrics.append(good);
   const auto all = lines();
   EXPECT_TRUE(all[0]["loss"].is_null());
@@ -109,7 +110,9 @@ TEST_F(MetricsTest, WritesWhatIsNotFiniteAsNull) {
   EXPECT_EQ(all[0]["skipped"], true);
   EXPECT_EQ(all[1]["valid_loss"], 2.5);
   EXPECT_EQ(all[1]["mfu"], 0.625);
+  EXPECT_EQ(all[1]["memory_bytes"], 4096);
   EXPECT_FALSE(all[0].contains("mfu"));
+  EXPECT_FALSE(all[0].contains("memory_bytes"));
   EXPECT_FALSE(all[1].contains("skipped"));
 }
 

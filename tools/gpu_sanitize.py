@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Runs the GPU's tests under compute-sanitizer: memcheck, racecheck and initcheck. Prints a line for each group of tests and what was
+found; ends with 1 if anything was, or did not come to an end.
+
+    python3 tools/gpu_sanitize.py build/cuda/bin/cuda_test [--tool racecheck] [--group cema]... [--seconds 200] [--jobs 6]
+
+Of every op the cases that are small enough for it: a kernel takes a hundred times as long, and racecheck more. memcheck and racecheck
+look at this program's kernels alone; initcheck has to see cuBLASLt's too, which write what ours read."""
+
+import argparse
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+
+# The filters of gtest; numbers are those of the cases.
+GROUPS = {
+    "adamw": ("AdamWCudaTest.*", ()),
+    "attention": ("Shapes/AttentionOnGpu.*/{}", (0, 1, 2, 3, 4, 5, 6, 7)),
+    "attention tiles": ("Shapes/AttentionOnGpu.*/{}", (8, 9, 16)),
+    "attention masks": ("Masks/AttentionOnGpu.*/{}", (0, 1, 2)),
+    "attention state": ("Unknown/AttentionStateOnGpu.*/{}", (0, 1, 2, 3)),
+    "attention state known": ("Known/AttentionStateOnGpu.*/{}", (0, 1, 2)),
+    "cema": ("Shapes/CemaOnGpu.*/{}", (0, 1, 2, 3, 4, 5, 7, 8)),
+    "cema blocks": ("Shapes/CemaOnGpu.*/{}", (10, 11, 12, 13, 17)),
+    "cross entropy": ("CrossEntropyCudaTest.*", ()),
+    "device": ("DeviceTest.*", ()),
+    "dropout": ("DropoutCudaTest.*", ()),
+    "embedding": ("EmbeddingCudaTest.*", ()),
+    "head norm": ("Shapes/HeadNormCudaTest.*/{}", range(18)),
+    "inference": ("InferenceCudaTest.GeneratesWhatTheCpuGenerates", ()),
+    "layer norm": ("Shapes/LayerNormCudaTest.*/{}", range(14)),
+    "linear": ("Shapes/LinearCudaTest.*/{}", range(12)),
+    "linear of few rows": ("FewRows/LinearCudaTest.*/{}", range(0, 81, 4)),
+    "residual": ("ResidualCudaTest.*", ()),
+    "rms norm": ("Shapes/RmsNormCudaTest.*/{}", range(14)),
+    "rotary": ("Shapes/RotaryOnGpu.*/{}", range(6)),
+    "sample": ("SampleCudaTest.*-*OfMany*", ()),
+    "silu gate": ("SiluGateCudaTest.*", ()),
+    "timestep norm": ("Shapes/TimestepNormCudaTest.*/{}", (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)),
+    "timestep norm tiles": ("Shapes/TimestepNormCudaTest.*/{}", (20, 21, 22, 24, 25, 26)),
+    "timestep norm apply": ("TimestepNormApplyOnGpu.*", ()),
+    "training": ("TrainingCudaTest.*", ()),
+}
+# What CUDA refuses is for the tests to expect: too large a buffer, for one.
+OURS = ("--kernel-name", "kernel_substring=megalodon")
+TOOLS = {"memcheck": (*OURS, "--report-api-errors", "no"), "racecheck": OURS, "initcheck": ()}
+
+
+def check(tool, group, options):
+    """What is to be printed of it, and whether all is well."""
+    pattern, cases = GROUPS[group]
+    wanted = ":".join(pattern.format(case) for case in cases) if cases else pattern
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "3", *TOOLS[tool], options.program,
+               f"--gtest_filter={wanted}"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=options.seconds)
+    except subprocess.TimeoutExpired as late:
+        begun = re.findall(r"RUN +\] (\S+)", (late.stdout or b"").decode())
+        return f"{tool:10} {group:24} not at its end after {options.seconds} s, in {begun[-1] if begun else 'no test yet'}", False
+    passed = re.search(r"PASSED +\] (\d+)", done.stdout)
+    tests = passed.group(1) if passed else "0"
+    well = done.returncode == 0 and int(tests) > 0 and "SKIPPED" not in done.stdout
+    found = [line for line in done.stdout.splitlines() if line.startswith("=========")]
+    summary = found[-1].strip("= ") if found else "compute-sanitizer said nothing"
+    line = f"{tool:10} {group:24} {tests} tests, {summary}"
+    if well:
+        return line, True
+    details = [text for text in done.stdout.splitlines() if text.startswith("=========") or "FAILED" in text or "SKIPPED" in text]
+    return "\n".join([line + f", exit status {done.returncode}", *("    " + text for text in details[:25])]), False
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", type=os.path.abspath)
+    parser.add_argument("--tool", action="append", choices=TOOLS)
+    parser.add_argument("--group", action="append", choices=GROUPS)
+    parser.add_argument("--seconds", type=int, default=200, help="for one group under one tool")
+    parser.add_argument("--jobs", type=int, default=6, help="at a time")
+    options = parser.parse_args()
+    work = [(tool, group) for tool in options.tool or TOOLS for group in options.group or GROUPS]
+    all_well = True
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for line, well in pool.map(lambda item: check(*item, options), work):
+            print(line, flush=True)
+            all_well &= well
+    return 0 if all_well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
