@@ -183,8 +183,9 @@ class TeamSum {
 };
 
 // K sums over a block's rows for each column. `sums` is the block's place in the workspace, `pitch` the elements from one of the
-// K to the next.
-template <class Team, int K>
+// K to the next. What a thread sums is its own. Shared asks for it to be held in shared memory, as far as that goes: in registers
+// it is what leaves a kernel that keeps much else too few of them, and what spills crosses memory.
+template <class Team, int K, bool Shared = false>
 class ColumnSums {
  public:
   __device__ __forceinline__ ColumnSums(float* sums, std::int64_t pitch, std::int64_t dim)
@@ -192,19 +193,21 @@ class ColumnSums {
     for_row<Team>(dim, [&](int i, std::int64_t column) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-#pragma unroll
-        for (int j = 0; j < Team::kN; ++j) values_[k][i][j] = 0;
+        put(k, i, Pack<float, Team::kN>());
         if constexpr (Team::kPacks == 0) sums_[k * pitch_ + column] = 0;
       }
     });
   }
-  // a * b to sum k.
-  __device__ __forceinline__ void add(int k, int i, int j, std::int64_t column, float a, float b) {
+  // To sum k of adjacent columns: a * b.
+  __device__ __forceinline__ void add(int k, int i, std::int64_t column, const float (&a)[Team::kN], const float (&b)[Team::kN]) {
     if constexpr (Team::kPacks > 0) {
-      values_[k][i][j] = fmaf(a, b, values_[k][i][j]);
+      Pack<float, Team::kN> sum = get(k, i);
+#pragma unroll
+      for (int j = 0; j < Team::kN; ++j) sum.v[j] = fmaf(a[j], b[j], sum.v[j]);
+      put(k, i, sum);
     } else {
       float& sum = sums_[k * pitch_ + column];
-      sum = fmaf(a, b, sum);
+      sum = fmaf(a[0], b[0], sum);
     }
   }
   // Puts the sums where they belong; all threads of the block must come here.
@@ -215,8 +218,9 @@ class ColumnSums {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         __syncthreads();
-        for_row<Team>(
-            dim_, [&](int i, std::int64_t column) { store_f32(&shared[threadIdx.x / Team::kThreads][column], values_[k][i]); });
+        for_row<Team>(dim_, [&](int i, std::int64_t column) {
+          store_pack<Team::kN>(&shared[threadIdx.x / Team::kThreads][column], get(k, i));
+        });
         __syncthreads();
         for (std::int64_t column = threadIdx.x; column < dim_; column += Team::kBlock) {
           float total = 0;
@@ -228,16 +232,38 @@ class ColumnSums {
     } else if constexpr (Team::kPacks > 0) {
       for_row<Team>(dim_, [&](int i, std::int64_t column) {
 #pragma unroll
-        for (int k = 0; k < K; ++k) store_f32(sums_ + k * pitch_ + column, values_[k][i]);
+        for (int k = 0; k < K; ++k) store_pack<Team::kN>(sums_ + k * pitch_ + column, get(k, i));
       });
     }
   }
 
  private:
+  static constexpr int kPlaces = K * Team::kHeld;  // of a thread
+  static constexpr bool kShared = Shared && Team::kPacks > 0 && kPlaces* Team::kN* Team::kBlock <= 8192;
+
+  __device__ __forceinline__ static float* place(int k, int i) {
+    __shared__ alignas(16) float places[kShared ? kPlaces * Team::kBlock * Team::kN : 1];
+    return places + ((k * Team::kHeld + i) * Team::kBlock + static_cast<int>(threadIdx.x)) * Team::kN;
+  }
+  __device__ __forceinline__ Pack<float, Team::kN> get(int k, int i) const {
+    if constexpr (kShared) {
+      return load_pack<Team::kN>(place(k, i));
+    } else {
+      return values_[k][i];
+    }
+  }
+  __device__ __forceinline__ void put(int k, int i, const Pack<float, Team::kN>& sum) {
+    if constexpr (kShared) {
+      store_pack<Team::kN>(place(k, i), sum);
+    } else {
+      values_[k][i] = sum;
+    }
+  }
+
   float* sums_;
   std::int64_t pitch_;
   std::int64_t dim_;
-  float values_[K][Team::kHeld][Team::kN];
+  Pack<float, Team::kN> values_[kShared ? 1 : K][kShared ? 1 : Team::kHeld];
 };
 
 // Adds the sums over the rows of `sums` [rows, first_cols + second_cols] to `first` and, with what is right of it, to `second`;

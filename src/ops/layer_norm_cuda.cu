@@ -8,7 +8,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
-constexpr int kBackwardRows = 6;  // x, dy, dweight, dbias, the next x, half of the next a and dy each
+constexpr int kBackwardRows = 6;  // x, dy, the next x, half of the next a and dy each, and as much as two for addresses
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
   Row<Team, float, T> v;
   Row<Team, D> d;
   TeamSum<Team, 2> sum;
-  ColumnSums<Team, 2> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
+  ColumnSums<Team, 2, true> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
   const std::int64_t stride = gridDim.x * Team::kTeams;
   std::int64_t row = last_row<Team>(rows);
@@ -139,31 +139,31 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       float scale[Team::kN];
       read_weight(column, scale);
       float result[Team::kN];
+      float normed[Team::kN];
+      float one[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
-        const float normed = (value[j] - center) * r;
+        normed[j] = (value[j] - center) * r;
         const float g = fmaf(up[j], scale[j], up[j]);
-        result[j] = r * fmaf(-normed, means[1], g - means[0]);
-        gradients.add(0, i, j, column, up[j], normed);
-        gradients.add(1, i, j, column, up[j], 1.0F);
+        result[j] = r * fmaf(-normed[j], means[1], g - means[0]);
+        one[j] = 1;
       }
+      gradients.add(0, i, column, up, normed);
+      gradients.add(1, i, column, up, one);
       store_f32(out + column, result);
       if (again != nullptr) {
         float output[Team::kN] = {};
         if (bias != nullptr) load_f32(bias + column, output);
 #pragma unroll
-        for (int j = 0; j < Team::kN; ++j) {
-          const float normed = (value[j] - center) * r;
-          output[j] += fmaf(normed, scale[j], normed);
-        }
+        for (int j = 0; j < Team::kN; ++j) output[j] += fmaf(normed[j], scale[j], normed[j]);
         store_f32(again + column, output);
       }
       if (both != nullptr) {
-        float other[Team::kN];
-        load_f32(both + column, other);
+        float to[Team::kN];
+        load_f32(both + column, to);
 #pragma unroll
-        for (int j = 0; j < Team::kN; ++j) other[j] += result[j];
-        store_f32(both + column, other);
+        for (int j = 0; j < Team::kN; ++j) result[j] += to[j];
+        store_f32(both + column, result);
       }
     });
   }

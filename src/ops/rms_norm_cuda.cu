@@ -93,19 +93,18 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       const auto& up = d.at(i, column);
       const auto& scale = w.at(i, column);
       float result[Team::kN];
+      float normed[Team::kN];
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
         const float g = fmaf(up[j], scale[j], up[j]);
         result[j] = fmaf(-value[j], along, g * r);
-        dweight.add(0, i, j, column, up[j], value[j] * r);
+        normed[j] = value[j] * r;
       }
+      dweight.add(0, i, column, up, normed);
       store_f32(out + column, result);
       if (again == nullptr) return;
 #pragma unroll
-      for (int j = 0; j < Team::kN; ++j) {
-        const float normed = value[j] * r;
-        result[j] = fmaf(normed, scale[j], normed);
-      }
+      for (int j = 0; j < Team::kN; ++j) result[j] = fmaf(normed[j], scale[j], normed[j]);
       store_f32(again + column, result);
     });
   }

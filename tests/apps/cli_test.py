@@ -298,7 +298,7 @@ class HappyPath(CliTest):
         if not self.has_gpu():
             self.skipTest("there is no GPU, or the program is built without CUDA")
         data = self.folder / "data"
-        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", data)
+        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--valid-fraction", "0.5", "--out", data)
         large = dict(CONFIG, num_layers=4, model_dim=384, z_dim=192, value_dim=768, ffn_hidden_dim=1024, chunk_size=256)
 
         def measure(name, model, settings=""):
