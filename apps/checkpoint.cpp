@@ -176,7 +176,7 @@ void verify(const Options& options) {
 // A damaged one neither counts nor goes: what is left of it may be wanted.
 void prune(const Options& options) {
   need_run(options.run);
-  const RunLock lock(options.run);
+  const RunLock lock(options.run, "Wait for it; a run removes its own old checkpoints, see train.keep");
   clean_checkpoints(options.run);
   std::vector<Listed> whole;
   for (Listed& entry : examine(options.run)) {

@@ -7,11 +7,11 @@
 
 namespace megalodon::apps {
 
-// Holds RUN/.lock while it lives. Throws Error(Io) where another process has it, or the folder cannot be written to.
+// Holds RUN/.lock while it lives. Throws Error(Io) where another process has it, with what to do then, where the folder cannot be
+// written to, or where the file system has no locks.
 struct RunLock : FileLock {
-  explicit RunLock(const std::string& run)
-      : FileLock(join_path(run, ".lock"), "another process trains in this run folder",
-                 "Wait for it, or give another folder with --out") {}
+  RunLock(const std::string& run, const std::string& hint)
+      : FileLock(join_path(run, ".lock"), "another process trains or prunes in this run folder", hint) {}
 };
 
 }  // namespace megalodon::apps

@@ -1,7 +1,5 @@
 #include "cpu/ceilings.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "cpu/matmul.h"
+#include "cpu/onednn_call.h"
 
 namespace megalodon::cpu {
 
@@ -46,8 +45,7 @@ double measure_matmul_rate(Context& ctx, DType dtype) {
   };
   std::vector<Share> shares(static_cast<std::size_t>(threads));
   ctx.threads().run([&](int thread) {
-    const int before = omp_get_max_threads();
-    omp_set_num_threads(1);
+    const OneOmpThread one_thread;
     const std::int64_t rows = kSize * (thread + 1) / threads - kSize * thread / threads;
     const memory::desc a({rows, kSize}, type, memory::format_tag::ab);
     const memory::desc b({kSize, kSize}, type, memory::format_tag::any);  // oneDNN's own packing
@@ -58,16 +56,14 @@ double measure_matmul_rate(Context& ctx, DType dtype) {
     for (const memory& m : {share.a, share.b}) {
       std::memset(m.get_data_handle(), 0x3C, m.get_desc().get_size());  // 0.0115 in either
     }
-    omp_set_num_threads(before);
   });
   const auto product = [&] {
     ctx.threads().run([&](int thread) {
-      const int before = omp_get_max_threads();
-      omp_set_num_threads(1);
+      const OneOmpThread one_thread;
+      const NoSignals no_signals;
       Share& share = shares[static_cast<std::size_t>(thread)];
       dnnl::stream stream(engine);
       share.primitive.execute(stream, {{DNNL_ARG_SRC, share.a}, {DNNL_ARG_WEIGHTS, share.b}, {DNNL_ARG_DST, share.c}});
-      omp_set_num_threads(before);
     });
   };
   const double seconds = best_seconds(product, kProductSeconds);

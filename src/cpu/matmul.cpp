@@ -1,12 +1,13 @@
 #include "cpu/matmul.h"
 
-#include <omp.h>
-
 #include <array>
 #include <dnnl.hpp>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
+#include "cpu/onednn_call.h"
 #include "megalodon/error.h"
 
 namespace megalodon::cpu {
@@ -39,6 +40,8 @@ class Primitives {
     entry.b.set_data_handle(const_cast<void*>(b));  // zeroes the edge of a packed b, where pack_columns wrote zeros
     entry.c.set_data_handle(c);
     if (op.bias) entry.bias.set_data_handle(const_cast<float*>(bias));
+    std::optional<NoSignals> no_signals;
+    if (entry.borrows_stack_pointer) no_signals.emplace();
     // Not primitive.execute, which makes a container of the arguments.
     dnnl::error::wrap_c_api(dnnl_primitive_execute(entry.primitive.get(), stream_.get(), op.bias ? 4 : 3, entry.arguments.data()),
                             "could not execute");
@@ -61,6 +64,7 @@ class Primitives {
   struct Entry {
     dnnl::matmul primitive;
     dnnl::memory a, b, c, bias;
+    bool borrows_stack_pointer;                // see NoSignals
     std::array<dnnl_exec_arg_t, 4> arguments;  // the same memory objects
   };
 
@@ -107,6 +111,7 @@ class Primitives {
                 {desc.weights_desc(), engine_, DNNL_MEMORY_NONE},
                 {desc.dst_desc(), engine_, DNNL_MEMORY_NONE},
                 {desc.bias_desc(), engine_, DNNL_MEMORY_NONE},
+                !std::string_view(desc.impl_info_str()).starts_with("brg"),  // of a kind that does not
                 {}};
     entry.arguments = {{{DNNL_ARG_SRC, entry.a.get()},
                         {DNNL_ARG_WEIGHTS, entry.b.get()},
@@ -125,22 +130,6 @@ Primitives& primitives() {
   thread_local Primitives mine;
   return mine;
 }
-
-// oneDNN takes its number of threads from OpenMP's per-thread setting, when a primitive is made and when it runs.
-class OneOmpThread {
- public:
-  OneOmpThread() : before_(omp_get_max_threads()) {
-    if (before_ != 1) omp_set_num_threads(1);
-  }
-  ~OneOmpThread() {
-    if (before_ != 1) omp_set_num_threads(before_);
-  }
-  OneOmpThread(const OneOmpThread&) = delete;
-  OneOmpThread& operator=(const OneOmpThread&) = delete;
-
- private:
-  int before_;
-};
 
 // Runs `work`, with oneDNN's errors as ours.
 template <class Work>

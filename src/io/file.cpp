@@ -271,7 +271,7 @@ FileLock::FileLock(const std::string& path, const std::string& taken, const std:
   const bool locked = flock(file.get(), LOCK_EX | LOCK_NB) == 0;
   if (!locked && errno != EWOULDBLOCK) {
     throw Error(ErrorKind::Io, "cannot be locked: " + std::generic_category().message(errno), path,
-                "Write to a file system that has locks");
+                "Use a file system that has locks");
   }
   // The process that had it may have put another in its place between the opening and the locking.
   struct stat opened {};

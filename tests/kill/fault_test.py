@@ -290,9 +290,26 @@ class Faults(unittest.TestCase):
             self.assertEqual((run / folder).exists(), i != 1)
         process = self.workshop.start("train", "run.toml", "--resume", "--train.steps", "100000", cwd=run)
         self.wait_for_steps(process, run, STEPS + 2)
-        self.refused(self.workshop.run("checkpoint", "prune", "run", "--keep", "1", cwd=run), IO, "another process trains")
+        self.refused(self.workshop.run("checkpoint", "prune", "run", "--keep", "1", cwd=run), IO, "another process trains",
+                     "Wait for it; a run removes its own")
         process.kill()
         process.communicate()
+
+    def test_a_file_system_without_locks(self):
+        run = self.new_run()
+        reasons = "No locks available. Use a file system that has locks"
+        self.refused(self.train(run, fault=f"flock:{errno.ENOLCK}:run/.lock"), IO, "run/.lock: cannot be locked", reasons)
+        self.assertEqual(os.listdir(run / "run"), [".lock"])
+        self.train(run)
+        before = checkpoints(run)
+        faulty = {**os.environ, "LD_PRELOAD": FAULTS, "MEGALODON_FAULT": f"flock:{errno.ENOLCK}:"}
+        self.refused(self.workshop.run("checkpoint", "prune", "run", "--keep", "1", cwd=run, env=faulty), IO, reasons)
+        self.assertEqual(checkpoints(run), before)
+        self.same_bits(run)
+        text = str(self.workshop.folder / "text.txt")
+        self.refused(self.workshop.run("prepare", "--input", text, "--tokenizer", "bytes", "--out", "data", cwd=run, env=faulty), IO,
+                     reasons)
+        self.assertFalse((run / "data").exists())
 
     def test_a_read_only_folder(self):
         run = self.new_run()

@@ -1,11 +1,11 @@
 // Faults of the operating system, for the program under test: preloaded into it (LD_PRELOAD), this library makes chosen calls
 // fail as a bad disk would, or its clock jump.
-//   MEGALODON_FAULT=CALL:FAULT:PART[:SKIP[:COUNT]]   CALL: write, fsync or read, of a file whose path contains PART; FAULT: an
-//   error
-//                                                    number, or "short" for half of what is asked; after SKIP such calls, COUNT
-//                                                    of them (all without)
+//   MEGALODON_FAULT=CALL:FAULT:PART[:SKIP[:COUNT]]   CALL: write, fsync, read or flock, of a file whose path has PART
+//                                                    FAULT: an error number, or "short" for half of what is asked
+//                                                    after SKIP such calls, COUNT of them (all without)
 //   MEGALODON_CLOCK=jump                             wall time goes back and forth by weeks, the steady clock forth by minutes
 #include <dlfcn.h>
+#include <sys/file.h>
 #include <sys/time.h>
 #include <unistd.h>
 #include <ctime>
@@ -107,6 +107,15 @@ int fsync(int fd) {
     return -1;
   }
   return real(fd);
+}
+
+int flock(int fd, int operation) noexcept {
+  static const auto real = next<int (*)(int, int)>("flock");
+  if (fault().strikes("flock", fd)) {
+    errno = fault().error();
+    return -1;
+  }
+  return real(fd, operation);
 }
 
 int clock_gettime(clockid_t clock, struct timespec* now) noexcept {
