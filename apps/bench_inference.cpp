@@ -54,7 +54,7 @@ void prefill(const Options& options) {
   Context ctx = open_context(options.device, options.threads);
   MeasuredCeilings ceilings(ctx);
   const auto model = options.load(ctx, Precision::BF16);
-  Inference inference(ctx, *model, 1, std::min(options.length, reading_window(model->config())));
+  Inference inference(ctx, *model, 1, std::min(options.length, reading_window(model->config(), ctx.device())));
   ModelState state(model->config(), 1, model->dtype(), ctx.accelerator());
   std::vector<float> values(static_cast<std::size_t>(model->config().outputs()));
   const Tensor logits(values.data(), {1, model->config().outputs()});
@@ -167,7 +167,7 @@ constexpr std::int64_t kTurn = 4;  // tokens
 std::vector<Decoding> decode_in_turns(Context& ctx, const Options& options, const Megalodon& model) {
   std::vector<Decoding> all;
   {
-    Inference reader(ctx, model, 1, reading_window(model.config()));
+    Inference reader(ctx, model, 1, reading_window(model.config(), ctx.device()));
     ModelState first(model.config(), 1, model.dtype(), ctx.accelerator());
     for (const std::int64_t context : options.contexts) all.push_back(decoding_after(options, model, context, first, reader));
   }

@@ -129,7 +129,7 @@ Json memory_json(const ModelConfig& config) {
                                                                    : moments;
     sum += times * static_cast<std::int64_t>(tensor.bytes());
   }
-  const std::int64_t window = reading_window(config);
+  const std::int64_t window = reading_window(config, Device::Cpu);
   const MemoryPlan plan = Inference::plan(config, DType::F32, 1, window, {Device::Cpu, cpu::this_machine().processors});
   return {{"parameters_bytes", ParameterLayout(config).total() * 4},
           {"state_bytes_per_sequence", keys_and_values + moving_average + moments},

@@ -42,7 +42,7 @@ double Evaluation::bits_per_byte() const noexcept {
 Evaluator::Evaluator(Context& ctx, const Megalodon& model, const Tokenizer& tokenizer, const EvaluateOptions& options)
     : tokenizer_(tokenizer),
       state_(model.config(), 1, model.dtype(), ctx.accelerator()),
-      inference_(ctx, model, 1, reading_window(model.config())),
+      inference_(ctx, model, 1, reading_window(model.config(), ctx.device())),
       context_(options.context),
       window_(inference_.length()) {
   if (context_ < 0) {

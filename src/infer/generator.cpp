@@ -10,7 +10,7 @@ namespace megalodon {
 Generator::Generator(Context& ctx, const Megalodon& model, std::int64_t outputs)
     : ctx_(ctx),
       state_(model.config(), 1, model.dtype(), ctx.accelerator()),
-      inference_(ctx, model, 1, reading_window(model.config())),
+      inference_(ctx, model, 1, reading_window(model.config(), ctx.device())),
       window_(inference_.length()),
       outputs_(std::min(outputs, model.config().outputs())),
       memory_(static_cast<std::size_t>(model.config().outputs() + 1) * sizeof(float), "logits", ctx.accelerator()),

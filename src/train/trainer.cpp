@@ -112,7 +112,7 @@ TrainingMemory plan_training(const RunConfig& config, const Place& place) {
   if (config.train.validate_every > 0) {
     memory.validation = inference(config.data.batch, config.data.length) + (config.data.mode == DataMode::Packed ? 0 : state);
   }
-  if (config.train.sample_every > 0) memory.sample = inference(1, reading_window(config.model)) + sequence;
+  if (config.train.sample_every > 0) memory.sample = inference(1, reading_window(config.model, place.device)) + sequence;
   return memory;
 }
 

@@ -84,7 +84,7 @@ std::string ascii(std::int64_t count, std::uint64_t seed) {
 }
 
 TEST_F(EvaluatorTest, CarriesTheStateOverWindows) {
-  const std::int64_t window = reading_window(model_.config());
+  const std::int64_t window = reading_window(model_.config(), Device::Cpu);
   for (const std::int64_t length : {std::int64_t{2}, window, window + 1, window + 2, 2 * window + 77}) {
     const std::vector<std::int32_t> tokens = random_tokens(length, 1);
     Evaluator evaluator(ctx_, model_, *tokenizer_);

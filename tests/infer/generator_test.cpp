@@ -39,7 +39,7 @@ class GeneratorTest : public testing::Test {
 std::vector<float> copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
 
 TEST_F(GeneratorTest, ReadingInPiecesEqualsTheWhole) {
-  const std::int64_t window = reading_window(model_.config());
+  const std::int64_t window = reading_window(model_.config(), Device::Cpu);
   for (const std::int64_t length :
        {std::int64_t{1}, std::int64_t{7}, std::int64_t{8}, std::int64_t{9}, window - 1, window, window + 1, 2 * window + 37}) {
     const std::vector<std::int32_t> tokens = random_tokens(length, 1);
