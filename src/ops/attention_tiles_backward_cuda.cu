@@ -15,6 +15,7 @@ struct Gradients {
   unsigned char *weights, *gradients;
   const float *lse, *delta;  // [rows of the window, heads]
   int* next;                 // set to 0 for the kernel that follows
+  int* taken;                // 0 at first, with documents
   int* ends;                 // [pieces, tiles of rows], with documents: those before it see the tile of keys
 };
 
@@ -159,7 +160,9 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
   if (attention_group() == 2) {
     hopper::fewer_registers<40>();
     if (threadIdx.x != 2 * hopper::kGroup) return;
-    for (int i = static_cast<int>(blockIdx.x); i < of_pair * a.pairs.count; i += static_cast<int>(gridDim.x)) {
+    const int blocks = static_cast<int>(gridDim.x);
+    for (int i = static_cast<int>(blockIdx.x), next = 0; i < of_pair * a.pairs.count; i = next) {
+      next = blocks + (Documents ? atomicAdd(a.taken, 1) : i);  // who has what nobody sees takes more
       const GradientTile<Documents> tile(i, of_pair, tiles);
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
@@ -205,6 +208,7 @@ struct Results {
   int columns;  // tiles of dv's columns
   const unsigned char *weights, *gradients;
   int* next;
+  int* taken;  // set to 0 for the kernel that follows
   const int* ends;
 };
 
@@ -232,6 +236,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
   extern __shared__ __align__(1024) unsigned char shared[];
   auto& ring = *reinterpret_cast<ProductRing*>(shared);
   ring.init();
+  if (Documents && blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
   ProductRing::Place place;
   const AttentionTiles& tiles = a.pairs.tiles;
   if (attention_group() == 2) {
@@ -338,7 +343,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
   const std::int64_t each = (documents ? tiles.count<true>() : tiles.count<false>()) * kTileBytes;
   const std::int64_t at_once = ceil_div(pairs, ceil_div(pairs, std::max<std::int64_t>(1, bytes / (2 * each))));
   ArenaScope scope(ctx.workspace());
-  const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {1}).raw());
+  const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {2}).raw());
   const auto weights = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
   const auto gradients = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
   const auto ends = documents ? pointer<int>(take_ends(ctx.workspace(), batch, length)) : nullptr;
@@ -367,31 +372,30 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
                   pointer<const float>(a.lse),
                   pointer<const float>(a.delta),
                   next,
+                  next + 1,
                   ends};
   Results second{first.q,      first.k,      first.do_, result(a.dq),
                  result(a.dk), result(a.dv), part,      static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
-                 weights,      gradients,    next,      ends};
+                 weights,      gradients,    next,      next + 1,
+                 ends};
   const auto weigh = documents ? gradients_kernel<true> : gradients_kernel<false>;
   const bool narrow = op.z_head_dim <= 128;
   const auto results = documents ? (narrow ? results_kernel<128, true> : results_kernel<256, true>)
                                  : (narrow ? results_kernel<128, false> : results_kernel<256, false>);
   check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
   check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  if (documents) gpu_of(ctx).zero(next + 1, sizeof(int));
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
     first.pairs = part;
     second.pairs = part;
-    const auto launch = [&](auto kernel, const auto& arguments, int most, int all) {
-      kernel<<<std::min(most, all), kProductThreads, kProductShared, stream_of(ctx)>>>(arguments);
+    const auto launch = [&](auto kernel, const auto& arguments, int all) {
+      kernel<<<std::min(gpu_of(ctx).multiprocessors(), all), kProductThreads, kProductShared, stream_of(ctx)>>>(arguments);
       check_launch(kName);
     };
-    const int blocks = gpu_of(ctx).multiprocessors();
-    // A block takes tiles that are as many apart as there are blocks. Those which nobody sees lie alike in each pair: an odd
-    // number of blocks shares them out better.
-    const int of_pair = documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles);
-    launch(weigh, first, documents ? (blocks - 1) | 1 : blocks, of_pair * part.count);
-    launch(results, second, blocks, (second.columns + 2) * tiles.rows * part.count);
+    launch(weigh, first, (documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles)) * part.count);
+    launch(results, second, (second.columns + 2) * tiles.rows * part.count);
   }
 }
 
