@@ -86,7 +86,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
-// Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences.
+// Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences, of whatever documents.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda
 

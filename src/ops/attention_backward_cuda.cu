@@ -1,7 +1,7 @@
-// Blocks of keys of a chunk, each against the queries that see any of them: dk and dv of a block are one product over all those
-// queries, written once. Logits and do . v are products into workspace; weights and gradients of logits take their places. dq is
-// the sum over blocks: the first, which all queries see, overwrites it, the others add, in order. What attention_tiles.cuh is for
-// goes there.
+// Blocks of keys of a chunk, or of a band, each against the queries that may see any of them: dk and dv of a block are one
+// product over all those queries, written once. Logits and do . v are products into workspace; weights and gradients of logits
+// take their places. dq is the sum over blocks: the first of a chunk, which all queries see, overwrites it, the others add, in
+// order. What attention_tiles.cuh is for goes there.
 #include "ops/attention_tiles.cuh"
 
 namespace megalodon::cuda {
@@ -13,7 +13,22 @@ constexpr int kThreads = 256;
 constexpr int kPack = 8;
 constexpr std::int64_t kMostKeys = 1024;  // of a block: a warp holds a row
 
-AttentionTiling tiling(const Attention& op) { return {op, kMostKeys}; }
+// How the products are cut: blocks of `height` keys against up to `queries` queries.
+struct Cut {
+  AttentionTiling tiles;
+  std::int64_t queries;
+  std::int64_t pitch;   // of logits
+  std::int64_t stride;  // from a piece's or head's to the next
+
+  Cut(const Attention& op, std::int64_t length, bool band)
+      : tiles(op, kMostKeys, band),
+        queries(std::min(op.chunk + (band ? tiles.rows : 0), length)),
+        pitch(attention_pitch(tiles.rows)),
+        stride(queries * pitch) {}
+  std::int64_t height() const { return tiles.rows; }
+  // Of logits and products of one piece or head.
+  std::int64_t bytes() const { return 2 * stride * static_cast<std::int64_t>(sizeof(float)); }
+};
 
 // delta = do . o of each row and head; a warp each, N columns at once.
 template <class T, int N>
@@ -48,13 +63,15 @@ struct Gradients {
   std::int64_t pitch, stride;
   AttentionBatch batch;  // its row is that of query 0
   std::int64_t queries, keys;
-  std::int64_t first;  // where in the chunk key 0 and query 0 stand
+  std::int64_t first;  // where in the chunk, or in the window of documents, key 0 and query 0 stand
   std::int64_t length, heads;
   const float *lse, *delta;  // [B, L, H]
   AttentionMasks masks;
+  AttentionDocuments documents;
 };
 
-// A warp holds a row of up to Packs * kWarp * kPack keys, so that what it makes of them can overwrite them.
+// A warp holds a row of up to Packs * kWarp * kPack keys, so that what it makes of them can overwrite them. Masked: dropout,
+// dropkey or documents.
 template <class T, int Packs, bool Masked>
 __global__ void __launch_bounds__(kThreads) gradients_kernel(Gradients a) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -67,7 +84,11 @@ __global__ void __launch_bounds__(kThreads) gradients_kernel(Gradients a) {
   float* const products = a.products + item * a.stride + i * a.pitch;
   const float lse = a.lse[row * a.heads + head];
   const float delta = a.delta[row * a.heads + head];
+  const std::int64_t b = Masked ? row / a.length : 0;
+  const std::int64_t t = row - b * a.length;
   const int seen = static_cast<int>(min(i + 1, a.keys));
+  std::int64_t first = 0;  // the key that is seen first
+  if (Masked && a.documents.begins != nullptr) first = a.documents.first(b, static_cast<int>(t)) - a.first;
   float s[Packs][kPack];
   float d[Packs][kPack];
 #pragma unroll
@@ -84,12 +105,10 @@ __global__ void __launch_bounds__(kThreads) gradients_kernel(Gradients a) {
     if (key >= a.keys) continue;
     bool hidden[kPack] = {};
     float keep[kPack];
-    if constexpr (Masked) {
-      const std::int64_t b = row / a.length;
-      attention_mask(a.masks, b * a.heads + head, row - b * a.length, a.first + key, hidden, keep);
-    }
+    if constexpr (Masked) attention_mask(a.masks, b * a.heads + head, t, a.first + key, hidden, keep);
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
+      if (Masked && key + j < first) hidden[j] = true;
       const bool visible = key + j < seen && (!hidden[j] || key + j == i);
       const float w = visible ? expf(s[p][j] - lse) : 0.0F;
       const float kept = Masked ? keep[j] : 1.0F;
@@ -120,24 +139,19 @@ Tensor take_delta(Arena& arena, const Attention& op, std::int64_t batch, std::in
   return arena.allocate(DType::F32, {batch * length, op.heads});
 }
 
-// Queries of one piece or head that see a block's keys, at most.
-std::int64_t most_queries(const Attention& op, std::int64_t length) { return std::min(op.chunk, length); }
-
-std::int64_t stride_of(const Attention& op, std::int64_t length) {
-  return most_queries(op, length) * attention_pitch(tiling(op).rows);
+// How many pieces and heads go at once. A band's may be no more than memory for pieces of chunks holds, except the first.
+std::int64_t most_at_once(const Attention& op, std::int64_t batch, std::int64_t length, bool band) {
+  const Cut cut(op, length, false);
+  const std::int64_t most = std::min(cut.tiles.most(cut.bytes()), std::max(op.heads, batch * ceil_div(length, op.chunk)));
+  return band ? std::max<std::int64_t>(1, most * cut.bytes() / Cut(op, length, true).bytes()) : most;
 }
 
-std::int64_t most_at_once(const Attention& op, std::int64_t batch, std::int64_t length) {
-  const std::int64_t each = 2 * stride_of(op, length) * static_cast<std::int64_t>(sizeof(float));
-  return std::min(tiling(op).most(each), std::max(op.heads, batch * ceil_div(length, op.chunk)));
-}
-
-Scratch take_scratch(Arena& arena, const Attention& op, std::int64_t batch, std::int64_t length) {
-  const std::int64_t most = most_at_once(op, batch, length);
-  const std::int64_t stride = stride_of(op, length);
+Scratch take_scratch(Arena& arena, const Attention& op, std::int64_t batch, std::int64_t length, bool band) {
+  const std::int64_t most = most_at_once(op, batch, length, band);
+  const Cut cut(op, length, band);
   Scratch scratch;
-  scratch.logits = arena.allocate(DType::F32, {most, stride});
-  scratch.products = arena.allocate(DType::F32, {most, stride});
+  scratch.logits = arena.allocate(DType::F32, {most, cut.stride});
+  scratch.products = arena.allocate(DType::F32, {most, cut.stride});
   return scratch;
 }
 
@@ -161,17 +175,19 @@ struct Backward {
   const Attention& op;
   const Tensor &q, &k, &v, &lse, &delta, &do_, &dq, &dk, &dv;
   const Scratch& scratch;
+  const Cut& cut;
+  bool adds;  // every block to dq
 
   std::int64_t length() const { return q.shape()[1]; }
 
-  // Keys [begin, begin + keys) of the batch's pieces, against the rows from there to the piece's end.
+  // Keys [begin, begin + keys) of the batch's pieces, against as many rows from there on.
   void block(Context& ctx, const AttentionBatch& batch, std::int64_t begin, std::int64_t keys, std::int64_t queries) const {
     const DType dtype = q.dtype();
     const std::int64_t z = op.z_head_dim;
     const std::int64_t w = op.v_head_dim;
     const std::int64_t row = batch.row + begin;
-    const std::int64_t stride = scratch.logits.cols();
-    const std::int64_t pitch = attention_pitch(tiling(op).rows);
+    const std::int64_t stride = cut.stride;
+    const std::int64_t pitch = cut.pitch;
     const auto of_pairs = [&](const Tensor& of_queries, const Tensor& of_keys, std::int64_t dim, const Tensor& out) {
       matmul(ctx,
              {.m = queries,
@@ -202,11 +218,13 @@ struct Backward {
                         op.heads,
                         pointer<const float>(lse),
                         pointer<const float>(delta),
-                        attention_masks(op)};
+                        attention_masks(op),
+                        attention_documents(op)};
     gradients.batch.row = row;
     with_type(dtype, [&](auto tag) {
       using T = decltype(tag);
-      gradients.masks.any() ? launch_gradients<T, true>(ctx, gradients) : launch_gradients<T, false>(ctx, gradients);
+      const bool masked = gradients.masks.any() || op.documents;
+      masked ? launch_gradients<T, true>(ctx, gradients) : launch_gradients<T, false>(ctx, gradients);
     });
     const auto narrower = static_cast<std::int64_t>(sizeof(float) / size_of(dtype));
     // Of keys: the pairs' transpose times rows of queries. Of queries: the pairs times rows of keys.
@@ -216,7 +234,7 @@ struct Backward {
               .n = dim,
               .k = of_keys ? queries : keys,
               .transpose_a = of_keys,
-              .accumulate = !of_keys && begin > 0,
+              .accumulate = !of_keys && (adds || begin > 0),
               .pitch_a = pitch * narrower,
               .pitch_b = rows.pitch(),
               .pitch_c = out.pitch(),
@@ -241,23 +259,32 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
   if (q.rows() == 0) return;
   const std::int64_t batch = q.shape()[0];
   const std::int64_t length = q.shape()[1];
-  const std::int64_t height = tiling(op).rows;
+  const bool band = attention_is_band(op, length);
   ArenaScope scope(ctx.workspace());
   const Tensor delta = take_delta(ctx.workspace(), op, batch, length);
   take_deltas(ctx, op, do_, o, delta);
   if (attention_fits_tiles(ctx, op, {&q, &k, &v, &do_, &dq, &dk, &dv})) {
     const AttentionBackward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv};
-    for (const AttentionChunks& pieces : attention_chunks(batch, length, op.chunk, 0)) {
+    for (const AttentionChunks& pieces : attention_chunks(op, batch, length, 0)) {
       attention_backward_tiles(ctx, backward, pieces);
     }
     return;
   }
-  const Scratch scratch = take_scratch(ctx.workspace(), op, batch, length);
-  const Backward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv, scratch};
-  for (const AttentionChunks& pieces : attention_chunks(batch, length, op.chunk, 0)) {
+  const Scratch scratch = take_scratch(ctx.workspace(), op, batch, length, band);
+  const Cut cut(op, length, band);
+  const Backward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv, scratch, cut, band};
+  if (band) {
+    const auto width = [&](std::int64_t columns) { return static_cast<std::size_t>(columns) * sizeof(float); };
+    check(
+        cudaMemset2DAsync(dq.raw(), width(dq.pitch()), 0, width(dq.cols()), static_cast<std::size_t>(dq.rows()), stream_of(ctx)),
+        kName);
+  }
+  for (const AttentionChunks& pieces : attention_chunks(op, batch, length, 0)) {
     for_each_batch(pieces, op.heads, scratch.logits.rows(), [&](const AttentionBatch& part) {
-      for (std::int64_t begin = 0; begin < pieces.rows; begin += height) {
-        backward.block(ctx, part, begin, std::min(height, pieces.rows - begin), pieces.rows - begin);
+      for (std::int64_t begin = 0; begin < pieces.rows; begin += cut.height()) {
+        const std::int64_t keys = std::min(cut.height(), pieces.rows - begin);
+        const std::int64_t queries = std::min(pieces.rows - begin, band ? keys + op.chunk - 1 : pieces.rows);
+        backward.block(ctx, part, begin, keys, queries);
       }
     });
   }
@@ -267,7 +294,10 @@ std::size_t attention_backward_bytes(const Attention& op, std::int64_t batch, st
   Arena arena = Arena::counter();
   take_delta(arena, op, batch, length);
   const std::size_t tiles = arena.peak() + attention_backward_tiles_bytes(op, batch, length);
-  take_scratch(arena, op, batch, length);
+  for (const bool band : {false, length > op.chunk}) {
+    const ArenaScope scope(arena);
+    take_scratch(arena, op, batch, length, band);
+  }
   return std::max(arena.peak(), tiles);
 }
 

@@ -63,6 +63,30 @@ __device__ void attention_mask(const AttentionMasks& masks, std::int64_t sequenc
   }
 }
 
+// The documents of windows as kernels take them.
+struct AttentionDocuments {
+  const std::int32_t* begins = nullptr;  // [B, length], ops/documents.h; null: one a window
+  int length = 0;
+  int chunk = 0;
+
+  // The first column of the window that token t of sequence b sees, which no later token sees before.
+  __device__ int first(std::int64_t b, int t) const {
+    const int begin = begins[b * length + t];
+    return t - begin < chunk ? begin : begin + (t - begin) / chunk * chunk;
+  }
+};
+
+inline AttentionDocuments attention_documents(const Attention& op) {
+  if (!op.documents) return {};
+  constexpr std::int64_t kMost = 0x7FFFFFFF;
+  return {pointer<const std::int32_t>(op.documents), static_cast<int>(op.documents.shape()[1]),
+          static_cast<int>(std::min(op.chunk, kMost))};
+}
+
+// Documents begin anywhere, and so do their chunks. A window of them is one piece: a chunk, where it is no longer than one, else
+// a band, in which a row sees keys up to a chunk back.
+inline bool attention_is_band(const Attention& op, std::int64_t length) { return op.documents && length > op.chunk; }
+
 // Pieces of a window that lie alike in chunks of their own: `count` of them, one every row_step rows of the window, and their
 // chunks' first keys one every key_step rows of wherever the keys are.
 struct AttentionChunks {
@@ -75,8 +99,9 @@ struct AttentionChunks {
 };
 
 // The pieces of `batch` windows of `length` rows that all begin at the same place in a chunk.
-inline std::vector<AttentionChunks> attention_chunks(std::int64_t batch, std::int64_t length, std::int64_t chunk,
+inline std::vector<AttentionChunks> attention_chunks(const Attention& op, std::int64_t batch, std::int64_t length,
                                                      std::int64_t begin) {
+  const std::int64_t chunk = attention_is_band(op, length) ? length : op.chunk;
   std::vector<AttentionChunks> all;
   const std::int64_t head = begin > 0 ? std::min(length, chunk - begin) : 0;
   const std::int64_t whole = (length - head) / chunk;
@@ -143,16 +168,18 @@ void for_each_batch(const AttentionChunks& pieces, std::int64_t heads, std::int6
   }
 }
 
-// How the products are cut: `rows` of a chunk at once, as many pieces and heads together as `bytes` hold the logits of. Both
-// depend on sizes alone, so results do too.
+// How the products are cut: `rows` of a chunk, or of a band, at once, as many pieces and heads together as `bytes` hold the
+// logits of. Both depend on sizes alone, so results do too.
 struct AttentionTiling {
-  std::int64_t rows;  // a multiple of 64, unless it is the chunk
+  std::int64_t rows;  // a multiple of 64, unless it is the chunk's length
   std::int64_t bytes;
 
   // A quarter of the chunk, which computes an eighth of its square in vain, unless that makes products too small, or larger than
   // is of use.
-  AttentionTiling(const Attention& op, std::int64_t most_rows)
-      : rows(std::min(ceil_div(std::clamp<std::int64_t>(op.chunk / 4, 256, most_rows), 64) * 64, op.chunk)), bytes(512 << 20) {}
+  AttentionTiling(const Attention& op, std::int64_t most_rows, bool band)
+      : rows(std::min(ceil_div(std::clamp<std::int64_t>(op.chunk / 4, 256, most_rows), 64) * 64,
+                      band ? std::max<std::int64_t>(op.chunk, 64) : op.chunk)),
+        bytes(512 << 20) {}
 
   // Pieces and heads at once, when one takes `each` bytes.
   std::int64_t most(std::int64_t each) const { return std::clamp<std::int64_t>(bytes / each, 1, 16384); }

@@ -1,6 +1,6 @@
-// Attention row by row, each row at the place in its chunk that the device knows: single tokens, and windows that begin at
-// several places. Keys and values are read once, at memory's speed: the keys of a row are cut into splits, a block each, whose
-// sums a second kernel joins. The grid does not depend on positions; blocks whose keys do not exist yet leave at once.
+// Attention row by row, each row at the place in its chunk that the device knows: single tokens, short windows, and those that
+// begin at several places. Keys and values are read once, at memory's speed: the keys of a row are cut into splits, a block each,
+// whose sums a second kernel joins. The grid does not depend on positions; blocks whose keys do not exist yet leave at once.
 #include "cuda/launch.cuh"
 #include "ops/attention_cuda.cuh"
 
@@ -53,6 +53,7 @@ struct Rows {
   int splits, keys;
   int lanes;  // that share a key's product with the query
   AttentionMasks masks;
+  AttentionDocuments documents;
 };
 
 // Where a row stands.
@@ -60,14 +61,22 @@ struct Place {
   std::int64_t b, t;      // sequence and row of its window
   std::int64_t own;       // its key in the chunk
   std::int64_t in_state;  // keys [0, in_state) are in the state, the others in the window
+};
 
+template <bool Documents>
+struct PlaceOf : Place {
   template <class T>
-  __device__ Place(const Rows<T>& a, std::int64_t row) {
+  __device__ PlaceOf(const Rows<T>& a, std::int64_t row) {
     b = row / a.length;
     t = row - b * a.length;
-    const std::int64_t before = a.positions != nullptr ? a.positions[b] % a.chunk : a.begin;
-    own = (before + t) % a.chunk;
-    in_state = own > t ? own - t : 0;
+    if constexpr (Documents) {
+      own = t - a.documents.first(b, static_cast<int>(t));
+      in_state = 0;
+    } else {
+      const std::int64_t before = a.positions != nullptr ? a.positions[b] % a.chunk : a.begin;
+      own = (before + t) % a.chunk;
+      in_state = own > t ? own - t : 0;
+    }
   }
 };
 
@@ -164,7 +173,7 @@ __device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const 
 }
 
 // One split of one head of one row.
-template <class T, int N>
+template <class T, int N, bool Documents>
 __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   extern __shared__ float query[];  // [z]
   __shared__ float logits[kMostKeys];
@@ -175,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a.keys;
-  const Place place(a, row);
+  const PlaceOf<Documents> place(a, row);
   if (first > place.own) return;
   const int count = static_cast<int>(min(static_cast<std::int64_t>(a.keys), place.own + 1 - first));
   const Source<T> values(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w);
@@ -190,11 +199,11 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   static_assert(kMostKeys <= kThreads);
   float keep = 1;
   if (a.masks.any() && j < count) {
-    const std::int64_t key = first + j;
+    const std::int64_t key = first + j + (Documents ? place.t - place.own : 0);  // what masks know it as
     bool hidden[4];
     float kept[4];
     attention_mask(a.masks, place.b * a.heads + h, place.t, key / 4 * 4, hidden, kept);
-    if (hidden[key % 4] && key != place.own) logits[j] = -INFINITY;
+    if (hidden[key % 4] && first + j != place.own) logits[j] = -INFINITY;
     keep = kept[key % 4];
   }
   __syncthreads();
@@ -217,7 +226,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
 }
 
 // Joins the splits of kJoinColumns columns: a thread takes kJoinPack of them and every kGroups'th split.
-template <class T>
+template <class T, bool Documents>
 __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   constexpr int kPacks = kJoinColumns / kJoinPack;
   constexpr int kGroups = kThreads / kPacks;
@@ -226,7 +235,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   wait_for_previous();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
-  const Place place(a, row);
+  const PlaceOf<Documents> place(a, row);
   const int splits = static_cast<int>(place.own / a.keys) + 1;
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -265,19 +274,21 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   if (a.lse != nullptr && blockIdx.x == 0 && mine == 0) a.lse[row * a.heads + h] = most + logf(total);
 }
 
-template <class T, int N>
+template <class T, int N, bool Documents>
 void launch_rows(Context& ctx, Rows<T> a, const Cut& cut, std::int64_t rows) {
   const auto shared = static_cast<std::size_t>(a.z) * sizeof(float);
+  const auto split = split_kernel<T, N, Documents>;
   if (shared > 16384) {
-    check(cudaFuncSetAttribute(split_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), kName);
+    check(cudaFuncSetAttribute(split, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), kName);
   }
   while (a.lanes > 1 && a.lanes / 2 * N >= a.z) a.lanes /= 2;
   for (std::int64_t first = 0; first < rows; first += cut.rows) {
     a.first = first;
     const auto count = static_cast<unsigned>(std::min(cut.rows, rows - first));
     const auto heads = static_cast<unsigned>(a.heads);
-    launch(ctx, kName, split_kernel<T, N>, dim3(static_cast<unsigned>(cut.splits), heads, count), kThreads, shared, a);
-    launch(ctx, kName, join_kernel<T>, dim3(static_cast<unsigned>(ceil_div(a.w, kJoinColumns)), heads, count), kThreads, 0, a);
+    launch(ctx, kName, split, dim3(static_cast<unsigned>(cut.splits), heads, count), kThreads, shared, a);
+    launch(ctx, kName, join_kernel<T, Documents>, dim3(static_cast<unsigned>(ceil_div(a.w, kJoinColumns)), heads, count),
+           kThreads, 0, a);
   }
 }
 
@@ -358,9 +369,15 @@ void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t beg
     rows.keys = static_cast<int>(cut.keys);
     rows.lanes = kWarp;
     rows.masks = attention_masks(op);
+    rows.documents = attention_documents(op);
     const bool packs = op.z_head_dim % kPack == 0 && op.v_head_dim % kPack == 0 && can_pack<kPack>(a.k) && can_pack<kPack>(a.v) &&
                        can_pack<kPack>(a.state.k) && can_pack<kPack>(a.state.v);
-    packs ? launch_rows<T, kPack>(ctx, rows, cut, a.q.rows()) : launch_rows<T, 1>(ctx, rows, cut, a.q.rows());
+    const auto launch = [&](auto run) { run(ctx, rows, cut, a.q.rows()); };
+    if (op.documents) {
+      launch(packs ? launch_rows<T, kPack, true> : launch_rows<T, 1, true>);
+    } else {
+      launch(packs ? launch_rows<T, kPack, false> : launch_rows<T, 1, false>);
+    }
   });
 }
 

@@ -2,6 +2,9 @@
 // a piece's head are kept in tiles of 128 rows by 128 keys, those above the diagonal left out, each stored as the blocks that
 // later products read (cuda/hopper.cuh). Nothing else that is rows by keys exists in memory.
 //
+// With documents, what nobody sees of a row tile's keys has no products: its tiles of keys begin with the first that any of its
+// rows sees. Where that is lies in the GPU's memory, and is read there.
+//
 // A kernel's block of threads is two groups that multiply, with 64 rows of a tile each, and one thread that fetches their
 // operands. The products over keys or rows take tiles of the result one by one, the longest first within each head: which block
 // computes a tile is chance, what it computes is not.
@@ -23,14 +26,30 @@ struct AttentionTiles {
   int rows;      // tiles of rows
   int first;     // tiles of keys that row tile 0 sees
   int in_chunk;  // row i sees keys [0, in_chunk + i]
+  int width;     // of documents alone: row tile r has tiles of keys [r + 1 - width, r], which hold all that a chunk may be
 
   __host__ __device__ int keys(int r) const { return first + r; }
-  __host__ __device__ int before(int r) const { return r * (r - 1) / 2 + r * first; }
-  __host__ __device__ int count() const { return before(rows); }
+  // Where among all tiles that of row tile r and key tile 0 is, or would be, and how many there are.
+  template <bool Documents>
+  __host__ __device__ int before(int r) const {
+    if constexpr (Documents) {
+      const int growing = min(r, width);
+      return growing * (growing + 1) / 2 + (r - growing) * width - max(0, r + 1 - width);
+    }
+    return r * (r - 1) / 2 + r * first;
+  }
+  template <bool Documents>
+  __host__ __device__ int count() const {
+    return before<Documents>(rows) + (Documents ? max(0, rows + 1 - width) : 0);
+  }
 };
 
-inline AttentionTiles attention_tiles(std::int64_t rows, std::int64_t in_chunk) {
-  return {static_cast<int>(ceil_div(rows, kTile)), static_cast<int>(ceil_div(in_chunk, kTile)) + 1, static_cast<int>(in_chunk)};
+inline AttentionTiles attention_tiles(const Attention& op, std::int64_t rows, std::int64_t in_chunk) {
+  const std::int64_t tiles = ceil_div(rows, kTile);
+  // A chunk that ends in a tile begins in the (width - 2)th before it; backward takes tiles of keys by twos.
+  const std::int64_t width = std::min(tiles, ceil_div(op.chunk - 1, kTile) + 2);
+  return {static_cast<int>(tiles), static_cast<int>(ceil_div(in_chunk, kTile)) + 1, static_cast<int>(in_chunk),
+          static_cast<int>(width)};
 }
 
 // What some heads of pieces that lie alike are to the kernels: pair i is head (first + i) % heads of piece (first + i) / heads.
@@ -40,6 +59,12 @@ struct AttentionPairs {
   int rows;                    // of each piece
   std::int64_t row, row_step;  // the window's first row of piece 0, and from one piece to the next
   AttentionTiles tiles;
+  AttentionDocuments documents;  // a piece is a window then
+
+  // With documents: the first column that row i sees, those past the last like it, and the tile of keys that row tile r begins
+  // with.
+  __device__ int first_seen(int piece, int i) const { return documents.first(piece, min(i, rows - 1)); }
+  __device__ int first_tile(int piece, int r) const { return first_seen(piece, r * kTile) / kTile; }
 
   __device__ int head(int pair) const { return (first + pair) % heads; }
   __device__ int piece(int pair) const { return (first + pair) / heads; }
@@ -105,7 +130,8 @@ struct ProductRing {
   Stage stages[kStages];
   unsigned char out[2 * hopper::kGroup / kWarp][2][kLinesBytes];  // of each warp
   hopper::Barrier full[kStages], empty[kStages];
-  int tile[kStages];  // whose operands these are; -1 after the last
+  int tile[kStages];   // whose operands these are; -1 after the last
+  int steps[kStages];  // of that tile, with documents
 
   __device__ void init() {
     if (threadIdx.x == 0) {
@@ -118,9 +144,10 @@ struct ProductRing {
     __syncthreads();
   }
   // The fetching thread: the next stage, emptied, and to be filled with B of `columns` columns.
-  __device__ __forceinline__ Stage& fill(const Place& at, int columns, int of_tile) {
+  __device__ __forceinline__ Stage& fill(const Place& at, int columns, int of_tile, int of_steps = 0) {
     hopper::wait(empty[at.stage], at.phase ^ 1);
     tile[at.stage] = of_tile;
+    if (of_steps > 0) steps[at.stage] = of_steps;
     hopper::arrive_expecting(full[at.stage], (2 + columns / hopper::kBlock) * hopper::kBlockBytes);
     return stages[at.stage];
   }
@@ -136,6 +163,11 @@ struct ProductRing {
     int of_tile = threadIdx.x % kWarp == 0 ? tile[at.stage] : 0;
     of_tile = __shfl_sync(0xffffffffU, of_tile, 0);
     return of_tile;
+  }
+  // How many steps that tile has, with documents.
+  __device__ __forceinline__ int next_steps(const Place& at) {
+    const int of_steps = threadIdx.x % kWarp == 0 ? steps[at.stage] : 0;
+    return __shfl_sync(0xffffffffU, of_steps, 0);
   }
   __device__ __forceinline__ void release(int stage) {
     if (threadIdx.x % kWarp == 0) hopper::arrive(empty[stage]);

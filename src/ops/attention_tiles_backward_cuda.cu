@@ -15,38 +15,84 @@ struct Gradients {
   unsigned char *weights, *gradients;
   const float *lse, *delta;  // [rows of the window, heads]
   int* next;                 // set to 0 for the kernel that follows
+  int* taken;                // 0 at first, with documents
+  int* ends;                 // [pieces, tiles of rows], with documents: those before it see the tile of keys
 };
 
-// Row tiles 2 i and 2 i + 1 of a pair have i + 1 pairs of key tiles each.
-constexpr int gradient_tiles(int rows) { return rows / 2 * (rows / 2 + 1) + rows % 2 * (rows / 2 + 1); }
+// Row tiles 2 i and 2 i + 1 of a pair have i + 1 pairs of key tiles each, with documents (width + 1) / 2 of them at most.
+template <bool Documents>
+__host__ __device__ constexpr int gradient_tiles(const AttentionTiles& tiles) {
+  const int half = tiles.rows / 2;
+  if constexpr (Documents) {
+    const int most = (tiles.width + 1) / 2;
+    const int growing = half < most ? half : most;
+    return growing * (growing + 1) + (half - growing) * 2 * most + tiles.rows % 2 * (half < most ? half + 1 : most);
+  }
+  return half * (half + 1) + tiles.rows % 2 * (half + 1);
+}
 
 #if MEGALODON_HOPPER
 
 // The i'th of them.
+template <bool Documents>
 struct GradientTile {
   int pair, r, key;  // its first tile of keys; the second is above the diagonal where key == r
 
-  __device__ GradientTile(int tile, int of_pair) : pair(tile / of_pair) {
+  __device__ GradientTile(int tile, int of_pair, const AttentionTiles& tiles) : pair(tile / of_pair) {
     const int i = tile % of_pair;
     int half = 0;
-    while ((half + 1) * (half + 2) <= i) ++half;
-    const int rest = i - half * (half + 1);
-    r = 2 * half + rest / (half + 1);
-    key = rest % (half + 1) * 2;
+    if constexpr (Documents) {
+      const int most = (tiles.width + 1) / 2;
+      while (half + 1 < most && (half + 1) * (half + 2) <= i) ++half;
+      const int of_row = half + 1;
+      const int rest = i - half * of_row;
+      half += rest / (2 * of_row);  // 0 until rows have as many as they may
+      r = 2 * half + rest / of_row % 2;
+      key = 2 * (half - rest % of_row);
+    } else {
+      while ((half + 1) * (half + 2) <= i) ++half;
+      const int rest = i - half * (half + 1);
+      r = 2 * half + rest / (half + 1);
+      key = rest % (half + 1) * 2;
+    }
   }
   __device__ int keys() const { return key == r ? kTile : 2 * kTile; }
 };
 
-template <int Keys>
+// Of `ends`, those of the pieces at hand: found by halving, since no row sees keys before those that an earlier row sees.
+__device__ __forceinline__ void find_ends(const Gradients& a) {
+  const int rows = a.pairs.tiles.rows;
+  const int end = (a.pairs.piece(a.pairs.count - 1) + 1) * rows;
+  const int step = static_cast<int>(gridDim.x * blockDim.x);
+  for (int i = a.pairs.piece(0) * rows + static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < end; i += step) {
+    const int piece = i / rows;
+    const int key = i % rows;
+    int low = key + 1;
+    int high = rows;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (a.pairs.first_tile(piece, middle) <= key) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    a.ends[i] = low;
+  }
+}
+
+template <int Keys, bool Documents>
 __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& ring, ProductRing::Place& at,
-                                               const GradientTile& tile) {
+                                               const GradientTile<Documents>& tile) {
   const int group = attention_group();
   const int row = tile.r * kTile + group * hopper::kBlock + attention_row();
   // Rows past the last weigh nothing.
   float lse[2] = {INFINITY, INFINITY};
   float delta[2] = {0, 0};
+  int first_seen[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+    if constexpr (Documents) first_seen[i] = a.pairs.first_seen(a.pairs.piece(tile.pair), row + 8 * i);
     if (row + 8 * i >= a.pairs.rows) continue;
     const std::int64_t value = a.pairs.at(tile.pair, row + 8 * i);
     lse[i] = a.lse[value] * kLog2E;
@@ -54,9 +100,10 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
   }
   float s[Keys / 2] = {};
   multiply<false, false>(ring, at, a.z_blocks, s);
-  const std::int64_t first =
-      (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.count() + a.pairs.tiles.before(tile.r) + tile.key) * kTileBytes +
-      attention_warp() * kLinesBytes;
+  const std::int64_t first = (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.count<Documents>() +
+                              a.pairs.tiles.before<Documents>(tile.r) + tile.key) *
+                                 kTileBytes +
+                             attention_warp() * kLinesBytes;
   const auto write = [&](const std::uint32_t(&values)[16], unsigned char* tiles, int part) {
     unsigned char* const lines = ring.out[attention_warp()][part % 2];
     put_lines(lines, values);
@@ -74,7 +121,8 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
       float w[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const bool seen = all_seen || column + part * hopper::kBlock + j / 2 * 8 + i <= row + j % 2 * 8;
+        bool seen = all_seen || column + part * hopper::kBlock + j / 2 * 8 + i <= row + j % 2 * 8;
+        if constexpr (Documents) seen = seen && column + part * hopper::kBlock + j / 2 * 8 + i >= first_seen[j % 2];
         w[i] = seen ? hopper::exp2_fast(s[32 * part + 2 * j + i] * kLog2E - lse[j % 2]) : 0.0F;
       }
       weights[part][j] = hopper::pack_halves(w[0], w[1]);
@@ -98,22 +146,28 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
 
 #endif
 
+template <bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __grid_constant__ Gradients a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char shared[];
   auto& ring = *reinterpret_cast<ProductRing*>(shared);
   ring.init();
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.next = 0;
+  if constexpr (Documents) find_ends(a);
   ProductRing::Place at;
-  const int of_pair = gradient_tiles(a.pairs.tiles.rows);
+  const AttentionTiles& tiles = a.pairs.tiles;
+  const int of_pair = gradient_tiles<Documents>(tiles);
   if (attention_group() == 2) {
     hopper::fewer_registers<40>();
     if (threadIdx.x != 2 * hopper::kGroup) return;
-    for (int i = static_cast<int>(blockIdx.x); i < of_pair * a.pairs.count; i += static_cast<int>(gridDim.x)) {
-      const GradientTile tile(i, of_pair);
+    const int blocks = static_cast<int>(gridDim.x);
+    for (int i = static_cast<int>(blockIdx.x), next = 0; i < of_pair * a.pairs.count; i = next) {
+      next = blocks + (Documents ? atomicAdd(a.taken, 1) : i);  // who has what nobody sees takes more
+      const GradientTile<Documents> tile(i, of_pair, tiles);
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
       const int keys = tile.keys();
+      if (Documents && a.pairs.first_tile(piece, tile.r) > tile.key + 1) continue;  // nothing of it is seen
       const auto fetch = [&](const CUtensorMap& rows, const CUtensorMap& columns, int steps) {
         for (int step = 0; step < steps; ++step, at.next()) {
           ProductRing::Stage& stage = ring.fill(at, keys, i);
@@ -133,7 +187,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
   } else {
     hopper::more_registers<232>();
     for (int i = 0; (i = ring.next(at)) >= 0;) {
-      const GradientTile tile(i, of_pair);
+      const GradientTile<Documents> tile(i, of_pair, tiles);
       if (tile.keys() == kTile) {
         gradients_tile<kTile>(a, ring, at, tile);
       } else {
@@ -154,6 +208,8 @@ struct Results {
   int columns;  // tiles of dv's columns
   const unsigned char *weights, *gradients;
   int* next;
+  int* taken;  // set to 0 for the kernel that follows
+  const int* ends;
 };
 
 #if MEGALODON_HOPPER
@@ -174,12 +230,13 @@ struct ResultTile {
 #endif
 
 // Z: columns of dq and dk, rounded up to 128 or 256.
-template <int Z>
+template <int Z, bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __grid_constant__ Results a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char shared[];
   auto& ring = *reinterpret_cast<ProductRing*>(shared);
   ring.init();
+  if (Documents && blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
   ProductRing::Place place;
   const AttentionTiles& tiles = a.pairs.tiles;
   if (attention_group() == 2) {
@@ -190,27 +247,32 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
       const ResultTile tile(i, a);
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
-      const std::int64_t of_pair = static_cast<std::int64_t>(tile.pair) * tiles.count();
-      const int steps = 2 * (tiles.rows - tile.at);
+      const std::int64_t of_pair = static_cast<std::int64_t>(tile.pair) * tiles.count<Documents>();
+      int steps = 2 * (tiles.rows - tile.at);
       if (tile.result == a.columns + 1) {
-        const unsigned char* const from = a.gradients + (of_pair + tiles.before(tiles.rows - 1 - tile.at)) * kTileBytes;
+        const int r = tiles.rows - 1 - tile.at;
+        const int first = Documents ? a.pairs.first_tile(piece, r) : 0;  // tile of keys
+        if constexpr (Documents) steps -= 2 * first;
+        const unsigned char* const from = a.gradients + (of_pair + tiles.before<Documents>(r) + first) * kTileBytes;
         for (int step = 0; step < steps; ++step, place.next()) {
-          ProductRing::Stage& stage = ring.fill(place, Z, i);
+          ProductRing::Stage& stage = ring.fill(place, Z, i, Documents ? steps : 0);
           hopper::Barrier& full = ring.full[place.stage];
           hopper::load(stage.a, from + step * 2LL * hopper::kBlockBytes, 2 * hopper::kBlockBytes, full);
           for (int n = 0; n < Z / hopper::kBlock; ++n) {
-            hopper::load(stage.b[n], a.k, full, n * hopper::kBlock, head, step * hopper::kBlock, piece);
+            hopper::load(stage.b[n], a.k, full, n * hopper::kBlock, head, (2 * first + step) * hopper::kBlock, piece);
           }
         }
       } else {
         const bool of_values = tile.result < a.columns;
         const int width = of_values ? kColumns : Z;
         const int column = of_values ? tile.result * kColumns : 0;
+        if constexpr (Documents) steps = 2 * (a.ends[piece * tiles.rows + tile.at] - tile.at);
         for (int step = 0; step < steps; ++step, place.next()) {
           const int r = tile.at + step / 2;
           const unsigned char* const from = (of_values ? a.weights : a.gradients) +
-                                            (of_pair + tiles.before(r) + tile.at) * kTileBytes + step % 2 * hopper::kBlockBytes;
-          ProductRing::Stage& stage = ring.fill(place, width, i);
+                                            (of_pair + tiles.before<Documents>(r) + tile.at) * kTileBytes +
+                                            step % 2 * hopper::kBlockBytes;
+          ProductRing::Stage& stage = ring.fill(place, width, i, Documents ? steps : 0);
           hopper::Barrier& full = ring.full[place.stage];
           for (int n = 0; n < 2; ++n) {
             hopper::load(stage.a[n], from + n * 2LL * hopper::kBlockBytes, hopper::kBlockBytes, full);
@@ -229,7 +291,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
       const ResultTile tile(i, a);
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
-      const int steps = 2 * (tiles.rows - tile.at);
+      const int steps = Documents ? ring.next_steps(place) : 2 * (tiles.rows - tile.at);
       if (tile.result < a.columns) {
         float sums[kColumns / 2] = {};
         multiply<true, true>(ring, place, steps, sums);
@@ -252,32 +314,52 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
 
 AttentionAtOnce most_at_once(const Attention& op, std::int64_t batch, std::int64_t length) {
   const std::int64_t rows = std::min(op.chunk, length);
-  return attention_at_once(op.heads * batch * ceil_div(length, op.chunk), 2 * kTileBytes * attention_tiles(rows, 0).count());
+  return attention_at_once(op.heads * batch * ceil_div(length, op.chunk),
+                           2 * kTileBytes * attention_tiles(op, rows, 0).count<false>());
+}
+
+Tensor take_ends(Arena& arena, std::int64_t batch, std::int64_t length) {
+  return arena.allocate(DType::I32, {batch, ceil_div(length, kTile)});
 }
 
 }  // namespace
 
 std::size_t attention_backward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
-  return static_cast<std::size_t>(most_at_once(op, batch, length).bytes) + 3 * 256;
+  Arena arena = Arena::counter();
+  take_ends(arena, batch, length);
+  // Windows of documents take no more, unless one pair of theirs does.
+  const std::int64_t of_documents = 2 * kTileBytes * attention_tiles(op, length, 0).count<true>();
+  return static_cast<std::size_t>(std::max(most_at_once(op, batch, length).bytes, of_documents)) + 4 * 256 + arena.peak();
 }
 
 void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const AttentionChunks& pieces) {
   const Attention& op = a.op;
-  const AttentionTiles tiles = attention_tiles(pieces.rows, 0);
+  const std::int64_t batch = a.q.shape()[0];
+  const std::int64_t length = a.q.shape()[1];
+  const bool documents = static_cast<bool>(op.documents);
+  const AttentionTiles tiles = attention_tiles(op, pieces.rows, 0);
   const std::int64_t pairs = op.heads * pieces.count;
-  const std::int64_t bytes = most_at_once(op, a.q.shape()[0], a.q.shape()[1]).bytes;
-  const std::int64_t each = tiles.count() * kTileBytes;
+  const std::int64_t bytes = most_at_once(op, batch, length).bytes;
+  const std::int64_t each = (documents ? tiles.count<true>() : tiles.count<false>()) * kTileBytes;
   const std::int64_t at_once = ceil_div(pairs, ceil_div(pairs, std::max<std::int64_t>(1, bytes / (2 * each))));
   ArenaScope scope(ctx.workspace());
-  const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {1}).raw());
+  const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {2}).raw());
   const auto weights = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
   const auto gradients = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, each}).raw());
+  const auto ends = documents ? pointer<int>(take_ends(ctx.workspace(), batch, length)) : nullptr;
 
   const auto map = [&](const Tensor& tensor) {
     return attention_map(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads);
   };
   const auto result = [&](const Tensor& tensor) { return attention_result(tensor, pieces, op.heads); };
-  AttentionPairs part{0, 0, static_cast<int>(op.heads), static_cast<int>(pieces.rows), pieces.row, pieces.row_step, tiles};
+  AttentionPairs part{0,
+                      0,
+                      static_cast<int>(op.heads),
+                      static_cast<int>(pieces.rows),
+                      pieces.row,
+                      pieces.row_step,
+                      tiles,
+                      attention_documents(op)};
   Gradients first{map(a.q),
                   map(a.k),
                   map(a.v),
@@ -289,13 +371,20 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
                   gradients,
                   pointer<const float>(a.lse),
                   pointer<const float>(a.delta),
-                  next};
+                  next,
+                  next + 1,
+                  ends};
   Results second{first.q,      first.k,      first.do_, result(a.dq),
                  result(a.dk), result(a.dv), part,      static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
-                 weights,      gradients,    next};
-  const auto results = op.z_head_dim <= 128 ? results_kernel<128> : results_kernel<256>;
-  check(cudaFuncSetAttribute(gradients_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+                 weights,      gradients,    next,      next + 1,
+                 ends};
+  const auto weigh = documents ? gradients_kernel<true> : gradients_kernel<false>;
+  const bool narrow = op.z_head_dim <= 128;
+  const auto results = documents ? (narrow ? results_kernel<128, true> : results_kernel<256, true>)
+                                 : (narrow ? results_kernel<128, false> : results_kernel<256, false>);
+  check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
   check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  if (documents) gpu_of(ctx).zero(next + 1, sizeof(int));
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
@@ -305,7 +394,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
       kernel<<<std::min(gpu_of(ctx).multiprocessors(), all), kProductThreads, kProductShared, stream_of(ctx)>>>(arguments);
       check_launch(kName);
     };
-    launch(gradients_kernel, first, gradient_tiles(tiles.rows) * part.count);
+    launch(weigh, first, (documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles)) * part.count);
     launch(results, second, (second.columns + 2) * tiles.rows * part.count);
   }
 }

@@ -1,3 +1,5 @@
+#include <cfloat>
+
 #include "ops/attention_tiles.cuh"
 
 namespace megalodon::cuda {
@@ -29,10 +31,11 @@ struct WeightBarriers {
   hopper::Barrier q, full[kWeightStages], empty[kWeightStages];
 };
 
-// Logits of the group's 64 rows and a tile's 128 keys, those behind the rows minus infinity.
-template <int ZBlocks>
+// Logits of the group's 64 rows and a tile's 128 keys, those behind the rows minus infinity, and with documents those before
+// `first` of this thread's two rows.
+template <int ZBlocks, bool Documents>
 __device__ __forceinline__ void logits(const Weights& a, const unsigned char* q, const unsigned char* k, WeightBarriers& bars,
-                                       RingPlace<kWeightStages>& at, int r, int t, float (&s)[64]) {
+                                       RingPlace<kWeightStages>& at, int r, int t, const int (&first)[2], float (&s)[64]) {
   constexpr int kZBytes = ZBlocks * 2 * hopper::kBlockBytes;
   const int group = attention_group();
   hopper::wait(bars.full[at.stage], at.phase);
@@ -53,13 +56,15 @@ __device__ __forceinline__ void logits(const Weights& a, const unsigned char* q,
   if (threadIdx.x % kWarp == 0) hopper::arrive(bars.empty[at.stage]);
   at.next();
   const int own = a.pairs.tiles.in_chunk + r * kTile + group * hopper::kBlock - t * kTile;  // what the group's row 0 sees last
-  if (own >= kTile - 1) return;
+  if (own >= kTile - 1 && (!Documents || first[1] <= t * kTile)) return;
   const int row = own + attention_row();
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (8 * j + attention_column() + i % 2 > row + i / 2 * 8) s[4 * j + i] = -INFINITY;
+      bool seen = 8 * j + attention_column() + i % 2 <= row + i / 2 * 8;
+      if constexpr (Documents) seen = seen && 8 * j + attention_column() + i % 2 >= first[i / 2] - t * kTile;
+      if (!seen) s[4 * j + i] = -INFINITY;
     }
   }
 }
@@ -86,8 +91,9 @@ __device__ __forceinline__ void take_most(const float (&s)[N], float (&most)[2])
 
 // A block takes a tile of rows of one pair, tile after tile of its keys. What is subtracted from the logits is the greatest of
 // the row's first tile: weights may be large, and are right as long as their sum is not; in the rare other case all is done once
-// more with the greatest of the row.
-template <int ZBlocks>
+// more with the greatest of the row. With documents it is that of the first tile of which the row sees anything, and only the
+// rows whose sums are too large get another: a document's weights depend on nothing outside of it.
+template <int ZBlocks, bool Documents>
 __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_kernel(const __grid_constant__ Weights a) {
 #if MEGALODON_HOPPER
   constexpr float kMostSum = 1e20F;
@@ -101,7 +107,8 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
   const int r = a.pairs.tiles.rows - 1 - static_cast<int>(blockIdx.x) % a.pairs.tiles.rows;
   const int head = a.pairs.head(pair);
   const int piece = a.pairs.piece(pair);
-  const int tiles = a.pairs.tiles.keys(r);
+  const int first = Documents ? a.pairs.first_tile(piece, r) : 0;  // of the tiles of keys
+  const int tiles = a.pairs.tiles.keys(r) - first;
   const int group = attention_group();
   if (threadIdx.x == 0) {
     if (blockIdx.x == 0) *a.next = 0;
@@ -114,6 +121,15 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
   }
   __syncthreads();
   RingPlace<kWeightStages> at;
+  int first_seen[2] = {};
+  if (Documents && group < 2) {
+    const int row = r * kTile + group * hopper::kBlock + attention_row();
+    first_seen[0] = a.pairs.first_seen(piece, row);
+    first_seen[1] = a.pairs.first_seen(piece, row + 8);
+  }
+  // With documents: what is subtracted of this thread's two rows, and whether their sums were too large the first time.
+  float shifts[2] = {-INFINITY, -INFINITY};
+  bool wrong[2] = {};
   for (bool exact = false;; exact = true) {
     bool doubt = false;
     if (group == 2) {
@@ -130,7 +146,7 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
           hopper::arrive_expecting(bars.full[at.stage], kZBytes);
           for (int i = 0; i < 2 * ZBlocks; ++i) {
             hopper::load(k + at.stage * kZBytes + i * hopper::kBlockBytes, a.k, bars.full[at.stage], i / 2 * hopper::kBlock, head,
-                         t % tiles * kTile + i % 2 * hopper::kBlock, piece);
+                         (first + t % tiles) * kTile + i % 2 * hopper::kBlock, piece);
           }
           at.next();
         }
@@ -142,18 +158,27 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
       float most[2] = {-INFINITY, -INFINITY};
       float sum[2] = {0, 0};
       unsigned char* const lines = out + attention_warp() * kLinesBytes;
-      unsigned char* to = a.tiles +
-                          (static_cast<std::int64_t>(pair) * a.pairs.tiles.count() + a.pairs.tiles.before(r)) * kTileBytes +
-                          attention_warp() * kLinesBytes;
+      unsigned char* to =
+          a.tiles +
+          (static_cast<std::int64_t>(pair) * a.pairs.tiles.count<Documents>() + a.pairs.tiles.before<Documents>(r) + first) *
+              kTileBytes +
+          attention_warp() * kLinesBytes;
       for (int i = exact ? -tiles : 0; i < tiles; ++i) {
-        logits<ZBlocks>(a, q, k, bars, at, r, i < 0 ? i + tiles : i, s);
-        if (i < 0 || (i == 0 && !exact)) take_most(s, most);
+        logits<ZBlocks, Documents>(a, q, k, bars, at, r, first + (i < 0 ? i + tiles : i), first_seen, s);
+        bool found = i == 0;
+        if (Documents && !exact) found = __any_sync(0xffffffffU, shifts[0] == -INFINITY || shifts[1] == -INFINITY) != 0;
+        if (i < 0 || (found && !exact)) take_most(s, most);
         if (i < 0) continue;
-        if (i == 0) {
-          most[0] = of_four_lanes(most[0], true);
-          most[1] = of_four_lanes(most[1], true);
+        if (found) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            most[j] = of_four_lanes(most[j], true);
+            if (Documents && (exact ? wrong[j] : shifts[j] == -INFINITY)) shifts[j] = most[j];
+          }
         }
-        const float shift[2] = {most[0] * kLog2E, most[1] * kLog2E};
+        // Finite where nothing has been seen yet.
+        const float shift[2] = {Documents ? fmaxf(shifts[0] * kLog2E, -FLT_MAX) : most[0] * kLog2E,
+                                Documents ? fmaxf(shifts[1] * kLog2E, -FLT_MAX) : most[1] * kLog2E};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           std::uint32_t values[16];
@@ -176,10 +201,11 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
       for (int i = 0; i < 2; ++i) {
         sum[i] = of_four_lanes(sum[i], false);
         doubt = doubt || (!exact && !(sum[i] < kMostSum));
+        if constexpr (Documents) wrong[i] = !(sum[i] < kMostSum);
         const int row = r * kTile + group * hopper::kBlock + attention_row() + 8 * i;
         if (attention_column() > 0) continue;
         a.scales[static_cast<std::int64_t>(pair) * a.pairs.tiles.rows * kTile + row] = 1.0F / sum[i];
-        if (a.lse != nullptr && row < a.pairs.rows) a.lse[a.pairs.at(pair, row)] = most[i] + logf(sum[i]);
+        if (a.lse != nullptr && row < a.pairs.rows) a.lse[a.pairs.at(pair, row)] = (Documents ? shifts : most)[i] + logf(sum[i]);
       }
     }
     if (__syncthreads_or(static_cast<int>(doubt)) == 0) break;
@@ -202,6 +228,7 @@ struct Attend {
 
 constexpr int kColumns = 256;
 
+template <bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid_constant__ Attend a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -218,15 +245,17 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
       const int pair = tile / of_pair;
       const int r = tiles.rows - 1 - tile % of_pair / a.columns;
       const int column = tile % a.columns * kColumns;
+      const int first = Documents ? a.pairs.first_tile(a.pairs.piece(pair), r) : 0;  // tile of keys
       const unsigned char* const weights =
-          a.tiles + (static_cast<std::int64_t>(pair) * tiles.count() + tiles.before(r)) * kTileBytes;
-      const int steps = 2 * tiles.keys(r);
+          a.tiles +
+          (static_cast<std::int64_t>(pair) * tiles.count<Documents>() + tiles.before<Documents>(r) + first) * kTileBytes;
+      const int steps = 2 * (tiles.keys(r) - first);
       for (int i = 0; i < steps; ++i, at.next()) {
-        ProductRing::Stage& stage = ring.fill(at, kColumns, tile);
+        ProductRing::Stage& stage = ring.fill(at, kColumns, tile, Documents ? steps : 0);
         hopper::load(stage.a, weights + i * 2LL * hopper::kBlockBytes, 2 * hopper::kBlockBytes, ring.full[at.stage]);
         for (int n = 0; n < ProductRing::kB; ++n) {
-          hopper::load(stage.b[n], a.v, ring.full[at.stage], column + n * hopper::kBlock, a.pairs.head(pair), i * hopper::kBlock,
-                       a.pairs.piece(pair));
+          hopper::load(stage.b[n], a.v, ring.full[at.stage], column + n * hopper::kBlock, a.pairs.head(pair),
+                       (2 * first + i) * hopper::kBlock, a.pairs.piece(pair));
         }
       }
     }
@@ -241,7 +270,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
       const float scale = scales[0];
       const float scale_below = scales[8];
       float sums[kColumns / 2] = {};
-      multiply<false, true>(ring, at, 2 * tiles.keys(r), sums);
+      multiply<false, true>(ring, at, Documents ? ring.next_steps(at) : 2 * tiles.keys(r), sums);
       write_halves(ring, sums, scale, scale_below, a.o, tile % a.columns * kColumns, a.pairs.head(pair), r * kTile,
                    a.pairs.piece(pair));
     }
@@ -267,21 +296,24 @@ AttentionAtOnce most_at_once(const Attention& op, std::int64_t batch, std::int64
 }  // namespace
 
 std::size_t attention_forward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {
-  return static_cast<std::size_t>(most_at_once(op, batch, length).bytes) + 3 * 256;
+  // Windows of documents take no more, unless one pair of theirs does.
+  const std::int64_t of_documents = bytes_of_pair(ceil_div(length, kTile), attention_tiles(op, length, 0).count<true>());
+  return static_cast<std::size_t>(std::max(most_at_once(op, batch, length).bytes, of_documents)) + 3 * 256;
 }
 
 void attention_forward_tiles(Context& ctx, const AttentionForward& a, const AttentionChunks& pieces) {
   const Attention& op = a.op;
-  const AttentionTiles tiles = attention_tiles(pieces.rows, pieces.in_chunk);
+  const bool documents = static_cast<bool>(op.documents);
+  const AttentionTiles tiles = attention_tiles(op, pieces.rows, pieces.in_chunk);
   const std::int64_t pairs = op.heads * pieces.count;
-  const std::int64_t each = bytes_of_pair(tiles.rows, tiles.count());
+  const int count = documents ? tiles.count<true>() : tiles.count<false>();
+  const std::int64_t each = bytes_of_pair(tiles.rows, count);
   const std::int64_t bytes = most_at_once(op, a.batch(), a.length()).bytes;
   const std::int64_t at_once = ceil_div(pairs, ceil_div(pairs, std::max<std::int64_t>(1, bytes / each)));
   ArenaScope scope(ctx.workspace());
   const auto next = static_cast<int*>(ctx.workspace().allocate(DType::I32, {1}).raw());
   const auto scales = pointer<float>(ctx.workspace().allocate(DType::F32, {at_once, tiles.rows * kTile}));
-  const auto weights =
-      static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, tiles.count() * kTileBytes}).raw());
+  const auto weights = static_cast<unsigned char*>(ctx.workspace().allocate(DType::U8, {at_once, count * kTileBytes}).raw());
 
   const Tensor& k = pieces.in_state ? a.state.k : a.k;
   const Tensor& v = pieces.in_state ? a.state.v : a.v;
@@ -292,17 +324,26 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
   const auto of_keys = [&](const Tensor& tensor) {
     return attention_map(tensor, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads);
   };
-  AttentionPairs part{0, 0, static_cast<int>(op.heads), static_cast<int>(pieces.rows), pieces.row, pieces.row_step, tiles};
+  AttentionPairs part{0,
+                      0,
+                      static_cast<int>(op.heads),
+                      static_cast<int>(pieces.rows),
+                      pieces.row,
+                      pieces.row_step,
+                      tiles,
+                      attention_documents(op)};
   const bool narrow = op.z_head_dim <= 2 * hopper::kBlock;
   const int shared = weights_shared(narrow ? 2 : 4);
-  const auto weigh = narrow ? weights_kernel<2> : weights_kernel<4>;
+  const auto weigh = documents ? (narrow ? weights_kernel<2, true> : weights_kernel<4, true>)
+                               : (narrow ? weights_kernel<2, false> : weights_kernel<4, false>);
+  const auto attend = documents ? attend_kernel<true> : attend_kernel<false>;
   Weights first{of_rows(a.q), of_keys(k), part, weights, scales, a.saved.lse ? pointer<float>(a.saved.lse) : nullptr, next};
   Attend second{of_keys(v), attention_result(a.o, pieces, op.heads),
                 part,       static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
                 weights,    scales,
                 next};
   check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), kName);
-  check(cudaFuncSetAttribute(attend_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
@@ -311,7 +352,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
     weigh<<<part.count * tiles.rows, kWeightThreads, shared, stream_of(ctx)>>>(first);
     check_launch(kName);
     const int blocks = std::min(gpu_of(ctx).multiprocessors(), part.count * tiles.rows * second.columns);
-    attend_kernel<<<blocks, kProductThreads, kProductShared, stream_of(ctx)>>>(second);
+    attend<<<blocks, kProductThreads, kProductShared, stream_of(ctx)>>>(second);
     check_launch(kName);
   }
 }

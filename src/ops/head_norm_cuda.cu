@@ -38,10 +38,12 @@ struct Layout {
 struct Rotation {
   const float* table;
   const std::int64_t* positions;
+  const std::int32_t* documents;
   std::int64_t chunk;
 };
 
 // Where the angles of one row after the other are in the table. Moving on seldom divides.
+template <bool Documents>
 class AngleWalk {
  public:
   __device__ AngleWalk(const Rotation& rotation, std::int64_t length) : rotation_(rotation), length_(length), token_(length) {}
@@ -54,6 +56,7 @@ class AngleWalk {
       token_ = row - b * length_;
       position_ = token_ + (rotation_.positions != nullptr ? rotation_.positions[b] % rotation_.chunk : 0);
     }
+    if constexpr (Documents) position_ = token_ - rotation_.documents[row];
     if (position_ >= rotation_.chunk) position_ %= rotation_.chunk;
     return position_;
   }
@@ -145,7 +148,7 @@ struct Part {
   int steps;  // the same for all threads of the block: some do the last one for nothing
 };
 
-template <class Team, class T>
+template <class Team, class T, bool Documents>
 __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     head_norm_forward_kernel(Layout layout, Rotation rotation, float eps, float share, const float* gamma, const float* beta,
                              Matrix<const T> z, Matrix<T> q, Matrix<T> k, float* rstd) {
@@ -169,7 +172,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
   HeadSum<Team> sum;
   Features<T> next;
   Features<float> next_angles;
-  AngleWalk position(rotation, layout.length);
+  AngleWalk<Documents> position(rotation, layout.length);
   const auto fetch = [&](std::int64_t row) {
     if (!part.has_features || row >= part.end) return;
     next.load(z.row(row) + part.column);
@@ -207,7 +210,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
 }
 
 // sums: [blocks, 4, Z] for both rows of dgamma and of dbeta.
-template <class Team, class T>
+template <class Team, class T, bool Documents>
 __global__ void __launch_bounds__(Team::kBlock, Team::kBackwardBlocks)
     head_norm_backward_kernel(Layout layout, Rotation rotation, float share, const float* gamma, Matrix<const T> z,
                               const float* rstd, Matrix<const float> dq, Matrix<const float> dk, Matrix<T> dz, float* sums) {
@@ -229,7 +232,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kBackwardBlocks)
   Features<T> next;
   Features<float> next_query, next_key, next_angles;
   float next_r = 0;
-  AngleWalk position(rotation, layout.length);
+  AngleWalk<Documents> position(rotation, layout.length);
   const auto fetch = [&](std::int64_t row) {
     if (!part.has_features || row >= part.end) return;
     next.load(z.row(row) + part.column);
@@ -326,12 +329,13 @@ __device__ __forceinline__ void turn_pair(const float* angles, float (&v)[2]) {
   turn<Negative>(v, angle);
 }
 // Of a row; null where nothing turns.
+template <bool Documents>
 __device__ __forceinline__ const float* row_angles(const Layout& layout, const Rotation& rotation, std::int64_t row) {
   if (rotation.table == nullptr) return nullptr;
-  return rotation.table + AngleWalk(rotation, layout.length)(row, 0) * layout.head_dim;
+  return rotation.table + AngleWalk<Documents>(rotation, layout.length)(row, 0) * layout.head_dim;
 }
 
-template <class T>
+template <class T, bool Documents>
 __global__ void __launch_bounds__(kAnyBlock)
     head_norm_forward_any_kernel(Layout layout, Rotation rotation, float eps, float share, const float* gamma, const float* beta,
                                  Matrix<const T> z, Matrix<T> q, Matrix<T> k, float* rstd) {
@@ -349,7 +353,7 @@ __global__ void __launch_bounds__(kAnyBlock)
     }
     const float r = 1.0F / sqrtf(block_sum<kAnyBlock>(squares) / static_cast<float>(layout.head_dim) + eps);
     if (rstd != nullptr && threadIdx.x == 0) rstd[row * heads + blockIdx.x] = r;
-    const float* angles = row_angles(layout, rotation, row);
+    const float* angles = row_angles<Documents>(layout, rotation, row);
     for (int i = 2 * static_cast<int>(threadIdx.x); i < layout.head_dim; i += 2 * kAnyBlock) {
       const bool both = i + 1 < layout.head_dim;
       float v[2], query[2], key[2], scale[2];
@@ -373,7 +377,7 @@ __global__ void __launch_bounds__(kAnyBlock)
 }
 
 // sums: [gridDim.y, 4, Z].
-template <class T>
+template <class T, bool Documents>
 __global__ void __launch_bounds__(kAnyBlock)
     head_norm_backward_any_kernel(Layout layout, Rotation rotation, float share, const float* gamma, Matrix<const T> z,
                                   const float* rstd, Matrix<const float> dq, Matrix<const float> dk, Matrix<T> dz, float* sums) {
@@ -382,7 +386,7 @@ __global__ void __launch_bounds__(kAnyBlock)
   const std::int64_t dim = heads * layout.head_dim;
   float* block_sums = sums + blockIdx.y * 4 * dim + at;
   for (std::int64_t row = blockIdx.y; row < layout.rows; row += gridDim.y) {
-    const float* angles = row_angles(layout, rotation, row);
+    const float* angles = row_angles<Documents>(layout, rotation, row);
     const T* from = z.row(row) + at;
     const float r = rstd[row * heads + blockIdx.x];
     // Calls body(i, both, v, query, key, g) for each pair of this thread.
@@ -431,9 +435,9 @@ __global__ void __launch_bounds__(kAnyBlock)
 float share_of(const HeadNorm& op) { return static_cast<float>(1 / std::sqrt(static_cast<double>(op.head_dim))); }
 
 Rotation rotation_of(const HeadNormRotation& rotation) {
-  if (!rotation.table) return {nullptr, nullptr, 1};
+  if (!rotation.table) return {nullptr, nullptr, nullptr, 1};
   return {pointer<const float>(rotation.table), rotation.positions ? pointer<const std::int64_t>(rotation.positions) : nullptr,
-          rotation.table.shape()[0]};
+          rotation.documents ? pointer<const std::int32_t>(rotation.documents) : nullptr, rotation.table.shape()[0]};
 }
 
 // Whether heads may be read kN features at once, 16 bytes of them to an access.
@@ -458,6 +462,13 @@ void with_head_team(const HeadNorm& op, bool packed, Body&& body) {
   if (op.head_dim <= 32 * kN) return body(HeadTeam<32>());
   if (op.head_dim <= 128 * kN) return body(HeadTeam<128>());
   return body(HeadTeam<512>());
+}
+
+// Calls body(documents) with whether rows ask for their documents, as a constant.
+template <class Body>
+void with_documents(const HeadNormRotation& rotation, Body&& body) {
+  if (rotation.table && rotation.documents) return body(std::true_type());
+  body(std::false_type());
 }
 
 // A layout, and its grid of blocks: those that fit on the GPU at once.
@@ -510,11 +521,14 @@ void head_norm_forward(Context& ctx, const HeadNorm& op, const Tensor& gamma, co
                pointer<const float>(gamma), pointer<const float>(beta), matrix<const T>(z), matrix<T>(q), matrix<T>(k),
                pointer<float>(saved.rstd));
       };
-      if constexpr (std::is_same_v<Team, AnyTeam>) {
-        run(head_norm_forward_any_kernel<T>, kAnyBlock);
-      } else {
-        run(head_norm_forward_kernel<Team, T>, Team::kBlock);
-      }
+      with_documents(rotation, [&](auto documents) {
+        constexpr bool kDocuments = decltype(documents)::value;
+        if constexpr (std::is_same_v<Team, AnyTeam>) {
+          run(head_norm_forward_any_kernel<T, kDocuments>, kAnyBlock);
+        } else {
+          run(head_norm_forward_kernel<Team, T, kDocuments>, Team::kBlock);
+        }
+      });
     });
   });
 }
@@ -539,11 +553,14 @@ void head_norm_backward(Context& ctx, const HeadNorm& op, const Tensor& gamma, c
                                                         matrix<const float>(dk), matrix<T>(dz), pointer<float>(sums));
         check_launch("head_norm_backward");
       };
-      if constexpr (std::is_same_v<Team, AnyTeam>) {
-        launch(head_norm_backward_any_kernel<T>, kAnyBlock);
-      } else {
-        launch(head_norm_backward_kernel<Team, T>, Team::kBlock);
-      }
+      with_documents(rotation, [&](auto documents) {
+        constexpr bool kDocuments = decltype(documents)::value;
+        if constexpr (std::is_same_v<Team, AnyTeam>) {
+          launch(head_norm_backward_any_kernel<T, kDocuments>, kAnyBlock);
+        } else {
+          launch(head_norm_backward_kernel<Team, T, kDocuments>, Team::kBlock);
+        }
+      });
       add_column_sums(stream_of(ctx), pointer<float>(sums), plan.grid.y, pointer<float>(dgamma), 2 * dim, pointer<float>(dbeta),
                       2 * dim);
     });

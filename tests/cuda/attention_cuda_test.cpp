@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "support/both_devices.h"
+#include "support/documents.h"
 
 namespace megalodon {
 namespace {
@@ -11,6 +12,7 @@ namespace {
 using namespace test;
 using Handle = BothDevices::Handle;
 using Tensors = BothDevices::Tensors;
+using Lengths = std::vector<std::vector<std::int64_t>>;
 
 // Logits have a deviation of 1.5 times `scale`.
 std::vector<float> queries(const Attention& op, std::int64_t rows, std::uint64_t seed = 1, double scale = 1) {
@@ -30,16 +32,22 @@ BothDevices devices(const Attention& op, std::int64_t batch, std::int64_t length
   return {attention_workspace_bytes(op, length, 2), cuda::attention_workspace_bytes(op, batch, length)};
 }
 
-struct Case {
-  std::int64_t batch, length;
-  Attention op;
-  std::int64_t gap = 0;
-};
+// The begins of windows of documents; kNone for one a window.
+Handle begins_of(BothDevices& both, const Lengths& lengths) {
+  if (lengths.empty()) return BothDevices::kNone;
+  Documents documents(lengths);
+  const Tensor begins = documents.tensor();
+  return both.input(std::vector<std::int32_t>(begins.data<std::int32_t>(), begins.data<std::int32_t>() + begins.numel()),
+                    begins.shape());
+}
 
-class AttentionOnGpu : public OnGpu, public testing::WithParamInterface<Case> {};
+Attention with_documents(Attention op, const Tensor& documents) {
+  op.documents = documents;
+  return op;
+}
 
-TEST_P(AttentionOnGpu, ForwardAndBackwardAgreeWithTheCpu) {
-  const auto& [batch, length, op, gap] = GetParam();
+// Forward and backward on both devices. The workspace is planned without a word of documents, as a model's is.
+void expect_agreement(std::int64_t batch, std::int64_t length, const Attention& op, std::int64_t gap, const Lengths& lengths) {
   const std::int64_t rows = batch * length;
   const Shape z{batch, length, op.heads * op.z_head_dim};
   const Shape w{batch, length, op.heads * op.v_head_dim};
@@ -52,6 +60,7 @@ TEST_P(AttentionOnGpu, ForwardAndBackwardAgreeWithTheCpu) {
     const auto o = both.output("o", w, product_bound(dtype, tolerance::kForward), dtype, 2 * gap);
     const auto lse = both.output("lse", {batch, length, op.heads}, tolerance::kForward);
     const auto dv = both.output("dv", w, product_bound(dtype, tolerance::kGradient), dtype, gap);
+    const auto documents = begins_of(both, lengths);
     // The gradients of one key's logit are 0 up to rounding, whose share of the CPU's says nothing: then this tells what was not
     // written.
     const double bound = std::min(length, op.chunk) == 1 ? 1e9 : product_bound(dtype, tolerance::kGradient);
@@ -59,10 +68,24 @@ TEST_P(AttentionOnGpu, ForwardAndBackwardAgreeWithTheCpu) {
     const auto dk = both.output("dk", z, bound, DType::F32, 2 * gap);
     both.run([&](Context& ctx, const Tensors& t) {
       const AttentionSaved saved{t(lse)};
-      attention_forward(ctx, op, {}, t(q), t(k), t(v), {}, t(o), saved);
-      attention_backward(ctx, op, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv));
+      const Attention with = with_documents(op, t(documents));
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved);
+      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv));
     });
   }
+}
+
+struct Case {
+  std::int64_t batch, length;
+  Attention op;
+  std::int64_t gap = 0;
+};
+
+class AttentionOnGpu : public OnGpu, public testing::WithParamInterface<Case> {};
+
+TEST_P(AttentionOnGpu, ForwardAndBackwardAgreeWithTheCpu) {
+  const auto& [batch, length, op, gap] = GetParam();
+  expect_agreement(batch, length, op, gap, {});
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnGpu,
@@ -80,11 +103,114 @@ INSTANTIATE_TEST_SUITE_P(Masks, AttentionOnGpu,
                                          Case{1, 13, {2, 8, 12, 40, 0.3, 0.4, 7, 3}},
                                          Case{2, 601, {2, 8, 16, 290, 0.2, 0.3, 7, 3}, 2}));
 
+struct Packed {
+  Attention op;
+  Lengths lengths;  // of each sequence's documents
+  std::int64_t gap = 0;
+};
+
+class PackedAttentionOnGpu : public OnGpu, public testing::WithParamInterface<Packed> {};
+
+TEST_P(PackedAttentionOnGpu, ForwardAndBackwardAgreeWithTheCpu) {
+  const auto& [op, lengths, gap] = GetParam();
+  const Documents documents(lengths);
+  expect_agreement(documents.batch(), documents.length(), op, gap, lengths);
+}
+
+// Of one token; bounds at tiles' edges and next to them; one document beside many.
+INSTANTIATE_TEST_SUITE_P(InAChunk, PackedAttentionOnGpu,
+                         testing::Values(Packed{{2, 6, 10, 16}, {{3, 1, 1, 8}, {13}, {1, 12}}},
+                                         Packed{{2, 6, 10, 64}, {{1, 1, 5, 31, 2}, {39, 1}}, 3},
+                                         Packed{{1, 96, 768, 512}, {{1, 127, 1, 128, 129, 126}, {512}, {200, 183, 129}}, 16},
+                                         Packed{{1, 96, 768, 512}, {{63, 2, 64, 127, 129, 126}, {255, 1, 255}}, 8},
+                                         Packed{{2, 256, 2048, 2048}, {{300, 1, 356}, {127, 530}}},
+                                         Packed{{1, 16, 24, 1300}, {{900, 378}, {1, 1277}}, 8},
+                                         Packed{{3, 64, 72, 400}, {std::vector<std::int64_t>(300, 1), {299, 1}}, 8}));
+
+// Documents longer than a chunk that begin off the window's own grid of chunks; several tiles to a band.
+INSTANTIATE_TEST_SUITE_P(InSeveralChunks, PackedAttentionOnGpu,
+                         testing::Values(Packed{{3, 5, 7, 16}, {{7, 46}, {53}, {20, 1, 32}}, 1},
+                                         Packed{{2, 6, 10, 5}, {{2, 11}, {13}}}, Packed{{1, 4, 33, 1}, {{5, 62}, {67}}},
+                                         Packed{{2, 64, 72, 64}, {{513}, {100, 413}, {1, 64, 448}}, 8},
+                                         Packed{{2, 64, 72, 127}, {{130, 470}, {1, 599}, {300, 300}}, 8},
+                                         Packed{{1, 96, 104, 128}, {{700}, {128, 572}, {65, 128, 507}}, 8},
+                                         Packed{{1, 256, 264, 129}, {{40, 660}, {129, 571}}},
+                                         Packed{{2, 128, 136, 300}, {{2100}, {150, 1950}, {1000, 37, 1063}}, 8},
+                                         Packed{{1, 32, 48, 700}, {{333, 1400}, {1733}}},
+                                         Packed{{1, 16, 32, 1500}, {{999, 2301}}}));
+
+INSTANTIATE_TEST_SUITE_P(Masks, PackedAttentionOnGpu,
+                         testing::Values(Packed{{2, 8, 12, 40, 0.3, 0, 7, 3}, {{3, 30}, {33}}},
+                                         Packed{{2, 8, 12, 40, 0, 0.4, 7, 3}, {{50, 40}, {1, 89}}},
+                                         Packed{{2, 8, 12, 11, 0.3, 0.1, 7, 3}, {{4, 12}, {16}}},
+                                         Packed{{2, 8, 16, 290, 0.2, 0.3, 7, 3}, {{210, 391}, {37, 564}}, 2}));
+
+using DocumentsApartOnGpu = OnGpu;
+
+// Two sequences with the same bounds and one document in common: what the others hold does not change a bit of its results. In
+// one of the sequences the others have logits of hundreds, which those kernels compute twice.
+TEST_F(DocumentsApartOnGpu, WhatOthersHoldChangesNoBit) {
+  for (const Attention& op : {Attention{2, 64, 72, 400}, Attention{1, 96, 104, 100}}) {
+    const Lengths lengths(2, {90, 133, 77});
+    const std::int64_t length = 300;
+    const std::int64_t begin = 90;
+    const std::int64_t end = begin + 133;
+    const auto twice = [&](const std::vector<float>& first, const std::vector<float>& others, double scale) {
+      const std::int64_t width = static_cast<std::int64_t>(first.size()) / length;
+      std::vector<float> both = first;
+      for (std::int64_t i = 0; i < length * width; ++i) {
+        const bool common = i / width >= begin && i / width < end;
+        both.push_back(common ? first[static_cast<std::size_t>(i)]
+                              : static_cast<float>(scale) * others[static_cast<std::size_t>(i)]);
+      }
+      return both;
+    };
+    const Shape z{2, length, op.heads * op.z_head_dim};
+    const Shape w{2, length, op.heads * op.v_head_dim};
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      BothDevices both = devices(op, 2, length);
+      const auto q = both.input(twice(queries(op, length), queries(op, length, 11), 60), z, dtype);
+      const auto k = both.input(twice(keys(op, length), keys(op, length, 12), 1), z, dtype);
+      const auto v = both.input(twice(values(op, length), values(op, length, 13), 3), w, dtype);
+      const auto do_ = both.input(twice(values(op, length, 4), values(op, length, 14), 5), w, dtype);
+      const auto documents = begins_of(both, lengths);
+      // Only the bits are of interest; the values of logits like these are others' to check.
+      const auto o = both.output("o", w, 1e9, dtype);
+      const auto lse = both.output("lse", {2, length, op.heads}, 1e9);
+      const auto dq = both.output("dq", z, 1e9);
+      const auto dk = both.output("dk", z, 1e9);
+      const auto dv = both.output("dv", w, 1e9, dtype);
+      both.run([&](Context& ctx, const Tensors& t) {
+        const AttentionSaved saved{t(lse)};
+        const Attention with = with_documents(op, t(documents));
+        attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved);
+        attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv));
+        if (ctx.device() == Device::Cpu) return;
+        for (const Handle handle : {o, lse, dq, dk, dv}) {
+          const Tensor all = t(handle);
+          const auto common = [&](std::int64_t b) {
+            const Tensor rows = all.view({2 * length, all.cols()}).row_range(b * length + begin, end - begin);
+            std::vector<std::byte> bytes(rows.bytes());
+            ctx.copy(rows, Tensor(bytes.data(), rows.dtype(), rows.shape()));
+            return bytes;
+          };
+          EXPECT_EQ(common(0), common(1)) << "tensor " << handle << " in chunks of " << op.chunk;
+        }
+      });
+    }
+  }
+}
+
 using LargeAttentionOnGpu = OnGpu;
 
 // Logits of hundreds: what is subtracted before exp, and what is not seen of a row's first keys, decides whether sums are finite.
 TEST_F(LargeAttentionOnGpu, ForwardAgreesWithTheCpu) {
-  for (const Attention& op : {Attention{1, 64, 64, 900}, Attention{2, 256, 72, 700}}) {
+  struct Large {
+    Attention op;
+    Lengths documents{};
+  };
+  for (const auto& [op, lengths] : {Large{{1, 64, 64, 900}}, Large{{2, 256, 72, 700}}, Large{{1, 64, 64, 1400}, {{500, 1, 899}}},
+                                    Large{{2, 256, 72, 700}, {{300, 1100}}}}) {
     const std::int64_t length = 1400;
     const Shape z{1, length, op.heads * op.z_head_dim};
     const Shape w{1, length, op.heads * op.v_head_dim};
@@ -96,7 +222,10 @@ TEST_F(LargeAttentionOnGpu, ForwardAgreesWithTheCpu) {
       // The exponential's argument is a difference of numbers around 300, 2^-16 apart.
       const auto o = both.output("o", w, product_bound(dtype, 0x1p-16), dtype);
       const auto lse = both.output("lse", {1, length, op.heads}, tolerance::kForward);
-      both.run([&](Context& ctx, const Tensors& t) { attention_forward(ctx, op, {}, t(q), t(k), t(v), {}, t(o), {t(lse)}); });
+      const auto documents = begins_of(both, lengths);
+      both.run([&, &with = op](Context& ctx, const Tensors& t) {
+        attention_forward(ctx, with_documents(with, t(documents)), {}, t(q), t(k), t(v), {}, t(o), {t(lse)});
+      });
     }
   }
 }

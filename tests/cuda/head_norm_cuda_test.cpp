@@ -1,6 +1,10 @@
 #include "ops/head_norm.h"
+
+#include <algorithm>
+
 #include "ops/rotary.h"
 #include "support/both_devices.h"
+#include "support/documents.h"
 
 namespace megalodon {
 namespace {
@@ -48,12 +52,30 @@ TEST_P(HeadNormCudaTest, AgreesWithTheCpu) {
     const auto other_k = both.output("k without positions", shape, forward, dtype, gap);
     // Over an upstream gradient is for float32 only.
     const auto dk_and_dz = both.updated("dz over dk", normal(count, 5), shape, gradient, DType::F32, gap);
+    // Of one, two, three, ... tokens, from another length on in each sequence.
+    std::vector<std::vector<std::int64_t>> lengths(positions.size());
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      std::int64_t left = length;
+      for (std::int64_t next = static_cast<std::int64_t>(3 * b) + 1; left > 0; next += 1) {
+        lengths[b].push_back(std::min(next, left));
+        left -= lengths[b].back();
+      }
+    }
+    Documents packed(lengths);
+    const auto* const begins = packed.tensor().data<std::int32_t>();
+    const auto documents = both.input(std::vector<std::int32_t>(begins, begins + batch * length), {batch, length});
+    const auto packed_q = both.output("q with documents", shape, forward, dtype, gap);
+    const auto packed_k = both.output("k with documents", shape, forward, dtype, gap);
+    const auto packed_dz = both.output("dz with documents", shape, tolerance::of(dtype, gradient), dtype, gap);
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
       const HeadNormSaved saved{t(rstd)};
       const HeadNormRotation rotation{t(table), t(starts)};
       head_norm_forward(ctx, op, t(gamma), t(beta), rotation, t(z), t(q), t(k), saved);
       head_norm_backward(ctx, op, t(gamma), rotation, t(z), saved, t(dq), t(dk), t(dz), t(dgamma), t(dbeta));
       head_norm_forward(ctx, op, t(gamma), t(beta), {t(table), Tensor()}, t(z_and_q), t(z_and_q), t(other_k), {});
+      const HeadNormRotation of_documents{t(table), Tensor(), t(documents)};
+      head_norm_forward(ctx, op, t(gamma), t(beta), of_documents, t(z), t(packed_q), t(packed_k), saved);
+      head_norm_backward(ctx, op, t(gamma), of_documents, t(z), saved, t(dq), t(dk), t(packed_dz), t(dgamma), t(dbeta));
       if (dtype == DType::F32) {
         head_norm_backward(ctx, op, t(gamma), rotation, t(z), saved, t(dq), t(dk_and_dz), t(dk_and_dz), t(dgamma), t(dbeta));
       }
