@@ -156,6 +156,7 @@ Json training_json(const RunConfig& config) {
     throw Error(ErrorKind::Unsupported, "this build cannot plan the memory of a GPU", "--device cuda",
                 "Build the preset cuda: scripts/build cuda");
   }
+  if (cuda) cuda::open_device();  // which sorts, and says how much memory that takes; where there is none, its error
   const int threads = config.train.threads > 0 ? static_cast<int>(config.train.threads) : cpu::this_machine().processors;
   const TrainingMemory memory = plan_training(config, {config.train.device, threads});
   Json arenas = Json::object();
