@@ -6,7 +6,7 @@
 // x and y may be F32 or BF16, each for itself. All else is float32, computed in float64, but for the
 // steps that end in bfloat16 (backward: that begin with it), which are computed in float32; on a GPU with N = 16 these go in
 // blocks of 16 steps through products of bfloat16 in two halves and of tf32, so that a NaN or an infinity in x is seen in all of
-// its block.
+// its block, but for the steps of other documents.
 #pragma once
 
 #include "core/context.h"

@@ -14,6 +14,9 @@
 // derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 62
 // products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, a warp two of them, and
 // keeps these sums in registers.
+//
+// Counted that way a document begins with its last token. Of the pairs only those within a document count: C takes the product of
+// each document's own steps, S and dS those steps alone whose document begins before the block, as W does that it meets.
 #include "ops/cema_blocks.cuh"
 
 namespace megalodon::cuda {
@@ -52,6 +55,7 @@ struct BackwardShared {
     SetUp set_up;
     struct {
       unsigned high[Part::kPlane], low[Part::kPlane], x[Part::kPlane];
+      unsigned begins[Part::kSteps / kWarp];  // of documents, a bit a step
     } tile;
     struct {
       float lags[kChannels][kBlock][kBlock];  // of places of x (turned round) and of dy
@@ -73,8 +77,9 @@ __device__ inline void advance(Complex power, float steps, Complex from, Complex
 }
 
 // One channel of a tile: from the words of dy to those of dx in their place, and to the sums. The lanes that own the channel's
-// states have q^(16R) in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks.
-template <bool Low, bool Wide>
+// states have q^(16R) in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks;
+// with documents, which no state precedes, after all of them.
+template <bool Low, bool Wide, bool Documents>
 __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchange (&exchange)[2], int channel, int full,
                                                  Complex leap, Complex& carry, Complex& carry_d, LaneSums& sums) {
   constexpr int R = kBlocks;
@@ -92,10 +97,21 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
     }
   };
   const auto load_x = [&](int m) { return *reinterpret_cast<const uint4*>(shared.tile.x + Part::lane_word(channel, m, lane)); };
-  load();
+  const Bounds<R, Documents> bounds(shared.tile.begins, g);
+  // steps(i): of the document to be kept of block i.
+  const auto keep = [&](const auto& steps) {
 #pragma unroll
-  for (int m = 0; m < kPairs; ++m) {
-    const uint4 x = load_x(m);
+    for (int m = 0; m < kPairs; ++m) {
+      const unsigned even = steps(2 * m);
+      const unsigned odd = steps(2 * m + 1);
+      a[m] = bounds.keep(a[m], even, odd, t);
+      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
+    }
+  };
+  const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
+    return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
+  };
+  const auto add_lags = [&](uint4 x, int m) {
     const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
     multiply(sums.lags[0], turned, transpose(a[m].x), transpose(a[m].y));
     multiply(sums.lags[1], turned, transpose(a[m].z), transpose(a[m].w));
@@ -103,6 +119,24 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       multiply(sums.lags[0], turned, transpose(rest[m].x), transpose(rest[m].y));
       multiply(sums.lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
     }
+  };
+  if constexpr (Documents) {
+    EachDocument<R> of(bounds);
+#pragma unroll 1
+    for (int d = 0; d <= bounds.most; ++d) {
+      const auto steps = [&](int i) { return of.steps[i]; };
+      load();
+      keep(steps);
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) add_lags(keep_x(load_x(m), m, steps), m);
+      of.next();
+    }
+    load();
+    keep([&](int i) { return bounds.last(i); });
+  } else {
+    load();
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) add_lags(load_x(m), m);
   }
 
   // W and dW at each block's end, from zero.
@@ -130,7 +164,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       for (int i = 1; i < R; ++i) {
         Complex next = get(w[i / 2][v], i);
         Complex next_d = get(d[i / 2][v], i);
-        advance(q[v], kBlock, h[v], h_d[v], next, next_d);
+        if (!bounds.cut_block(i)) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
         h[v] = next;
         h_d[v] = next_d;
       }
@@ -156,7 +190,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
           places_d[half + i] = {carry_d.r, carry_d.i};
           Complex end = {ends[i].x, ends[i].y};
           Complex end_d = {ends_d[i].x, ends_d[i].y};
-          advance(leap, kBlocks * kBlock, carry, carry_d, end, end_d);
+          if (!bounds.cut_lanes(half + i)) advance(leap, kBlocks * kBlock, carry, carry_d, end, end_d);
           carry = end;
           carry_d = end_d;
         }
@@ -171,7 +205,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       for (int i = 0; i < R; ++i) {
         Complex next = get(w[i / 2][v], i);
         Complex next_d = get(d[i / 2][v], i);
-        if (i + 1 < R) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
+        if (i + 1 < R && !bounds.cut_block(i)) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
         set(w[i / 2][v], i, h[v]);
         set(d[i / 2][v], i, h_d[v]);
         h[v] = next;
@@ -179,7 +213,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       }
     }
   }
-  if (full != 8 * kBlocks) {
+  if (!Documents && full != 8 * kBlocks) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < R; ++i) {
@@ -204,13 +238,17 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
   }
 
   load();  // again: registers are scarce in between
+  if constexpr (Documents) keep([&](int i) { return bounds.first(i); });
   float out[kPairs][2][4];
+  const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 f = fragments[kToeplitz + half][lane];
+    for (int half = 0; half < 2; ++half) {
+      const uint4 f = fragments[kToeplitz + half][lane];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(out[m][half], a[m], rest[m], f);
-  }
+      for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(to[m][half], a[m], rest[m], f);
+    }
+  };
+  multiply_toeplitz(out);
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
     const uint4 f0 = fragments[kOutput + 2 * u][lane];
@@ -226,10 +264,25 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       multiply_all<Wide>(out[m][1], h, h_rest, f1);
     }
   }
+  if constexpr (Documents) {
+    // What has come so far is right for the documents that begin before the blocks; the others take no state.
+    EachDocument<R> of(bounds);
+#pragma unroll 1
+    for (int d = 0; d < bounds.most; ++d) {
+      of.next();
+      load();
+      keep([&](int i) { return of.steps[i]; });
+      float own[kPairs][2][4];
+      multiply_toeplitz(own);
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, out[m]);
+    }
+  }
   uint4 x[kPairs];
 #pragma unroll
   for (int m = 0; m < kPairs; ++m) {
     x[m] = load_x(m);
+    if constexpr (Documents) x[m] = keep_x(x[m], m, [&](int i) { return bounds.first(i); });
     const int at = Part::lane_word(channel, m, lane);
     const float(&p)[4] = out[m][0];
     const float(&q)[4] = out[m][1];
@@ -349,8 +402,9 @@ __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std
   to[7 * dim] = -to_q.y;
 }
 
-template <class X, class Dy, class Dx>
-__global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers parameters, Backward<X, Dy, Dx> to_do) {
+template <class X, class Dy, class Dx, bool Documents>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_kernel(CemaPointers parameters, Backward<X, Dy, Dx> to_do, const std::int32_t* documents) {
   constexpr bool kLow = sizeof(Dy) == 4;
   constexpr bool kWide = sizeof(Dx) == 4;
   static_assert(sizeof(X) == 2);
@@ -388,7 +442,13 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
     Dx* to = to_do.dx.row(row) + first + part;
     RowPair<X, kPart> x[kTasks];
     RowPair<Dy, kPart> dy[kTasks];
+    int document = -1;  // of the token after that of this thread's step of the tile
     const auto load = [&](std::int64_t begin) {
+      if constexpr (Documents) {
+        const std::int64_t after = to_do.length - begin - thread;
+        document = -1;
+        if (0 < after && after < to_do.length) document = documents[b * to_do.length + after];
+      }
       const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
       for (int k = 0; k < kTasks; ++k) {
@@ -416,6 +476,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
           shared.tile.x[turned_word + k * kWordsLater + j * Part::kWords] = __byte_perm(high, high, 0x1032);
         }
       }
+      if constexpr (Documents) {
+        const unsigned begins = __ballot_sync(0xffffffffU, document == static_cast<int>(to_do.length - begin) - thread);
+        if (n == 0) shared.tile.begins[warp] = begins;
+      }
       __syncthreads();
       const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
@@ -423,11 +487,12 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
       for (int k = 0; k < kTurns; ++k) {
         const int c = warp + k * kWarps;
         const float2 leap = shared.matrices.leap[c][n % kOrder];
-        backward_channel<kLow, kWide>(shared, shared.exchanges[warp], c, steps / kBlock, {leap.x, leap.y}, carry[k], carry_d[k],
-                                      sums[k]);
+        backward_channel<kLow, kWide, Documents>(shared, shared.exchanges[warp], c, steps / kBlock, {leap.x, leap.y}, carry[k],
+                                                 carry_d[k], sums[k]);
       }
       __syncthreads();
-      if (steps % kBlock != 0) {  // the beginning of the sequence, within a block: dy from memory, before dx is written there
+      // The beginning of the sequence, within a block: dy from memory, before dx is written there.
+      if (!Documents && steps % kBlock != 0) {
 #pragma unroll
         for (int k = 0; k < kTurns; ++k) {
           const int c = warp + k * kWarps;
@@ -461,7 +526,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(CemaPointers para
 #pragma unroll
     for (int k = 0; k < kTurns; ++k) {
       const int c = warp + k * kWarps;
-      if (!owns(c)) continue;
+      if (Documents || !owns(c)) continue;  // no state came before them
       const float2 before = reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n];
       const double2 h0 = {before.x, before.y};
       const double2 w = wide(carry[k]);
@@ -508,12 +573,13 @@ std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch) {
 }
 
 void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
-                          const Tensor& dy, const Tensor& dx, const CemaPointers& gradients) {
+                          const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents) {
   const std::int64_t batch = x.shape()[0];
   const std::int64_t splits = splits_of(op, batch);
   ArenaScope scope(ctx.workspace());
   const Scratch scratch = take_scratch(ctx.workspace(), op, splits);
-  const auto kernel = backward_kernel<Half, float, float>;
+  const auto kernel =
+      documents != nullptr ? backward_kernel<Half, float, float, true> : backward_kernel<Half, float, float, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared)), kWhere);
   const Backward<Half, float, float> to_do{batch,
                                            x.shape()[1],
@@ -524,7 +590,7 @@ void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& para
                                            h0,
                                            scratch.sums,
                                            scratch.omega};
-  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(parameters, to_do);
+  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(parameters, to_do, documents);
   check_launch(kWhere);
   cema_add_gradients(stream_of(ctx), op, parameters, scratch.sums, scratch.omega, splits, scratch.angles, gradients);
 }

@@ -351,6 +351,80 @@ __device__ inline void set(float (&rows)[4], int i, Complex v) {
   rows[i % 2 * 2 + 1] = v.i;
 }
 
+// The documents (ops/documents.h) of a lane's blocks. A block's steps that begin a document are 16 bits of a word of a tile's
+// `begins`, the even block's the lower ones; a document's steps of a block are such bits too, of which those above are any.
+// Where documents begin in a block its products are taken of one document's steps at a time, all others zero. Without documents
+// none begins.
+template <int R, bool Documents>
+struct Bounds {
+  const unsigned* words;  // of the lane
+  int most = 0;           // documents that begin in one block of the tile, at most
+  unsigned cut = 0;       // a bit for each of the lane's blocks: one begins there
+  unsigned cuts = 0;      // bit 4g: one begins in a block of the lanes g
+
+  // All lanes of a warp come here.
+  __device__ __forceinline__ Bounds(const unsigned* tile, int g) : words(tile + g * R / 2) {
+    if constexpr (Documents) {
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+        cut |= begins(i) != 0 ? 1U << i : 0;
+        most = max(most, __popc(begins(i)));
+      }
+      cuts = __ballot_sync(0xffffffffU, cut != 0);
+      most = __reduce_max_sync(0xffffffffU, most);
+    }
+  }
+
+  __device__ __forceinline__ unsigned begins(int i) const { return words[i / 2] >> i % 2 * 16 & 0xffffU; }
+  __device__ __forceinline__ bool cut_block(int i) const { return (cut >> i & 1) != 0; }
+  __device__ __forceinline__ bool cut_lanes(int g) const { return (cuts >> 4 * g & 1) != 0; }
+  // Of block i, the document that begins before it, and the last.
+  __device__ __forceinline__ unsigned first(int i) const { return (begins(i) & -begins(i)) - 1; }
+  __device__ __forceinline__ unsigned last(int i) const { return begins(i) == 0 ? ~0U : -(0x80000000U >> __clz(begins(i))); }
+
+  // The lane's words of blocks 2m and 2m + 1 without steps of other documents than these.
+  static __device__ __forceinline__ uint4 keep(uint4 words, unsigned even, unsigned odd, int t) {
+    const auto mask = [](unsigned steps) { return ((steps & 1) | (steps & 2) << 15) * 0xffffU; };
+    even >>= 4 * t;
+    odd >>= 4 * t;
+    return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 2), words.w & mask(odd >> 2)};
+  }
+  // The lane's results of these steps, of two halves of a product's columns, in place of others.
+  static __device__ __forceinline__ void choose(const float (&from)[2][4], unsigned even, unsigned odd, int t,
+                                                float (&to)[2][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if ((i < 2 ? even : odd) >> (4 * t + 2 * half + i % 2) & 1) to[half][i] = from[half][i];
+      }
+    }
+  }
+};
+
+// Over the documents of the blocks: first those that begin before them, then those that begin within, one after the other.
+template <int R>
+struct EachDocument {
+  unsigned steps[R];
+  unsigned left[R];
+
+  __device__ __forceinline__ explicit EachDocument(const Bounds<R, true>& bounds) {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      steps[i] = bounds.first(i);
+      left[i] = bounds.begins(i);
+    }
+  }
+  __device__ __forceinline__ void next() {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      const unsigned begin = left[i] & -left[i];
+      left[i] ^= begin;
+      steps[i] = (left[i] & -left[i]) - begin;
+    }
+  }
+};
+
 // Parts of the batch, each with blocks of threads of its own: as many as take the fewest turns, of 132 blocks of threads at
 // once, where setting up costs one sequence's. Fixed by the sizes alone: the sums of backward depend on it.
 inline std::int64_t splits_of(const Cema& op, std::int64_t batch) {

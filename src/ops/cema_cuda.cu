@@ -90,30 +90,32 @@ std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_
 }
 
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,
-                  const Tensor& y, const CemaSaved& saved, const Tensor& /*documents*/) {
+                  const Tensor& y, const CemaSaved& saved, const Tensor& documents) {
   if (x.shape()[0] == 0) return;
   const CemaPointers p(parameters);
   float* h = state.h ? pointer<float>(state.h) : nullptr;
   float* h0 = saved.h0 ? pointer<float>(saved.h0) : nullptr;
-  if (x.shape()[1] <= kFewSteps && op.order <= kLanes) {
+  const auto* begins = pointer<const std::int32_t>(documents);
+  if (x.shape()[1] <= kFewSteps && op.order <= kLanes && begins == nullptr) {
     few_steps(ctx, op, p, x, h, y, h0);
   } else if (cema_blocks_forward_takes(ctx, op, x, y)) {
-    cema_blocks_forward(ctx, op, p, x, h, y, h0);
+    cema_blocks_forward(ctx, op, p, x, h, y, h0, begins);
   } else {
-    cema_recurrence_forward(ctx, op, p, x, h, y, h0);
+    cema_recurrence_forward(ctx, op, p, x, h, y, h0, begins);
   }
 }
 
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaSaved& saved,
-                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& /*documents*/) {
+                   const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents) {
   if (x.shape()[0] == 0) return;
   const CemaPointers p(parameters);
   const CemaPointers to(gradients);
   const auto* h0 = pointer<const float>(saved.h0);
+  const auto* begins = pointer<const std::int32_t>(documents);
   if (cema_blocks_backward_takes(ctx, op, x, dy, dx)) {
-    cema_blocks_backward(ctx, op, p, x, h0, dy, dx, to);
+    cema_blocks_backward(ctx, op, p, x, h0, dy, dx, to, begins);
   } else {
-    cema_recurrence_backward(ctx, op, p, x, h0, dy, dx, to);
+    cema_recurrence_backward(ctx, op, p, x, h0, dy, dx, to, begins);
   }
 }
 

@@ -47,6 +47,8 @@ constexpr int kCemaSums = 8;
 void cema_add_gradients(cudaStream_t stream, const Cema& op, const CemaPointers& parameters, const double* sums,
                         const double* omega, std::int64_t slots, double* angles, const CemaPointers& gradients);
 
+// Below, documents [B, L] may be null; with them no state is read or written, but for h0, which becomes zero.
+
 // The recurrence in float64, for any order and dtype. D threads at once to a slot; a slot is a segment of a sequence.
 struct CemaSegments {
   CemaSegments(const Cema& op, std::int64_t batch, std::int64_t length);
@@ -54,19 +56,19 @@ struct CemaSegments {
   std::int64_t batch, length, segments, steps;  // steps: of a segment, the last one shorter
 };
 void cema_recurrence_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h,
-                             const Tensor& y, float* h0);
+                             const Tensor& y, float* h0, const std::int32_t* documents);
 void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
-                              const Tensor& dy, const Tensor& dx, const CemaPointers& gradients);
+                              const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents);
 std::size_t cema_recurrence_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length);
 
 // In blocks of 16 steps on tensor cores, where results, or for backward the inputs, are bfloat16 and the order is 16. Whether
 // they take these tensors; the recurrence takes all.
 bool cema_blocks_forward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& y);
 void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
-                         float* h0);
+                         float* h0, const std::int32_t* documents);
 bool cema_blocks_backward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& dy, const Tensor& dx);
 void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
-                          const Tensor& dy, const Tensor& dx, const CemaPointers& gradients);
+                          const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents);
 std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch);
 // Whether channels, sequences and steps are enough for blocks of threads that need this much shared memory.
 inline bool cema_fills_blocks(Context& ctx, const Cema& op, const Tensor& x, std::size_t shared_bytes) {

@@ -38,10 +38,11 @@ struct Forward {
 };
 
 // One channel of a tile: from the words of x to the words of y in their place. The lanes that own the channel's states have
-// q^(16R) in `leap` and in `carry` the state before the tile, then the state after the first `full` of its blocks.
-template <bool Low>
+// q^(16R) in `leap` and in `carry` the state before the tile, then the state after the first `full` of its blocks; with
+// documents, which no state follows, after all of them.
+template <bool Low, bool Documents>
 __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exchange& exchange, unsigned* high, unsigned* low,
-                                int channel, int full, Complex leap, Complex& carry) {
+                                const unsigned* begins, int channel, int full, Complex leap, Complex& carry) {
   constexpr int R = kBlocks;
   constexpr int kPairs = R / 2;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -49,12 +50,27 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
   const int t = lane % 4;
   const uint4(&fragments)[kForwardFragments][kWarp] = matrices.fragments[channel];
   uint4 x[kPairs], rest[kPairs];
+  const auto load = [&] {
 #pragma unroll
-  for (int m = 0; m < kPairs; ++m) {
-    const int at = Part::lane_word(channel, m, lane);
-    x[m] = *reinterpret_cast<const uint4*>(high + at);
-    if (Low) rest[m] = *reinterpret_cast<const uint4*>(low + at);
-  }
+    for (int m = 0; m < kPairs; ++m) {
+      const int at = Part::lane_word(channel, m, lane);
+      x[m] = *reinterpret_cast<const uint4*>(high + at);
+      if (Low) rest[m] = *reinterpret_cast<const uint4*>(low + at);
+    }
+  };
+  load();
+  const Bounds<R, Documents> bounds(begins, g);
+  // steps(i): of the document to be kept of block i.
+  const auto keep = [&](const auto& steps) {
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) {
+      const unsigned even = steps(2 * m);
+      const unsigned odd = steps(2 * m + 1);
+      x[m] = bounds.keep(x[m], even, odd, t);
+      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
+    }
+  };
+  if constexpr (Documents) keep([&](int i) { return bounds.last(i); });
 
   // Each block's own state at its end.
   float own[kPairs][4][4];
@@ -72,7 +88,10 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
   for (int v = 0; v < 4; ++v) {
     h[v] = get(own[0][v], 0);
 #pragma unroll
-    for (int i = 1; i < R; ++i) h[v] = multiply_add(q[v], h[v], get(own[i / 2][v], i));
+    for (int i = 1; i < R; ++i) {
+      const Complex end = get(own[i / 2][v], i);
+      h[v] = bounds.cut_block(i) ? end : multiply_add(q[v], h[v], end);
+    }
   }
   __syncwarp();
   exchange.put(g, t, h);
@@ -87,7 +106,8 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         places[half + i] = {carry.r, carry.i};
-        carry = multiply_add(leap, carry, {ends[i].x, ends[i].y});
+        const Complex end = {ends[i].x, ends[i].y};
+        carry = bounds.cut_lanes(half + i) ? end : multiply_add(leap, carry, end);
       }
     }
   }
@@ -97,12 +117,13 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
   for (int i = 0; i < R; ++i) {
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
-      const Complex next = multiply_add(q[v], h[v], get(own[i / 2][v], i));
+      const Complex end = get(own[i / 2][v], i);
+      const Complex next = bounds.cut_block(i) ? end : multiply_add(q[v], h[v], end);
       set(own[i / 2][v], i, h[v]);
       h[v] = next;
     }
   }
-  if (full != 8 * R) {
+  if (!Documents && full != 8 * R) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < R; ++i) {
@@ -121,12 +142,19 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
   }
 
   float y[kPairs][2][4];
+  const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 f = fragments[kToeplitz + half][lane];
+    for (int half = 0; half < 2; ++half) {
+      const uint4 f = fragments[kToeplitz + half][lane];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(y[m][half], x[m], rest[m], f);
+      for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(to[m][half], x[m], rest[m], f);
+    }
+  };
+  if constexpr (Documents) {
+    load();
+    keep([&](int i) { return bounds.first(i); });
   }
+  multiply_toeplitz(y);
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
     const uint4 f = fragments[kOutput + v][lane];
@@ -137,6 +165,20 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
                      a3 = __float_as_uint(s[3]);
       multiply_tf32(y[m][0], a0, a1, a2, a3, f.x, f.y);
       multiply_tf32(y[m][1], a0, a1, a2, a3, f.z, f.w);
+    }
+  }
+  if constexpr (Documents) {
+    // What has come so far is right for the documents that begin before the blocks; the others take no state.
+    EachDocument<R> of(bounds);
+#pragma unroll 1
+    for (int d = 0; d < bounds.most; ++d) {
+      of.next();
+      load();
+      keep([&](int i) { return of.steps[i]; });
+      float own_y[kPairs][2][4];
+      multiply_toeplitz(own_y);
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) bounds.choose(own_y[m], of.steps[2 * m], of.steps[2 * m + 1], t, y[m]);
     }
   }
 #pragma unroll
@@ -156,6 +198,7 @@ struct ForwardShared {
     struct {
       Exchange exchanges[kChannels];
       unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
+      unsigned begins[Part::kSteps / kWarp];  // of documents, a bit a step
     };
   };
 };
@@ -175,8 +218,9 @@ __device__ __noinline__ float2 end_of_sequence(const CemaPointers& parameters, s
   return {static_cast<float>(hr), static_cast<float>(hi)};
 }
 
-template <class X, class Y>
-__global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers parameters, Forward<X, Y> to_do) {
+template <class X, class Y, bool Documents>
+__global__ void __launch_bounds__(kThreads, 1)
+    forward_kernel(CemaPointers parameters, Forward<X, Y> to_do, const std::int32_t* documents) {
   constexpr bool kLow = sizeof(X) == 4;
   static_assert(sizeof(Y) == 2);
   extern __shared__ uint4 memory[];
@@ -209,7 +253,12 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
     const X* from = to_do.x.row(b * to_do.length + at) + first + part;
     Y* to = to_do.y.row(b * to_do.length + at) + first + part;
     RowPair<X, kPart> rows;
+    int document = -1;  // of this thread's step of the tile
     const auto load = [&](std::int64_t begin) {
+      if constexpr (Documents) {
+        document = -1;
+        if (begin + thread < to_do.length) document = documents[b * to_do.length + begin + thread];
+      }
       const int steps = valid ? steps_of(to_do.length, begin) : 0;
 #pragma unroll
       for (int k = 0; k < 2; ++k) rows.load(k, from + k * to_do.x.pitch, at + k < steps);
@@ -224,12 +273,19 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
         shared.high[word + j * Part::kWords] = high;
         if (kLow) shared.low[word + j * Part::kWords] = low;
       }
+      if constexpr (Documents) {
+        // The window's first token is no bound: there is nothing before it.
+        const unsigned begins = __ballot_sync(0xffffffffU, document == static_cast<int>(begin) + thread && document > 0);
+        if (n == 0) shared.begins[c] = begins;
+      }
       __syncthreads();
       const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
-      forward_channel<kLow>(shared.matrices, shared.exchanges[c], shared.high, shared.low, c, steps / kBlock, leap, carry);
+      forward_channel<kLow, Documents>(shared.matrices, shared.exchanges[c], shared.high, shared.low, shared.begins, c,
+                                       steps / kBlock, leap, carry);
       __syncthreads();
-      if (steps % kBlock != 0) {  // the end of the sequence, within a block: x from memory, before y is written there
+      // The end of the sequence, within a block: x from memory, before y is written there.
+      if (!Documents && steps % kBlock != 0) {
         if (owner) {
           const std::int64_t row = b * to_do.length + to_do.length - steps % kBlock;
           const float2 end = end_of_sequence(parameters, first + c, n, to_do.x.row(row) + first + c, to_do.x.pitch,
@@ -254,13 +310,14 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(CemaPointers param
 }
 
 template <class X>
-void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y, float* h0) {
+void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y, float* h0,
+         const std::int32_t* documents) {
   constexpr std::size_t kMemory = sizeof(ForwardShared<sizeof(X) == 4>);
   const std::int64_t batch = x.shape()[0];
   const Forward<X, Half> to_do{batch, x.shape()[1], op.dim, {pointer<const X>(x), x.pitch()}, matrix<Half>(y), h, h, h0};
-  const auto kernel = forward_kernel<X, Half>;
+  const auto kernel = documents != nullptr ? forward_kernel<X, Half, true> : forward_kernel<X, Half, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMemory), kWhere);
-  kernel<<<grid_of(op, splits_of(op, batch)), kThreads, kMemory, stream_of(ctx)>>>(parameters, to_do);
+  kernel<<<grid_of(op, splits_of(op, batch)), kThreads, kMemory, stream_of(ctx)>>>(parameters, to_do, documents);
   check_launch(kWhere);
 }
 
@@ -272,11 +329,11 @@ bool cema_blocks_forward_takes(Context& ctx, const Cema& op, const Tensor& x, co
 }
 
 void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h, const Tensor& y,
-                         float* h0) {
+                         float* h0, const std::int32_t* documents) {
   if (x.dtype() == DType::BF16) {
-    run<Half>(ctx, op, parameters, x, h, y, h0);
+    run<Half>(ctx, op, parameters, x, h, y, h0, documents);
   } else {
-    run<float>(ctx, op, parameters, x, h, y, h0);
+    run<float>(ctx, op, parameters, x, h, y, h0, documents);
   }
 }
 

@@ -6,6 +6,9 @@
 //   M_out = M_local + conj(q)^S M_in + S conj(q)^(S-1) V_in,
 // which is S steps of M_t = V_{t+1} + conj(q) M_{t+1} without input.
 //
+// Documents (ops/documents.h) begin with zeros for u, or backwards end with them for V and M, and so pass a segment only if they
+// are all of it and go on.
+//
 // A thread reads 16 steps of its channel, and then takes its states one after the other through these steps: what it keeps in
 // registers does not depend on the order.
 #include <algorithm>
@@ -65,11 +68,21 @@ __device__ void load_tile(const Matrix<T>& from, std::int64_t row, std::int64_t 
   for (int j = 0; j < kSteps; ++j) tile[j] = j < steps ? static_cast<double>(to_f32(from.row(row + j)[channel])) : 0;
 }
 
+// The bits of those of steps [t, t + steps) of a sequence, of its `documents` [L], with which a document begins.
+__device__ inline unsigned begins_of(const std::int32_t* documents, std::int64_t t, int steps) {
+  unsigned begins = 0;
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    if (j < steps && documents[t + j] == t + j) begins |= 1U << j;
+  }
+  return begins;
+}
+
 // u [slots, N, 2, D] at the end of each segment but the last: from zero without Output, which else writes y and the state after
 // the last segment.
-template <class X, class Y, bool Output>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(Problem problem, Matrix<X> x, Matrix<Y> y, const float* omegas, double* u, float* h) {
+template <class X, class Y, bool Output, bool Documents>
+__global__ void __launch_bounds__(kThreads) forward_kernel(Problem problem, Matrix<X> x, Matrix<Y> y, const float* omegas,
+                                                           double* u, float* h, const std::int32_t* documents) {
   const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (channel >= problem.dim) return;
   for (std::int64_t slot = blockIdx.y; slot < problem.cut.slots(); slot += gridDim.y) {
@@ -82,6 +95,8 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t t = problem.first_step(segment); t < end; t += kSteps) {
       const int steps = static_cast<int>(min(static_cast<std::int64_t>(kSteps), end - t));
       const std::int64_t row = sequence * problem.cut.length + t;
+      unsigned begins = 0;
+      if constexpr (Documents) begins = begins_of(documents + sequence * problem.cut.length, t, steps);
       double in[kSteps], out[kSteps];
       load_tile(x, row, channel, steps, in);
 #pragma unroll
@@ -98,6 +113,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
           if (j < steps) {
+            if (Documents && begins >> j & 1) ur = ui = 0;
             const double real = fma(qr, ur, fma(-qi, ui, in[j]));
             ui = fma(qr, ui, qi * ur);
             ur = real;
@@ -142,7 +158,8 @@ __device__ inline void power(double qr, double qi, std::int64_t exponent, double
 }
 
 // From the segments' own ends, the states with which they begin; h0 takes the state before the window, zero for a null h.
-__global__ void __launch_bounds__(kThreads) forward_scan_kernel(Problem problem, double* u, const float* h, float* h0) {
+__global__ void __launch_bounds__(kThreads)
+    forward_scan_kernel(Problem problem, double* u, const float* h, float* h0, const std::int32_t* documents) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= problem.cut.batch * problem.order * problem.dim) return;
   const std::int64_t channel = i % problem.dim;
@@ -166,6 +183,10 @@ __global__ void __launch_bounds__(kThreads) forward_scan_kernel(Problem problem,
     const double own_i = state[problem.dim];
     state[0] = carry_r;
     state[problem.dim] = carry_i;
+    if (documents != nullptr) {
+      const std::int64_t last = problem.end_step(segment) - 1;
+      if (documents[sequence * problem.cut.length + last] >= problem.first_step(segment)) carry_r = carry_i = 0;
+    }
     multiply(carry_r, carry_i, qr, qi);
     carry_r += own_r;
     carry_i += own_i;
@@ -174,10 +195,10 @@ __global__ void __launch_bounds__(kThreads) forward_scan_kernel(Problem problem,
 
 // V and M [slots, N, 8, D] (of which 4) at the first token of each segment but the first: from zero without Output. Output begins
 // with what stands there, writes dx, the sum of dy x, and leaves the sums of kCemaSums.
-template <class X, class Dy, class Dx, bool Output>
+template <class X, class Dy, class Dx, bool Output, bool Documents>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(Problem problem, Matrix<X> x, Matrix<Dy> dy, Matrix<Dx> dx, const float* omegas, const float* h0,
-                    double* sums, double* omega_sums) {
+                    double* sums, double* omega_sums, const std::int32_t* documents) {
   const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (channel >= problem.dim) return;
   const std::int64_t dim = problem.dim;
@@ -193,6 +214,11 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t t = begin + (end - begin - 1) / kSteps * kSteps; t >= begin; t -= kSteps) {
       const int steps = static_cast<int>(min(static_cast<std::int64_t>(kSteps), end - t));
       const std::int64_t row = sequence * problem.cut.length + t;
+      unsigned begins = 0;  // of the tokens after those of the steps
+      if constexpr (Documents) {
+        const int after = static_cast<int>(min(static_cast<std::int64_t>(steps), problem.cut.length - t - 1));
+        begins = begins_of(documents + sequence * problem.cut.length, t + 1, after);
+      }
       double up[kSteps], in[kSteps], out[kSteps];
       load_tile(dy, row, channel, steps, up);
       if (Output) {
@@ -218,6 +244,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = kSteps - 1; j >= 0; --j) {
           if (j < steps) {
+            if (Documents && begins >> j & 1) vr = vi = mr = mi = 0;
             const double m = fma(qr, mr, fma(qi, mi, vr));
             mi = fma(qr, mi, fma(-qi, mr, vi));
             mr = m;
@@ -259,8 +286,9 @@ __global__ void __launch_bounds__(kThreads)
       double vr = state[0], vi = state[dim], mr = state[2 * dim], mi = state[3 * dim];
       double er = state[6 * dim], ei = state[7 * dim];
       const float* before = h0 + ((sequence * dim + channel) * problem.order + n) * 2;
-      const double hr = segment == 0 ? before[0] : 0;
-      const double hi = segment == 0 ? -before[1] : 0;
+      const bool carried = segment == 0 && !Documents;
+      const double hr = carried ? before[0] : 0;
+      const double hi = carried ? -before[1] : 0;
       const double qr = problem.at(n, kQr, channel);
       const double qi = -problem.at(n, kQi, channel);
       multiply(mr, mi, qr, qi);
@@ -284,7 +312,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // From the segments' own V and M at their first tokens, those with which they begin, which are of the token after their last.
-__global__ void __launch_bounds__(kThreads) backward_scan_kernel(Problem problem, double* sums) {
+__global__ void __launch_bounds__(kThreads) backward_scan_kernel(Problem problem, double* sums, const std::int32_t* documents) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= problem.cut.batch * problem.order * problem.dim) return;
   const std::int64_t dim = problem.dim;
@@ -302,7 +330,12 @@ __global__ void __launch_bounds__(kThreads) backward_scan_kernel(Problem problem
     state[2 * dim] = mr;
     state[3 * dim] = mi;
     if (segment == 0) break;
-    const std::int64_t steps = problem.end_step(segment) - problem.first_step(segment);
+    const std::int64_t end = problem.end_step(segment);
+    const std::int64_t steps = end - problem.first_step(segment);
+    if (documents != nullptr && end < problem.cut.length &&
+        documents[sequence * problem.cut.length + end] > problem.first_step(segment)) {
+      vr = vi = mr = mi = 0;
+    }
     double qr, qi;  // conj(q)^(S-1)
     power(q1r, q1i, steps - 1, qr, qi);
     multiply(vr, vi, qr, qi);
@@ -409,7 +442,7 @@ CemaSegments::CemaSegments(const Cema& op, std::int64_t batch_size, std::int64_t
 }
 
 void cema_recurrence_forward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, float* h,
-                             const Tensor& y, float* h0) {
+                             const Tensor& y, float* h0, const std::int32_t* documents) {
   const CemaSegments cut(op, x.shape()[0], x.shape()[1]);
   ArenaScope scope(ctx.workspace());
   const Scratch scratch = take_scratch(ctx.workspace(), op, cut, false);
@@ -418,23 +451,25 @@ void cema_recurrence_forward(Context& ctx, const Cema& op, const CemaPointers& p
     with_type(y.dtype(), [&](auto out) {
       using X = decltype(in);
       using Y = decltype(out);
+      const auto ends = documents != nullptr ? forward_kernel<X, Y, false, true> : forward_kernel<X, Y, false, false>;
+      const auto outputs = documents != nullptr ? forward_kernel<X, Y, true, true> : forward_kernel<X, Y, true, false>;
       if (cut.segments > 1) {
-        forward_kernel<X, Y, false><<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Y>(y),
-                                                                                       nullptr, scratch.states, nullptr);
+        ends<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Y>(y), nullptr, scratch.states,
+                                                                nullptr, documents);
         check_launch(kWhere);
       }
       forward_scan_kernel<<<blocks_for(cut.batch * op.order * op.dim), kThreads, 0, stream_of(ctx)>>>(problem, scratch.states, h,
-                                                                                                      h0);
+                                                                                                      h0, documents);
       check_launch(kWhere);
-      forward_kernel<X, Y, true><<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Y>(y),
-                                                                                    parameters.omega, scratch.states, h);
+      outputs<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Y>(y), parameters.omega,
+                                                                 scratch.states, h, documents);
       check_launch(kWhere);
     });
   });
 }
 
 void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
-                              const Tensor& dy, const Tensor& dx, const CemaPointers& gradients) {
+                              const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents) {
   const CemaSegments cut(op, x.shape()[0], x.shape()[1]);
   ArenaScope scope(ctx.workspace());
   const Scratch scratch = take_scratch(ctx.workspace(), op, cut, true);
@@ -443,15 +478,18 @@ void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& 
     using X = decltype(in);
     using Dy = decltype(up);
     using Dx = decltype(down);
+    const auto firsts = documents != nullptr ? backward_kernel<X, Dy, Dx, false, true> : backward_kernel<X, Dy, Dx, false, false>;
+    const auto outputs = documents != nullptr ? backward_kernel<X, Dy, Dx, true, true> : backward_kernel<X, Dy, Dx, true, false>;
     if (cut.segments > 1) {
-      backward_kernel<X, Dy, Dx, false><<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(
-          problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx), nullptr, nullptr, scratch.states, nullptr);
+      firsts<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx), nullptr,
+                                                                nullptr, scratch.states, nullptr, documents);
       check_launch(kWhere);
     }
-    backward_scan_kernel<<<blocks_for(cut.batch * op.order * op.dim), kThreads, 0, stream_of(ctx)>>>(problem, scratch.states);
+    backward_scan_kernel<<<blocks_for(cut.batch * op.order * op.dim), kThreads, 0, stream_of(ctx)>>>(problem, scratch.states,
+                                                                                                     documents);
     check_launch(kWhere);
-    backward_kernel<X, Dy, Dx, true><<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(
-        problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx), parameters.omega, h0, scratch.states, scratch.omega);
+    outputs<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx),
+                                                               parameters.omega, h0, scratch.states, scratch.omega, documents);
     check_launch(kWhere);
   };
   with_type(x.dtype(), [&](auto in) { run(in, float(), float()); });

@@ -45,9 +45,9 @@ constexpr std::size_t backward_shared() {
          Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
 }
 
-template <class Shape, bool Accumulate>
+template <class Shape, bool Accumulate, bool Documents>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
-    timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published) {
+    timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published, const std::int32_t* documents) {
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     const Tile tile = Tile::of<true>(plan, ticket);
     const std::int64_t row0 = tile.batch * plan.length + tile.begin;
     const std::int64_t column0 = tile.first_group * plan.width;
+    const int document = TileDocuments<Documents>::load(documents, plan, tile);
     // x stays in shared memory, dy in registers: there is not room for both.
     float dy[kRows][kPacks][kN] = {};
     place.for_each(tile, [&](int r, int c, int row, int column) {
@@ -86,6 +87,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     if (threadIdx.x == kTileThreads - 1 && adds) wait_until_done(published.done + tile.chain * plan.tiles + tile.step - p.ring);
     __pipeline_wait_prior(0);
     __syncthreads();
+    const TileDocuments<Documents> of(document, tile);
 
     // What a timestep's slot adds to a_t and c_t.
     float2 parts[kRows] = {};
@@ -117,7 +119,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       const int g = lanes.group;
       const int lane = lanes.lane;
       const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
-      Before later(plan, published, tile, at, lane);
+      Before later(plan, published, tile, at, lane, [&](unsigned step) {
+        // What a tile publishes is of the document of its first timestep.
+        const std::int64_t first = static_cast<std::int64_t>(plan.tiles - 1 - step) * plan.timesteps;
+        return !Documents || documents[tile.batch * plan.length + first] == of.last;
+      });
       double own_u = 0;
       double own_v = 0;
       float a = 0;
@@ -125,20 +131,22 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       if (lane < tile.rows) {
         const float2 total = sum_slots<Shape>(partial, lane, g, width);
         const Saved s = saved[lane * kGroupsAtOnce + g];
-        const double share = 1 / (static_cast<double>(count + tile.begin + lane + 1) * width);
+        const std::int64_t before = Documents ? -document : count;
+        const double share = 1 / (static_cast<double>(before + tile.begin + lane + 1) * width);
         const double r = s.rstd;
         center = s.mean;
         own_u = r * r * r * (total.y * share);
         own_v = own_u * center - r * (total.x * share);
         a = static_cast<float>(total.x * share);
       }
-      const double u = lanes.running_sum<true>(own_u);
-      const double v = lanes.running_sum<true>(own_v);
+      const int tail = Documents ? of.tail(lane, tile.rows) : kStepLanes - 1;
+      const double u = lanes.running_sum<true>(own_u, tail);
+      const double v = lanes.running_sum<true>(own_v, tail);
       const double tile_u = lanes.from(u, 0);
       const double tile_v = lanes.from(v, 0);
       const bool last = tile.step + 1 == plan.tiles;
       if (lane == 0 && !last) publish(published.tiles + at * plan.tiles + tile.step, tile_u, tile_v);
-      later.wait(tile, lanes);
+      later.wait(lanes);
       double later_u = 0;
       double later_v = 0;
 #pragma unroll
@@ -148,6 +156,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       }
       later_u = later.all.x + lanes.sum(later_u);
       later_v = later.all.y + lanes.sum(later_v);
+      if (Documents && document != of.last) later_u = later_v = 0;
       if (lane == 0 && !last && tile.step % kSpan == kSpan - 1) {
         publish(published.spans + at * plan.spans() + tile.step / kSpan + 1, later_u + tile_u, later_v + tile_v);
       }
@@ -234,14 +243,17 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 
 template <class Shape>
 void backward_tiles(Context& ctx, const TilePlan& plan, Backward p, const Published& published, std::size_t bytes,
-                    bool accumulate) {
+                    bool accumulate, const std::int32_t* documents) {
   check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_backward");
-  const auto kernel = accumulate ? timestep_norm_backward_kernel<Shape, true> : timestep_norm_backward_kernel<Shape, false>;
+  const auto kernel =
+      documents != nullptr
+          ? (accumulate ? timestep_norm_backward_kernel<Shape, true, true> : timestep_norm_backward_kernel<Shape, false, true>)
+          : (accumulate ? timestep_norm_backward_kernel<Shape, true, false> : timestep_norm_backward_kernel<Shape, false, false>);
   constexpr auto kShared = static_cast<int>(backward_shared<Shape>());
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_backward");
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
-  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published);
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, documents);
   check_launch("timestep_norm_backward");
 }
 
@@ -276,7 +288,7 @@ std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t ba
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& /*documents*/) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents) {
   if (x.rows() == 0) return;
   require_tiles(op);
   const std::int64_t batch = x.shape()[0];
@@ -298,7 +310,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
                      pointer<const float>(saved.rstd),
                      pointer<float>(gradients),
                      ring};
-    backward_tiles<Shape>(ctx, plan, p, published, bytes, accumulate);
+    backward_tiles<Shape>(ctx, plan, p, published, bytes, accumulate, pointer<const std::int32_t>(documents));
     add_column_sums(stream_of(ctx), p.gradients, batch * p.ring, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
   });
 }

@@ -140,28 +140,38 @@ __device__ inline Moments moments_of(double first, double second, int n, double 
   return {static_cast<double>(n), about + mean, fmax(0.0, second - first * mean)};
 }
 
-// The moments of a group before the tile, when all has arrived: those that came in, and of all tiles before it.
-template <class Shape, class T>
+// The moments of a group before the tile, when all has arrived: of all tiles since the timestep `first`, where its document
+// began, which may be within a tile; or without documents of all tiles and the timesteps before the window, mean and var.
+template <class Shape, bool Documents, class T>
 __device__ __forceinline__ Moments moments_before(const Forward<T>& p, const Tile& tile, const Before& published,
-                                                  std::int64_t count, double mean, double var, const StepLanes& lanes) {
+                                                  std::int64_t first, double mean, double var, const StepLanes& lanes) {
   const double width = static_cast<double>(p.width);
   const int in_span = static_cast<int>(tile.step % kSpan);
-  const std::int64_t steps = static_cast<std::int64_t>(tile.step - in_span) * Shape::kTimesteps;
-  Moments before{static_cast<double>(count + steps) * width, published.all.x, published.all.y};
-  if (steps == 0) before = {before.n, mean, var * before.n};
-  if (in_span == 0) return before;
+  const std::int64_t span = static_cast<std::int64_t>(tile.step - in_span) * Shape::kTimesteps;
+  const std::int64_t steps = Documents ? max(span - first, std::int64_t{0}) : span - first;
+  Moments before{static_cast<double>(steps) * width, published.all.x, published.all.y};
+  if (span == 0) before = {before.n, mean, var * before.n};
+  const std::int64_t rest = Documents ? tile.begin - first - steps : in_span;
+  if (rest == 0) return before;
+  // How much of a tile of this lane's is of the document.
+  const auto part = [&](int k) {
+    const std::int64_t end = span + (lanes.lane + k * kStepLanes + 1) * Shape::kTimesteps;
+    return Documents ? static_cast<double>(min(end - first, std::int64_t{Shape::kTimesteps})) / Shape::kTimesteps : 1;
+  };
   const double n = Shape::kTimesteps * width;
   double sum = 0;
 #pragma unroll
-  for (int k = 0; k < kReads; ++k) sum += published.each[k].x;
-  const double center = lanes.sum(sum) / in_span;
+  for (int k = 0; k < kReads; ++k) sum += part(k) * published.each[k].x;
+  const double tiles = Documents ? static_cast<double>(rest) / Shape::kTimesteps : static_cast<double>(in_span);
+  const double center = lanes.sum(sum) / tiles;
   double squares = 0;
 #pragma unroll
   for (int k = 0; k < kReads; ++k) {
-    const double d = lanes.lane + k * kStepLanes < in_span ? published.each[k].x - center : 0;
-    squares += published.each[k].y + n * d * d;
+    const bool counts = Documents ? published.counts[k] : lanes.lane + k * kStepLanes < in_span;
+    const double d = counts ? published.each[k].x - center : 0;
+    squares += published.each[k].y + part(k) * n * d * d;
   }
-  return join(before, {n * in_span, center, lanes.sum(squares)});
+  return join(before, {n * tiles, center, lanes.sum(squares)});
 }
 
 // What a group's y needs in one timestep.
@@ -176,26 +186,26 @@ struct __align__(16) Running {
 
 // A block works on three tiles at once: x of the newest is on its way into shared memory, the one before is summed up and
 // published, and the one before that, which is in registers, is written: by then all that it waits for has long been published.
-template <class Shape>
+template <class Shape, bool Documents>
 struct ForwardShared {
   float x[2][Shape::kFloats];
   Running running[2][kGroupsAtOnce][Shape::kTimesteps];
   Scale scales[Shape::kTimesteps][kGroupsAtOnce];
   float2 partial[Shape::kTimesteps * (Shape::kSlots + 1)];
   float first[Shape::kSlots];
-  float centers[2][kGroupsAtOnce];
+  float centers[2][kGroupsAtOnce][Documents ? Shape::kTimesteps : 1];  // of a document, where it begins in the tile
   unsigned ticket;
 };
 
 // last: [B, G], mean and var after the last timestep, or null.
-template <class Shape, class T>
+template <class Shape, class T, bool Documents>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
-    timestep_norm_tiles_kernel(Forward<T> p, TilePlan plan, Published published, double2* last) {
+    timestep_norm_tiles_kernel(Forward<T> p, TilePlan plan, Published published, double2* last, const std::int32_t* documents) {
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
   extern __shared__ __align__(16) float memory[];
-  auto& shared = *reinterpret_cast<ForwardShared<Shape>*>(memory);
+  auto& shared = *reinterpret_cast<ForwardShared<Shape, Documents>*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int width = static_cast<int>(plan.width);
@@ -208,9 +218,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   const int group = kPacks > 1 ? 0 : place.column(0) / width;
 
   // Asks for this thread's part of a tile.
+  int document = 0;  // of the tile that was asked for last
   const auto fetch = [&](unsigned ticket, float* to) {
     if (ticket < all) {
       const Tile tile = Tile::of<false>(plan, ticket);
+      document = TileDocuments<Documents>::load(documents, plan, tile);
       const float* const x = p.x.row(tile.batch * plan.length + tile.begin) + tile.first_group * plan.width;
       place.for_each(tile, [&](int r, int c, int row, int column) {
         __pipeline_memcpy_async(place.pack(to, r, c), x + row * p.x.pitch + column, kN * sizeof(float));
@@ -230,43 +242,63 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   fetch(ticket, shared.x[0]);
   __syncthreads();
   float x[kRows][kPacks][kN] = {};  // of the tile to be written
+  TileDocuments<Documents> old_of;
   for (int half = 0; ticket < all || old < all; half ^= 1) {
     if (threadIdx.x == 0) shared.ticket = asked;
     float* const coming = shared.x[half];
     const Tile tile = Tile::of<false>(plan, min(ticket, all - 1));
     const bool sums = ticket < all;
+    const TileDocuments<Documents> of(document, tile);
     __pipeline_wait_prior(0);
 
-    // What all values of a group are measured from: the mean of its first timestep in the tile.
-    if (sums && place.lane == 0) {
+    // What all values of a group are measured from: the mean of its first timestep in the tile, or of its document's.
+    const auto sum_row = [&](int r, float& to) {
       float total = 0;
 #pragma unroll
       for (int c = 0; c < kPacks; ++c) {
         if (place.column(c) >= tile.columns) continue;
         float v[kN];
-        load_f32(place.pack(coming, 0, c), v);
+        load_f32(place.pack(coming, r, c), v);
 #pragma unroll
         for (int j = 0; j < kN; ++j) total += v[j];
       }
-      shared.first[place.slot] = total;
+      to = total;
+    };
+    if constexpr (Documents) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int row = place.row(r);
+        if (sums && of.begins >> row & 1) sum_row(r, shared.partial[row * (Shape::kSlots + 1) + place.slot].x);
+      }
+    } else {
+      if (sums && place.lane == 0) sum_row(0, shared.first[place.slot]);
     }
     __syncthreads();
     const unsigned next = shared.ticket;
     fetch(next, shared.x[half ^ 1]);  // whose content is in registers
     const int slots = kPacks > 1 ? Shape::kSlots : width / kN;
-    if (sums) {
+    const auto set_centers = [&](int row, const auto& total_of) {
       for (int g = warp; g < tile.groups; g += kTileThreads / kWarp) {
         float total = 0;
-        for (int i = lane; i < slots; i += kWarp) total += shared.first[g * slots + i];
+        for (int i = lane; i < slots; i += kWarp) total += total_of(g * slots + i);
         total = warp_sum(total);
-        if (lane == 0) shared.centers[half][g] = total / static_cast<float>(width);
+        if (lane == 0) shared.centers[half][g][row] = total / static_cast<float>(width);
       }
+    };
+    if constexpr (Documents) {
+      for (unsigned left = sums ? of.begins : 0; left != 0; left &= left - 1) {
+        const int row = __ffs(left) - 1;
+        set_centers(row, [&](int slot) { return shared.partial[row * (Shape::kSlots + 1) + slot].x; });
+      }
+    } else if (sums) {
+      set_centers(0, [&](int slot) { return shared.first[slot]; });
     }
     __syncthreads();
     if (sums) {
-      const float center = group < tile.groups ? shared.centers[half][group] : 0.0F;
+      float center = group < tile.groups ? shared.centers[half][group][0] : 0.0F;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
+        if (Documents && group < tile.groups) center = shared.centers[half][group][of.head(place.row(r))];
         float2 both = {0, 0};  // of a timestep that is not there too: nobody reads it
 #pragma unroll
         for (int c = 0; c < kPacks; ++c) {
@@ -290,30 +322,39 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       if (joined < from.groups) {
         const int step_lane = lanes.lane;
         const std::int64_t at = from.batch * plan.groups + from.first_group + joined;
-        Before published_before(plan, published, from, at, step_lane);
+        Before published_before(plan, published, from, at, step_lane, [&](unsigned step) {
+          // What a tile publishes is of the document of its last timestep.
+          return !Documents || step >= static_cast<unsigned>(old_of.first) / Shape::kTimesteps;
+        });
         const std::int64_t count = p.count != nullptr ? p.count[from.batch] : 0;
         const bool carried = count > 0 && from.step < kSpan;
         const double state_mean = carried ? p.mean[at] : 0;
         const double state_var = carried ? p.var[at] : 0;
+        const int head = old_of.head(min(step_lane, Shape::kTimesteps - 1));
         const Running* const running = shared.running[half ^ 1][joined];
         const double s1 = running[min(step_lane, Shape::kTimesteps - 1)].first;
         const double s2 = running[min(step_lane, Shape::kTimesteps - 1)].second;
-        const double about = shared.centers[half ^ 1][joined];
-        published_before.wait(from, lanes);
-        Moments before = moments_before<Shape>(p, from, published_before, count, state_mean, state_var, lanes);
+        const double about = shared.centers[half ^ 1][joined][head];
+        published_before.wait(lanes);
+        const std::int64_t first = Documents ? old_of.first : -count;
+        Moments before = moments_before<Shape, Documents>(p, from, published_before, first, state_mean, state_var, lanes);
         const bool final = from.step + 1 == plan.tiles;
         if (final || from.step % kSpan == kSpan - 1) {
           const Running total = running[from.rows - 1];
-          const Moments now = join(before, moments_of(total.first, total.second, from.rows * width, about));
+          const int begin = old_of.head(from.rows - 1);
+          const double center = Documents ? shared.centers[half ^ 1][joined][begin] : about;
+          Moments now = moments_of(total.first, total.second, (from.rows - begin) * width, center);
+          if (begin == 0) now = join(before, now);
           if (step_lane == 0 && !final) {
             publish(published.spans + at * plan.spans() + from.step / kSpan + 1, now.mean, now.squares);
           }
           if (step_lane == 0 && final && last != nullptr) last[at] = {now.mean, now.squares / now.n};
         }
+        if (head > 0) before = {0, 0, 0};
         if (before.n == 0) before.mean = about;
         // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the tile's timesteps up to this one:
         const double e = about - before.mean;
-        const double features = static_cast<double>(step_lane + 1) * width;
+        const double features = static_cast<double>(step_lane + 1 - head) * width;
         const double t1 = s1 + features * e;
         const double t2 = s2 + e * (s1 + t1);
         const double share = 1 / (before.n + features);
@@ -333,11 +374,12 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       const int g = lanes.group;
       float2 own = {0, 0};
       if (lanes.lane < tile.rows) own = sum_slots<Shape>(shared.partial, lanes.lane, g, width);
-      const double s1 = lanes.running_sum<false>(own.x);
-      const double s2 = lanes.running_sum<false>(own.y);
+      const int head = of.head(min(lanes.lane, Shape::kTimesteps - 1));
+      const double s1 = lanes.running_sum<false>(own.x, head);
+      const double s2 = lanes.running_sum<false>(own.y, head);
       if (lanes.lane < Shape::kTimesteps) shared.running[half][g][lanes.lane] = {s1, s2};
       if (lanes.lane == tile.rows - 1 && tile.step + 1 < plan.tiles) {
-        const Moments moments = moments_of(s1, s2, tile.rows * width, shared.centers[half][g]);
+        const Moments moments = moments_of(s1, s2, (tile.rows - head) * width, shared.centers[half][g][head]);
         const std::int64_t at = tile.batch * plan.groups + tile.first_group + g;
         publish(published.tiles + at * plan.tiles + tile.step, moments.mean, moments.squares);
       }
@@ -390,6 +432,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       }
     }
     old = ticket;
+    old_of = of;
     ticket = next;
   }
 }
@@ -411,20 +454,20 @@ __global__ void timestep_norm_carry_kernel(Forward<T> p, std::int64_t batch, con
   }
 }
 
-template <class Shape, class T>
-void forward_tiles(Context& ctx, const TimestepNorm& op, std::int64_t batch, const Forward<T>& p) {
+template <class Shape, bool Documents, class T>
+void forward_tiles(Context& ctx, const TimestepNorm& op, std::int64_t batch, const Forward<T>& p, const std::int32_t* documents) {
   const TilePlan plan = plan_tiles<Shape>(op, batch, p.length);
   ArenaScope scope(ctx.workspace());
   Published published{};
   const std::size_t bytes = Published::take(ctx.workspace(), plan, false, &published);
   auto* last = pointer<double2>(ctx.workspace().allocate(DType::F64, {batch, op.groups, 2}));
   check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_forward");
-  const auto kernel = timestep_norm_tiles_kernel<Shape, T>;
-  constexpr auto kShared = static_cast<int>(sizeof(ForwardShared<Shape>));
+  const auto kernel = timestep_norm_tiles_kernel<Shape, T, Documents>;
+  constexpr auto kShared = static_cast<int>(sizeof(ForwardShared<Shape, Documents>));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_forward");
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
-  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, last);
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, last, documents);
   check_launch("timestep_norm_forward");
   if (p.count == nullptr && p.saved_count == nullptr) return;
   const std::int64_t carry = std::min<std::int64_t>(1024, ceil_div(batch * op.groups, 128));
@@ -450,7 +493,7 @@ std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t b
 
 void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                            const TimestepNormState& state, const Tensor& y, const TimestepNormSaved& saved, const Tensor& exact,
-                           const Tensor& /*documents*/) {
+                           const Tensor& documents) {
   const std::int64_t batch = x.shape()[0];
   if (batch == 0) return;
   require_tiles(op);
@@ -471,13 +514,17 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                        pointer<std::int64_t>(saved.count),
                        pointer<float>(saved.mean),
                        pointer<float>(saved.rstd)};
-    if (p.length <= kFewSteps) {
+    if (p.length <= kFewSteps && !documents) {
       return launch(ctx, "timestep_norm_forward", timestep_norm_steps_kernel<T>, static_cast<unsigned>(batch), kStepThreads, 0,
                     p);
     }
     const bool packed =
         p.width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y) && can_pack<4>(exact);
-    with_tile_shape<kForwardRows>(op, packed, [&](auto shape) { forward_tiles<decltype(shape)>(ctx, op, batch, p); });
+    with_tile_shape<kForwardRows>(op, packed, [&](auto shape) {
+      using Shape = decltype(shape);
+      documents ? forward_tiles<Shape, true>(ctx, op, batch, p, pointer<const std::int32_t>(documents))
+                : forward_tiles<Shape, false>(ctx, op, batch, p, nullptr);
+    });
   });
 }
 

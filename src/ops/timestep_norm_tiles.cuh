@@ -182,44 +182,90 @@ struct StepLanes {
     return v;
   }
   __device__ __forceinline__ double from(double v, int source) const { return __shfl_sync(mask, v, source, kStepLanes); }
-  // The sum over this lane and those before it, or after it.
+  // The sum over this lane and those before it, or after it, up to the lane `last`.
   template <bool Reversed>
-  __device__ __forceinline__ double running_sum(double v) const {
+  __device__ __forceinline__ double running_sum(double v, int last) const {
 #pragma unroll
     for (int offset = 1; offset < kStepLanes; offset *= 2) {
       const double other = Reversed ? __shfl_down_sync(mask, v, offset, kStepLanes) : __shfl_up_sync(mask, v, offset, kStepLanes);
-      if (Reversed ? lane + offset < kStepLanes : lane >= offset) v += other;
+      if (Reversed ? lane + offset <= last : lane >= offset + last) v += other;
     }
     return v;
+  }
+  template <bool Reversed>
+  __device__ __forceinline__ double running_sum(double v) const {
+    return running_sum<Reversed>(v, Reversed ? kStepLanes - 1 : 0);
+  }
+};
+
+// The documents (ops/documents.h) of a tile's timesteps. Where there are none to tell apart, all is one that begins in the first.
+template <bool Documents>
+struct TileDocuments {
+  int first = 0, last = 0;  // where those of the first and the last timestep begin, in the sequence
+  unsigned begins = 1;      // a bit for each timestep of the tile with which a document begins, and for the first
+
+  __device__ TileDocuments() = default;
+  // From the lanes of a warp, which all come here with the document of the timestep of their StepLanes::lane.
+  __device__ __forceinline__ TileDocuments(int document, const Tile& tile) {
+    if constexpr (Documents) {
+      const int row = static_cast<int>(threadIdx.x) % kStepLanes;
+      begins |= __ballot_sync(0xffffffffU, row < tile.rows && document == tile.begin + row) & ((1U << kStepLanes) - 1);
+      first = __shfl_sync(0xffffffffU, document, 0);
+      last = __shfl_sync(0xffffffffU, document, tile.rows - 1);
+    }
+  }
+  // What to give to it: documents [B, L] are asked for, and the answer takes its time.
+  static __device__ __forceinline__ int load(const std::int32_t* documents, const TilePlan& plan, const Tile& tile) {
+    const int row = static_cast<int>(threadIdx.x) % kStepLanes;
+    return !Documents ? 0 : documents[tile.batch * plan.length + tile.begin + min(row, tile.rows - 1)];
+  }
+
+  // The first and the last of the tile's timesteps that are of one document with this one.
+  __device__ __forceinline__ int head(int row) const { return Documents ? 31 - __clz(begins & ((2U << row) - 1)) : 0; }
+  __device__ __forceinline__ int tail(int row, int rows) const {
+    const unsigned after = begins >> row >> 1;
+    return Documents && after != 0 ? row + __ffs(after) - 1 : rows - 1;
   }
 };
 
 // What the tiles before this one have published of a group. It is asked for as early as possible, for the answer takes its time.
+// Only what counts is waited for: counts(step) says whether the chain's tile of this step does, and then so do all after it.
 struct Before {
   const double2* span;
   const double2* tiles;  // of the span
   double2 all;           // before the span
   double2 each[kReads];  // this lane's
+  bool all_counts;
+  bool counts[kReads];
 
-  __device__ __forceinline__ Before(const TilePlan& plan, const Published& published, const Tile& tile, std::int64_t at, int lane)
+  template <class Counts>
+  __device__ __forceinline__ Before(const TilePlan& plan, const Published& published, const Tile& tile, std::int64_t at, int lane,
+                                    const Counts& step_counts)
       : span(published.spans + at * plan.spans() + tile.step / kSpan),
         tiles(published.tiles + at * plan.tiles + tile.step / kSpan * kSpan) {
-    if (tile.step >= kSpan) all = peek(span);
+    const unsigned begin = tile.step / kSpan * kSpan;
+    all_counts = tile.step >= kSpan && step_counts(begin - 1);
 #pragma unroll
     for (int k = 0; k < kReads; ++k) {
-      if (lane + k * kStepLanes < tile.step % kSpan) each[k] = peek(tiles + lane + k * kStepLanes);
+      const unsigned i = lane + k * kStepLanes;
+      counts[k] = i < tile.step % kSpan && step_counts(begin + i);
+    }
+    if (all_counts) all = peek(span);
+#pragma unroll
+    for (int k = 0; k < kReads; ++k) {
+      if (counts[k]) each[k] = peek(tiles + lane + k * kStepLanes);
     }
   }
   // Zeros where there is nothing before.
-  __device__ __forceinline__ void wait(const Tile& tile, const StepLanes& lanes) {
-    if (tile.step >= kSpan) {
+  __device__ __forceinline__ void wait(const StepLanes& lanes) {
+    if (all_counts) {
       wait_for(span, all);
     } else {
       all = {0, 0};
     }
 #pragma unroll
     for (int k = 0; k < kReads; ++k) {
-      if (lanes.lane + k * kStepLanes < tile.step % kSpan) {
+      if (counts[k]) {
         wait_for(tiles + lanes.lane + k * kStepLanes, each[k]);
       } else {
         each[k] = {0, 0};

@@ -3,6 +3,7 @@
 
 #include "ops/cema.h"
 #include "support/both_devices.h"
+#include "support/documents_on_gpu.h"
 
 namespace megalodon {
 namespace {
@@ -29,6 +30,11 @@ struct Parameters {
     if (!slow) return;
     for (float& value : alpha) value = 5 * value - 4;
     for (float& value : delta) value = 5 * value - 6;
+  }
+
+  CemaParameters on_gpu(GpuTensors& gpu, const Cema& op) const {
+    return {gpu.put(alpha, {op.dim, op.order, 1}), gpu.put(delta, {op.dim, op.order, 1}), gpu.put(theta, {op.dim, 1, 1}),
+            gpu.put(gamma, {op.dim, op.order, 2}), gpu.put(omega, {op.dim, 1})};
   }
 };
 
@@ -123,28 +129,11 @@ using CemaSplitOnGpu = OnGpu;
 // Of x on the GPU, the windows' y one after the other, then the last state.
 std::vector<double> in_windows(const Cema& op, std::int64_t batch, std::int64_t length, DType dtype,
                                const std::vector<std::int64_t>& windows) {
-  const AcceleratorPtr gpu = the_gpu();
-  Context ctx(gpu, 1, cuda::cema_workspace_bytes(op, batch, length));
-  const Parameters parameters(op.dim, op.order, false);
-  std::vector<Buffer> buffers;
-  const auto put = [&](const std::vector<float>& values, const Shape& shape, DType type) {
-    buffers.emplace_back(static_cast<std::size_t>(shape.numel()) * size_of(type), "test", gpu);
-    const Tensor tensor(buffers.back().data(), type, shape, Device::Cuda);
-    if (type == DType::F32) {
-      gpu->copy(tensor.raw(), values.data(), tensor.bytes());
-    } else {
-      std::vector<BFloat16> narrow;
-      for (const float value : values) narrow.push_back(to_bfloat16(value));
-      gpu->copy(tensor.raw(), narrow.data(), tensor.bytes());
-    }
-    return tensor;
-  };
-  const CemaParameters p{
-      put(parameters.alpha, {op.dim, op.order, 1}, DType::F32), put(parameters.delta, {op.dim, op.order, 1}, DType::F32),
-      put(parameters.theta, {op.dim, 1, 1}, DType::F32), put(parameters.gamma, {op.dim, op.order, 2}, DType::F32),
-      put(parameters.omega, {op.dim, 1}, DType::F32)};
+  Context ctx(the_gpu(), 1, cuda::cema_workspace_bytes(op, batch, length));
+  GpuTensors gpu;
+  const CemaParameters p = Parameters(op.dim, op.order, false).on_gpu(gpu, op);
   const Shape state{batch, op.dim, op.order, 2};
-  const Tensor h = put(std::vector<float>(static_cast<std::size_t>(state.numel())), state, DType::F32);
+  const Tensor h = gpu.put(std::vector<float>(static_cast<std::size_t>(state.numel())), state);
   const auto x = normal(batch * length * op.dim, 11);
   std::vector<double> result(x.size());
   std::int64_t t = 0;
@@ -155,18 +144,15 @@ std::vector<double> in_windows(const Cema& op, std::int64_t batch, std::int64_t 
       in.insert(in.end(), first, first + window * op.dim);
     }
     const Shape shape{batch, window, op.dim};
-    const Tensor tensor = put(in, shape, dtype);
+    const Tensor tensor = gpu.put(in, shape, dtype);
     cema_forward(ctx, op, p, tensor, {h}, tensor, {});  // in place
-    std::vector<BFloat16> narrow(in.size());
-    gpu->copy(dtype == DType::F32 ? static_cast<void*>(in.data()) : narrow.data(), tensor.raw(), tensor.bytes());
-    if (dtype != DType::F32) std::transform(narrow.begin(), narrow.end(), in.begin(), [](BFloat16 v) { return to_float(v); });
+    in = GpuTensors::get(tensor);
     for (std::int64_t b = 0; b < batch; ++b) {
       std::copy_n(in.begin() + b * window * op.dim, window * op.dim, result.begin() + (b * length + t) * op.dim);
     }
     t += window;
   }
-  std::vector<float> last(static_cast<std::size_t>(state.numel()));
-  gpu->copy(last.data(), h.raw(), h.bytes());
+  const std::vector<float> last = GpuTensors::get(h);
   result.insert(result.end(), last.begin(), last.end());
   return result;
 }
@@ -180,6 +166,139 @@ TEST_F(CemaSplitOnGpu, WindowsInPlaceEqualTheWhole) {
     for (const auto& windows : {std::vector<std::int64_t>{1, 1299}, {512, 788}, {700, 1, 599}, {511, 9, 513, 267}, {1295, 5}}) {
       expect_close(in_windows(op, batch, 1300, dtype, windows), whole, bound, "windows");
     }
+  }
+}
+
+struct PackedCase {
+  std::int64_t dim, order;
+  bool slow;
+  std::int64_t gap;
+  std::vector<std::vector<std::int64_t>> lengths;  // of the documents of each sequence
+};
+
+class CemaPackedOnGpu : public OnGpu, public testing::WithParamInterface<PackedCase> {};
+
+TEST_P(CemaPackedOnGpu, AgreesWithTheCpu) {
+  const auto& [dim, order, slow, gap, lengths] = GetParam();
+  const Documents packed(lengths);
+  const std::int64_t batch = packed.batch();
+  const std::int64_t length = packed.length();
+  const Cema op{dim, order};
+  const Shape shape{batch, length, dim};
+  const Shape state_shape{batch, dim, order, 2};
+  const Parameters parameters(dim, order, slow);
+  const auto values = normal(shape.numel(), 11);
+  const auto upstream = normal(shape.numel(), 12);
+  for (const DType x_type : {DType::F32, DType::BF16}) {
+    for (const DType y_type : {DType::F32, DType::BF16}) {
+      SCOPED_TRACE(std::string(to_string(x_type)) + " to " + to_string(y_type));
+      BothDevices devices = devices_for(op, batch, length);
+      const Handles p = inputs(devices, parameters, op);
+      const auto documents = devices.input(packed.begins(), {batch, length});
+      const auto x = devices.input(values, shape, x_type, gap);
+      const auto y = devices.output("y", shape, tolerance::of(y_type, tolerance::kForward), y_type, gap);
+      const auto h0 = devices.output("h0", state_shape, 1e-30);
+      devices.run([&](Context& ctx, const BothDevices::Tensors& at) {
+        cema_forward(ctx, op, p.tensors(at), at(x), {}, at(y), {at(h0)}, at(documents));
+      });
+    }
+    SCOPED_TRACE(std::string("backward from ") + to_string(x_type));
+    BothDevices devices = devices_for(op, batch, length);
+    const double tolerance = x_type == DType::BF16 ? tolerance::kCemaInBlocks : tolerance::kGradient;
+    const Handles p = inputs(devices, parameters, op);
+    const auto documents = devices.input(packed.begins(), {batch, length});
+    const auto x = devices.input(values, shape, x_type, gap);
+    const auto h0 = devices.input(normal(state_shape.numel(), 13), state_shape);  // not read
+    const auto dy = devices.input(upstream, shape, DType::F32, gap);
+    const auto dx = devices.output("dx", shape, tolerance, DType::F32, gap);
+    const Handles d = gradients(devices, op, tolerance);
+    devices.run([&](Context& ctx, const BothDevices::Tensors& at) {
+      cema_backward(ctx, op, p.tensors(at), at(x), {at(h0)}, at(dy), at(dx), d.tensors(at), at(documents));
+    });
+  }
+}
+
+// As many copies of a sequence's documents, so that there are sequences enough for blocks.
+std::vector<std::vector<std::int64_t>> times(std::size_t count, const std::vector<std::int64_t>& lengths) {
+  return std::vector<std::vector<std::int64_t>>(count, lengths);
+}
+
+// In blocks: one token, at and beside the edges of blocks of 16 steps and of tiles, which are 512 steps from the first and 256
+// from the last, several in a block, over several tiles. Then the recurrence: beside the edges of its segments of 128 and of 137
+// steps, without segments, few steps, few states.
+const std::vector<std::int64_t> kSingle(600, 1);
+INSTANTIATE_TEST_SUITE_P(
+    Documents, CemaPackedOnGpu,
+    testing::Values(PackedCase{40,
+                               16,
+                               false,
+                               0,
+                               {{1, 1, 5, 9, 16, 15, 17, 48, 400, 88},
+                                {600},
+                                {511, 1, 88},
+                                {513, 87},
+                                kSingle,
+                                {255, 1, 344},
+                                {344, 256},
+                                {343, 257},
+                                {345, 255},
+                                {3, 3, 3, 3, 3, 3, 3, 3, 576},
+                                {592, 7, 1},
+                                {1, 599}}},
+                    PackedCase{272, 16, true, 8, {{100, 7, 93, 500, 1, 17, 290, 2, 90}}},
+                    PackedCase{16, 16, true, 0, times(18, {15, 17, 32})}, PackedCase{24, 16, false, 0, times(9, {40, 30, 1, 29})},
+                    PackedCase{64, 6, true, 0, {{137, 137, 1, 136, 138, 951}, {136, 1, 1363}, {1500}, {1, 1498, 1}}},
+                    PackedCase{5, 16, true, 3, {{128, 256, 1, 127, 129, 382, 1}, {1024}}},
+                    PackedCase{5, 3, false, 0, {{1, 17, 12, 1}}}, PackedCase{24, 16, false, 0, {{1, 7}, {3, 5}, {8}}},
+                    PackedCase{8, 64, false, 0, {{20}, {9, 11}}}));
+
+// What the GPU makes of x [B, L, D] and dy: y, dx, and the gradients of alpha, delta, theta, gamma and omega.
+std::vector<std::vector<float>> on_the_gpu(const Cema& op, DType dtype, const Documents& like, bool with_documents,
+                                           const std::vector<float>& x, const std::vector<float>& dy) {
+  const std::int64_t batch = like.batch();
+  const std::int64_t length = like.length();
+  const Shape shape{batch, length, op.dim};
+  const Shape state{batch, op.dim, op.order, 2};
+  Context ctx(the_gpu(), 1, cuda::cema_workspace_bytes(op, batch, length));
+  GpuTensors gpu;
+  const Tensor documents = with_documents ? gpu.put(like.begins(), {batch, length}) : Tensor();
+  const CemaParameters p = Parameters(op.dim, op.order, true).on_gpu(gpu, op);
+  CemaParameters d;
+  for (Tensor CemaParameters::*part :
+       {&CemaParameters::alpha, &CemaParameters::delta, &CemaParameters::theta, &CemaParameters::gamma, &CemaParameters::omega}) {
+    d.*part = gpu.put(std::vector<float>(static_cast<std::size_t>((p.*part).shape().numel())), (p.*part).shape());
+  }
+  const Tensor in = gpu.put(x, shape, dtype);
+  const Tensor up = gpu.put(dy, shape);
+  const CemaSaved saved{gpu.put(unwritten(state.numel()), state)};
+  const Tensor y = gpu.put(unwritten(shape.numel()), shape, dtype);
+  const Tensor dx = gpu.put(unwritten(shape.numel()), shape);
+  cema_forward(ctx, op, p, in, {}, y, saved, documents);
+  cema_backward(ctx, op, p, in, saved, up, dx, d, documents);
+  std::vector<std::vector<float>> result;
+  for (const Tensor& out : {y, dx, d.alpha, d.delta, d.theta, d.gamma, d.omega}) result.push_back(GpuTensors::get(out));
+  return result;
+}
+
+TEST_F(CemaSplitOnGpu, DocumentsKeepToThemselves) {
+  const Documents documents({{1, 1, 5, 9, 16, 15, 17, 48, 400, 88}, {255, 1, 344}, {3, 3, 3, 3, 588}, {513, 87}});
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const Cema op{80, 16};
+    expect_documents_apart(documents, op.dim, [&](const std::vector<float>& x, const std::vector<float>& dy) {
+      auto outputs = on_the_gpu(op, dtype, documents, true, x, dy);
+      outputs.resize(2);  // the gradients of parameters are of all documents
+      return outputs;
+    });
+  }
+}
+
+TEST_F(CemaSplitOnGpu, OneDocumentIsNone) {
+  const Documents documents({{1100}, {1100}});
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const Cema op{144, 16};
+    const auto x = normal(2200 * op.dim, 1);
+    const auto dy = normal(2200 * op.dim, 2);
+    EXPECT_EQ(on_the_gpu(op, dtype, documents, true, x, dy), on_the_gpu(op, dtype, documents, false, x, dy));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "ops/timestep_norm.h"
 
 #include "support/both_devices.h"
+#include "support/documents_on_gpu.h"
 
 namespace megalodon {
 namespace {
@@ -160,6 +161,112 @@ TEST_F(TimestepNormCudaSplitTest, ConstantStartHasAnExactGradient) {
     timestep_norm_forward(ctx, op, t(weight), t(weight), t(x), {}, t(y), saved);
     timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias));
   });
+}
+
+struct PackedCase {
+  std::int64_t dim, groups, gap;
+  float offset;
+  std::vector<std::vector<std::int64_t>> lengths;  // of the documents of each sequence
+};
+
+class TimestepNormCudaPackedTest : public OnGpu, public testing::WithParamInterface<PackedCase> {};
+
+TEST_P(TimestepNormCudaPackedTest, AgreesWithTheCpu) {
+  const auto& [dim, groups, gap, offset, lengths] = GetParam();
+  const Documents packed(lengths);
+  const std::int64_t batch = packed.batch();
+  const std::int64_t length = packed.length();
+  const TimestepNorm op{dim, groups, 1e-5};
+  const Shape shape{batch, length, dim};
+  auto values = normal(shape.numel(), 1);
+  for (float& value : values) value += offset;
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    BothDevices both(timestep_norm_workspace_bytes(op, 2), cuda::timestep_norm_workspace_bytes(op, batch, length));
+    const double gradient = tolerance::kGradient;
+    const auto documents = both.input(packed.begins(), {batch, length});
+    const auto weight = both.input(normal(dim, 3, 0.3), {dim});
+    const auto bias = both.input(normal(dim, 4, 0.3), {dim});
+    const auto x = both.input(values, shape, DType::F32, gap);
+    const auto dy = both.input(normal(shape.numel(), 2), shape, DType::F32, 2 * gap);
+    const std::vector<std::int64_t> none(static_cast<std::size_t>(batch), -1);
+    const auto count = both.updated("saved.count", none, {batch});
+    const auto mean = both.output("saved.mean", {batch, length, groups}, tolerance::kState);
+    const auto rstd = both.output("saved.rstd", {batch, length, groups}, tolerance::kForward);
+    const auto y = both.output("y", shape, tolerance::of(dtype, tolerance::kForward), dtype, gap);
+    const auto exact = both.output("exact", shape, tolerance::kForward, DType::F32, 2 * gap);
+    const auto dx = both.output("dx", shape, gradient, DType::F32, gap);
+    const auto sum = both.updated("dx, accumulated", normal(shape.numel(), 5), shape, gradient, DType::F32, gap);
+    const auto dweight = both.updated("dweight", normal(dim, 6), {dim}, gradient);
+    const auto dbias = both.updated("dbias", normal(dim, 7), {dim}, gradient);
+    both.run([&](Context& ctx, const BothDevices::Tensors& t) {
+      const TimestepNormSaved saved{t(count), t(mean), t(rstd)};
+      timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(y), saved, t(exact), t(documents));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias), false, t(documents));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(sum), t(dweight), t(dbias), true, t(documents));
+    });
+  }
+}
+
+// One token, at and beside the edges of tiles of 8, 12 and 16 timesteps, over many of them, at and beside the edges of spans of
+// tiles, in windows of a few timesteps, and where a tile is one timestep.
+const std::vector<std::int64_t> kSingle(240, 1);
+INSTANTIATE_TEST_SUITE_P(
+    Documents, TimestepNormCudaPackedTest,
+    testing::Values(PackedCase{384, 6, 0, 1, {{1, 1, 1, 13, 16, 17, 15, 32, 31, 33, 48, 1, 1, 30}, {240}, kSingle, {15, 1, 224}}},
+                    PackedCase{20, 4, 3, 1, {{12, 12, 11, 13, 24, 25, 23, 120}, kSingle, {1, 239}, {239, 1}}},
+                    PackedCase{384, 3, 4, -3, {{1500, 1500}, {2999, 1}, {1, 1023, 1, 1025, 950}, {10, 2990}}},
+                    PackedCase{64, 16, 0, 0, {{1024, 1976}, {768, 1, 767, 1464}, {2048, 952}, {3000}, {977, 47, 1976}}},
+                    PackedCase{4096, 64, 0, 1, {{100, 7, 93}, {8, 8, 184}}}, PackedCase{48, 3, 0, 1, {{1, 2}, {3}, {2, 1}}},
+                    PackedCase{20, 4, 0, 1, {{1}, {1}}}, PackedCase{1024, 1, 0, 1, {{1, 20, 70, 9}, {50, 50}, {100}}},
+                    PackedCase{1021, 1, 0, 1, {{1, 20, 70, 9}, {64, 36}}}, PackedCase{256, 4, 0, 1000, {{300, 1, 2, 297}}}));
+
+// What the GPU makes of x [B, L, D] and dy: y, its unrounded self, saved.mean, saved.rstd, dx, dweight and dbias.
+std::vector<std::vector<float>> on_the_gpu(const TimestepNorm& op, const Documents& like, bool with_documents,
+                                           const std::vector<float>& x, const std::vector<float>& dy) {
+  const std::int64_t batch = like.batch();
+  const std::int64_t length = like.length();
+  const Shape shape{batch, length, op.dim};
+  const Shape moments{batch, length, op.groups};
+  Context ctx(the_gpu(), 1, cuda::timestep_norm_workspace_bytes(op, batch, length));
+  GpuTensors gpu;
+  const Tensor documents = with_documents ? gpu.put(like.begins(), {batch, length}) : Tensor();
+  const Tensor weight = gpu.put(normal(op.dim, 3, 0.3), {op.dim});
+  const Tensor bias = gpu.put(normal(op.dim, 4, 0.3), {op.dim});
+  const Tensor in = gpu.put(x, shape);
+  const Tensor up = gpu.put(dy, shape);
+  const TimestepNormSaved saved{gpu.put(std::vector<std::int64_t>(static_cast<std::size_t>(batch), -1), {batch}),
+                                gpu.put(unwritten(moments.numel()), moments), gpu.put(unwritten(moments.numel()), moments)};
+  const Tensor y = gpu.put(unwritten(shape.numel()), shape, DType::BF16);
+  const Tensor exact = gpu.put(unwritten(shape.numel()), shape);
+  const Tensor dx = gpu.put(unwritten(shape.numel()), shape);
+  const std::vector<float> zeros(static_cast<std::size_t>(op.dim));
+  const Tensor dweight = gpu.put(zeros, {op.dim});
+  const Tensor dbias = gpu.put(zeros, {op.dim});
+  timestep_norm_forward(ctx, op, weight, bias, in, {}, y, saved, exact, documents);
+  timestep_norm_backward(ctx, op, weight, in, saved, up, dx, dweight, dbias, false, documents);
+  std::vector<std::vector<float>> result;
+  for (const Tensor& out : {y, exact, saved.mean, saved.rstd, dx, dweight, dbias}) result.push_back(GpuTensors::get(out));
+  return result;
+}
+
+TEST_F(TimestepNormCudaSplitTest, DocumentsKeepToThemselves) {
+  const Documents documents({{1, 1, 1, 13, 16, 17, 15, 32, 31, 33, 48, 1, 1, 1390}, {700, 1, 20, 879}, {1600}});
+  for (const TimestepNorm& op : {TimestepNorm{384, 6}, TimestepNorm{10, 2}, TimestepNorm{1024, 1}}) {
+    expect_documents_apart(documents, op.dim, [&](const std::vector<float>& x, const std::vector<float>& dy) {
+      auto outputs = on_the_gpu(op, documents, true, x, dy);
+      outputs.resize(5);  // the gradients of parameters are of all documents
+      return outputs;
+    });
+  }
+}
+
+TEST_F(TimestepNormCudaSplitTest, OneDocumentIsNone) {
+  const Documents documents({{1100}, {1100}});
+  for (const TimestepNorm& op : {TimestepNorm{384, 6}, TimestepNorm{10, 2}, TimestepNorm{1024, 1}}) {
+    const auto x = normal(2200 * op.dim, 1);
+    const auto dy = normal(2200 * op.dim, 2);
+    EXPECT_EQ(on_the_gpu(op, documents, true, x, dy), on_the_gpu(op, documents, false, x, dy));
+  }
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ class Documents {
   const std::vector<Piece>& pieces() const { return pieces_; }
   std::int64_t batch() const { return batch_; }
   std::int64_t length() const { return static_cast<std::int64_t>(begins_.size()) / batch_; }
+  const std::vector<std::int32_t>& begins() const { return begins_; }
   Tensor tensor() { return Tensor(begins_.data(), {batch_, length()}); }
 
  private:
