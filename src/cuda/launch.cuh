@@ -4,7 +4,8 @@
 // A kernel that launch() launches may be placed on the GPU as soon as every block of the one before it has called
 // let_next_start(), or has ended. It must call wait_for_previous() in every thread before it touches memory that anything of the
 // same pass reads or writes: only then is all earlier work done and seen. Before that it may read what was written before the
-// pass, parameters above all. A pass therefore begins with a kernel that is launched the usual way, the embedding's.
+// pass, parameters and positions, and ask for any memory to come nearer. A pass therefore begins with a kernel that is launched
+// the usual way, the embedding's.
 #pragma once
 
 #include <utility>
@@ -24,6 +25,9 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+// Asks for a line of memory to be in the L2 cache by the time that it is read. It may be written meanwhile.
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 enum class Start { BeforeTheLastEnds, AfterAllBefore };
 

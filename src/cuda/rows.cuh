@@ -7,6 +7,7 @@
 
 #include "core/buffer.h"
 #include "cuda/kernels.cuh"
+#include "cuda/launch.cuh"
 
 namespace megalodon::cuda {
 
@@ -78,7 +79,7 @@ __device__ __forceinline__ void for_row(std::int64_t dim, Body&& body) {
 template <class Team>
 __device__ __forceinline__ void prefetch_row(const float* row, std::int64_t dim) {
   if constexpr (Team::kPacks > 0) {
-    for_row<Team>(dim, [&](int, std::int64_t column) { asm volatile("prefetch.global.L2 [%0];" ::"l"(row + column)); });
+    for_row<Team>(dim, [&](int, std::int64_t column) { prefetch(row + column); });
   }
 }
 

@@ -115,8 +115,13 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
   masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
-  linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
-  queries_keys_values(ctx, op, p, window, a, s, t);
+  if (masks.active) {  // backward follows, which reads v before its silu
+    linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
+    queries_keys_values(ctx, op, p, window, a, s, t);
+  } else {
+    linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v);
+    head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
+  }
   attention_forward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
@@ -127,11 +132,15 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
 
   // out = x + alpha * (hidden W2): the residual is the block's input, two hops back. y is the sum x + h1 and nowhere else.
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, x, t.n, s.nffn, a.h1);
-  linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
-  silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
-  masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
-  const bool plain_sum = !p.alpha && c.dropout == 0;
-  if (masks.active && plain_sum && ctx.device() != Device::Cpu) {  // one crossing of a GPU's memory less
+  if (masks.active) {
+    linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
+    silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
+    masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
+  } else {
+    linear_gate_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13, t.hidden);
+  }
+  const bool plain_sum = !p.alpha && (!masks.active || c.dropout == 0);
+  if (plain_sum && ctx.device() != Device::Cpu) {  // one crossing of a GPU's memory, or one short kernel, less
     return linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, out, /*accumulate=*/false, x);
   }
   linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.f);

@@ -1,6 +1,8 @@
 // Attention row by row, each row at the place in its chunk that the device knows: single tokens, short windows, and those that
 // begin at several places. Keys and values are read once, at memory's speed: the keys of a row are cut into splits, a block each,
-// whose sums a second kernel joins. The grid does not depend on positions; blocks whose keys do not exist yet leave at once.
+// whose sums a second kernel joins. The grid does not depend on positions, which the device alone knows; how the keys that there
+// are share the grid's splits does, and blocks that get none leave at once, before the kernel before has ended. Positions are
+// therefore to be what they are before the pass begins (cuda/launch.cuh).
 #include "cuda/launch.cuh"
 #include "ops/attention_cuda.cuh"
 
@@ -12,7 +14,7 @@ constexpr const char* kName = "attention_rows";
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMostKeys = 256;             // of a split
-constexpr int kFewestKeys = 16;            // of a split
+constexpr int kFewestKeys = 8;             // of a split: so many values are under way together
 constexpr std::int64_t kBlocks = 132 * 4;  // of a GPU at once: a row's keys are cut until there are as many
 constexpr std::int64_t kPartialBytes = 64 << 20;
 constexpr int kJoinColumns = 64;  // of a block that joins splits
@@ -21,13 +23,15 @@ constexpr int kJoinPack = 4;
 // How rows are cut; a function of sizes alone.
 struct Cut {
   std::int64_t splits;  // of a row's keys
-  std::int64_t keys;    // of a split
+  std::int64_t keys;    // of a split, at most,
+  std::int64_t fewest;  // and at least, where there are as many: where rows are many, splits as they are fill the GPU
   std::int64_t rows;    // that one launch takes
 
   Cut(const Attention& op, std::int64_t all_rows) {
     const std::int64_t wanted = ceil_div(kBlocks, std::max<std::int64_t>(1, all_rows * op.heads));
     const std::int64_t even = ceil_div(op.chunk, wanted);
     keys = std::clamp<std::int64_t>(ceil_div(even, kFewestKeys) * kFewestKeys, kFewestKeys, kMostKeys);
+    fewest = keys < kMostKeys ? kFewestKeys : kMostKeys;
     splits = ceil_div(op.chunk, keys);
     const std::int64_t bytes = op.heads * splits * (pitch(op) + 2) * static_cast<std::int64_t>(sizeof(float));
     rows = std::clamp<std::int64_t>(kPartialBytes / bytes, 1, std::min<std::int64_t>(all_rows, 32768));
@@ -50,7 +54,7 @@ struct Rows {
   std::int64_t first;  // row of the launch's first
   std::int64_t length, chunk;
   int heads, z, w;
-  int splits, keys;
+  int splits, fewest;
   int lanes;  // that share a key's product with the query
   AttentionMasks masks;
   AttentionDocuments documents;
@@ -61,6 +65,7 @@ struct Place {
   std::int64_t b, t;      // sequence and row of its window
   std::int64_t own;       // its key in the chunk
   std::int64_t in_state;  // keys [0, in_state) are in the state, the others in the window
+  std::int64_t keys;      // of a split
 };
 
 template <bool Documents>
@@ -77,6 +82,7 @@ struct PlaceOf : Place {
       own = (before + t) % a.chunk;
       in_state = own > t ? own - t : 0;
     }
+    keys = max(static_cast<std::int64_t>(a.fewest), ceil_div(own + 1, a.splits));
   }
 };
 
@@ -96,6 +102,15 @@ struct Source {
         in_state(static_cast<int>(place.in_state - first)) {}
   __device__ const T* row(int j) const { return j < in_state ? state + j * pitch_state : window + j * pitch_window; }
 };
+
+// Asks for the first `count` rows of those that are in the state.
+template <class T>
+__device__ void prefetch_rows(const Source<T>& from, int count, int columns) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int j = static_cast<int>(threadIdx.x) / kWarp; j < min(count, from.in_state); j += kWarps) {
+    for (int i = static_cast<int>(threadIdx.x) % kWarp * kLine; i < columns; i += kWarp * kLine) prefetch(from.row(j) + i);
+  }
+}
 
 // The logits of keys [0, count) of a split, N features at once: `lanes` threads to a key, several keys of each under way.
 template <class T, int N>
@@ -133,7 +148,7 @@ __device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, co
 // sums[c] = sum over j of weights[j] v_j[c]: a thread takes N columns, and where rows are short several threads share the keys.
 template <class T, int N>
 __device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const float* weights, float* shared, float* sums) {
-  constexpr int kAtOnce = 8;                   // keys whose values are under way together
+  constexpr int kAtOnce = kFewestKeys;         // keys whose values are under way together
   const int columns = min(a.w, kThreads * N);  // at once
   const int threads = static_cast<int>(ceil_div(columns, N));
   const int groups = kThreads / threads;
@@ -180,18 +195,22 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   __shared__ float weights[kMostKeys];
   __shared__ float shared[kThreads * N];
   let_next_start();
-  wait_for_previous();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * a.keys;
+  if constexpr (Documents) wait_for_previous();  // the pass may have written them
   const PlaceOf<Documents> place(a, row);
+  const std::int64_t first = blockIdx.x * place.keys;
   if (first > place.own) return;
-  const int count = static_cast<int>(min(static_cast<std::int64_t>(a.keys), place.own + 1 - first));
+  const int count = static_cast<int>(min(place.keys, place.own + 1 - first));
+  const Source<T> keys(a.state_k, a.k, place, a.chunk, a.length, first, h * a.z);
   const Source<T> values(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w);
+  prefetch_rows(keys, count, a.z);
+  prefetch_rows(values, min(count, kFewestKeys), a.w);
+  wait_for_previous();
   const T* const q = a.q.row(row) + h * a.z;
   for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) query[i] = to_f32(q[i]);
   __syncthreads();
-  logits_of<T, N>(a, Source<T>(a.state_k, a.k, place, a.chunk, a.length, first, h * a.z), count, query, logits);
+  logits_of<T, N>(a, keys, count, query, logits);
   __syncthreads();
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -221,8 +240,13 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   // The state gets a single token's key and value from who read them; nobody else reads that row.
   if (a.length > 1 || !a.state_k || first + count <= place.own) return;
   const std::int64_t to = place.b * a.chunk + place.own;
-  for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) a.state_k.row(to)[h * a.z + i] = a.k.row(row)[h * a.z + i];
-  for (int i = static_cast<int>(threadIdx.x); i < a.w; i += kThreads) a.state_v.row(to)[h * a.w + i] = a.v.row(row)[h * a.w + i];
+  const auto keep_row = [](const T* from, T* state, int columns) {
+    for (int i = static_cast<int>(threadIdx.x) * N; i < columns; i += kThreads * N) {
+      store_pack<N>(state + i, load_pack<N>(from + i));
+    }
+  };
+  keep_row(a.k.row(row) + h * a.z, a.state_k.row(to) + h * a.z, a.z);
+  keep_row(a.v.row(row) + h * a.w, a.state_v.row(to) + h * a.w, a.w);
 }
 
 // Joins the splits of kJoinColumns columns: a thread takes kJoinPack of them and every kGroups'th split.
@@ -232,11 +256,12 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   constexpr int kGroups = kThreads / kPacks;
   __shared__ float shared[kGroups][kJoinColumns];
   let_next_start();
-  wait_for_previous();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
+  if constexpr (Documents) wait_for_previous();
   const PlaceOf<Documents> place(a, row);
-  const int splits = static_cast<int>(place.own / a.keys) + 1;
+  const int splits = static_cast<int>(place.own / place.keys) + 1;
+  wait_for_previous();
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   float most = -INFINITY;
@@ -366,7 +391,7 @@ void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t beg
     rows.z = static_cast<int>(op.z_head_dim);
     rows.w = static_cast<int>(op.v_head_dim);
     rows.splits = static_cast<int>(cut.splits);
-    rows.keys = static_cast<int>(cut.keys);
+    rows.fewest = static_cast<int>(cut.fewest);
     rows.lanes = kWarp;
     rows.masks = attention_masks(op);
     rows.documents = attention_documents(op);

@@ -12,26 +12,28 @@ namespace {
 constexpr int kLanes = 16;  // that share a channel: one state each, neighbours in memory
 constexpr int kThreads = 128;
 constexpr std::int64_t kFewSteps = 8;
-constexpr std::int64_t kSequences = 4;  // of a thread: what they share is computed once
+constexpr int kSequences = 4;  // of a thread, at most: what they share is computed once
 
 // A few steps of each sequence, states read and written once. The order is at most 16. States are float64 within the window.
-template <class X, class Y>
+// Sequences: of a thread, no more than there are, for threads of few registers find room sooner.
+template <int Sequences, class X, class Y>
 __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters, std::int64_t dim, int order, std::int64_t batch,
                                                          int length, Matrix<X> x, Matrix<Y> y, float* h, float* h0) {
   let_next_start();
   const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
   const int n = static_cast<int>(threadIdx.x) % kLanes;
   const bool valid = channel < dim && n < order;
+  if (valid && h != nullptr) prefetch(h + 2 * ((blockIdx.y * Sequences * dim + channel) * order + n));
   CemaCoefficients c{};
   if (valid) c = cema_coefficients(parameters, order, channel, n);
   const float omega = channel < dim ? parameters.omega[channel] : 0;
   wait_for_previous();
-  for (std::int64_t first = blockIdx.y * kSequences; first < batch; first += gridDim.y * kSequences) {
-    const int sequences = static_cast<int>(min(static_cast<std::int64_t>(kSequences), batch - first));
+  for (std::int64_t first = blockIdx.y * Sequences; first < batch; first += gridDim.y * Sequences) {
+    const int sequences = static_cast<int>(min(static_cast<std::int64_t>(Sequences), batch - first));
     const auto at = [&](int s) { return ((first + s) * dim + channel) * order + n; };
-    double hr[kSequences], hi[kSequences];
+    double hr[Sequences], hi[Sequences];
 #pragma unroll
-    for (int s = 0; s < kSequences; ++s) {
+    for (int s = 0; s < Sequences; ++s) {
       float2 state{};
       if (valid && s < sequences && h != nullptr) state = reinterpret_cast<const float2*>(h)[at(s)];
       if (valid && s < sequences && h0 != nullptr) reinterpret_cast<float2*>(h0)[at(s)] = state;
@@ -39,13 +41,13 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters
       hi[s] = state.y;
     }
     for (int t = 0; t < length; ++t) {
-      float in[kSequences];
+      float in[Sequences];
 #pragma unroll
-      for (int s = 0; s < kSequences; ++s) {
+      for (int s = 0; s < Sequences; ++s) {
         in[s] = channel < dim && s < sequences ? to_f32(x.row((first + s) * length + t)[channel]) : 0;
       }
 #pragma unroll
-      for (int s = 0; s < kSequences; ++s) {
+      for (int s = 0; s < Sequences; ++s) {
         const double real = fma(c.qr, hr[s], fma(-c.qi, hi[s], c.p * in[s]));
         hi[s] = fma(c.qr, hi[s], c.qi * hr[s]);
         hr[s] = real;
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters
       }
     }
 #pragma unroll
-    for (int s = 0; s < kSequences; ++s) {
+    for (int s = 0; s < Sequences; ++s) {
       if (valid && s < sequences && h != nullptr) {
         reinterpret_cast<float2*>(h)[at(s)] = {static_cast<float>(hr[s]), static_cast<float>(hi[s])};
       }
@@ -77,8 +79,8 @@ void few_steps(Context& ctx, const Cema& op, const CemaPointers& parameters, con
     with_type(y.dtype(), [&](auto out) {
       using X = decltype(in);
       using Y = decltype(out);
-      launch(ctx, "cema steps", steps_kernel<X, Y>, grid, kThreads, 0, parameters, op.dim, op.order, batch, x.shape()[1],
-             matrix<X>(x), matrix<Y>(y), h, h0);
+      launch(ctx, "cema steps", batch == 1 ? steps_kernel<1, X, Y> : steps_kernel<kSequences, X, Y>, grid, kThreads, 0,
+             parameters, op.dim, op.order, batch, x.shape()[1], matrix<X>(x), matrix<Y>(y), h, h0);
     });
   });
 }

@@ -168,25 +168,28 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     scale_q[i] = (scale_q[i] + 1) * share;
     scale_k[i] = (scale_k[i] + 1) * share;
   }
-  wait_for_previous();
   HeadSum<Team> sum;
   Features<T> next;
   Features<float> next_angles;
   AngleWalk<Documents> position(rotation, layout.length);
+  const auto fetch_angles = [&](std::int64_t row) {
+    if (!part.has_features || row >= part.end || rotation.table == nullptr) return;
+    next_angles.load(rotation.table + position(row, part.rows_at_once) * layout.head_dim + part.feature);
+  };
   const auto fetch = [&](std::int64_t row) {
-    if (!part.has_features || row >= part.end) return;
-    next.load(z.row(row) + part.column);
-    if (rotation.table != nullptr) {
-      next_angles.load(rotation.table + position(row, part.rows_at_once) * layout.head_dim + part.feature);
-    }
+    if (part.has_features && row < part.end) next.load(z.row(row) + part.column);
   };
   std::int64_t row = part.first_row;
+  if constexpr (Documents) wait_for_previous();  // the pass may have written them
+  fetch_angles(row);
+  wait_for_previous();
   fetch(row);
   for (int step = 0; step < part.steps; ++step, row += part.rows_at_once) {
     float v[kN], angles[kN];
     next.get(v);
     next_angles.get(angles);
     fetch(row + part.rows_at_once);
+    fetch_angles(row + part.rows_at_once);
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < kN; ++i) squares = fmaf(v[i], v[i], squares);

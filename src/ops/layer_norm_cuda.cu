@@ -19,13 +19,14 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   w.read(weight, dim);
   Row<Team, float> b;
   b.read(bias, dim);
+  const std::int64_t stride = gridDim.x * Team::kTeams;
+  std::int64_t row = last_row<Team>(rows);
+  if (row >= 0) prefetch_row<Team>(x.row(row), dim);
   wait_for_previous();
   Row<Team, float, T> v;
   TeamSum<Team, 1> sum_one;
   TeamSum<Team, 2> sum_two;
   const float share = 1.0F / static_cast<float>(dim);
-  const std::int64_t stride = gridDim.x * Team::kTeams;
-  std::int64_t row = last_row<Team>(rows);
   const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
   if (row >= 0) v.fetch(x.row(row), dim, added(row));
   for (; row >= 0; row -= stride) {

@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "ops/dispatch.h"
+#include "ops/silu_gate.h"
 
 namespace megalodon {
 
@@ -36,6 +37,24 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
   };
   dispatch(ctx, x.dtype(), "linear_forward", on_cpu,
            [&] { cuda::linear_forward(ctx, op, weight, bias, x, y, accumulate, added); });
+}
+
+void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                         const Tensor& products, const Tensor& y) {
+  check(op, x, op.in, "x", products, op.out, "products");
+  const bool pairs = y.cols() != op.out;
+  require(!pairs || 2 * y.cols() == op.out, kName, "y must have as many columns as there are outputs, or half as many");
+  require_matrix(y, x.dtype(), x.rows(), y.cols(), kName, "y");
+  require_contiguous(weight, x.dtype(), {op.out, op.in}, kName, "weight");
+  if (bias) require_contiguous(bias, DType::F32, {op.out}, kName, "bias");
+  if constexpr (cuda::kBuilt) {
+    if (ctx.device() == Device::Cuda && cuda::linear_gates(op, x, y)) {
+      return dispatch(
+          ctx, x.dtype(), "linear_forward", [] {}, [&] { cuda::linear_gate_forward(ctx, op, weight, bias, x, y); });
+    }
+  }
+  linear_forward(ctx, op, weight, bias, x, products);
+  silu_gate_forward(ctx, products.column_range(0, y.cols()), pairs ? products.column_range(y.cols(), y.cols()) : Tensor(), y);
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

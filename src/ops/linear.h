@@ -24,6 +24,16 @@ void linear_forward(Context& ctx, const Linear& op,
                     bool accumulate = false,
                     const Tensor& added = {});  // [..., out] of y's dtype, it and y contiguous; null, as it is with accumulate
 
+// silu_gate_forward of products, for those who need nothing else of them (ops/silu_gate.h):
+//   y = silu(x W^T + b),  or of two projections side by side, each of half the outputs,  y = silu(x W1^T + b1) * (x W2^T + b2)
+// Overwrites y; products is memory for what is multiplied and not yet gated, where that is not done at once.
+void linear_gate_forward(Context& ctx, const Linear& op,
+                         const Tensor& weight,    // [out, in] T
+                         const Tensor& bias,      // [out] f32, or null
+                         const Tensor& x,         // [..., in] T, any pitch
+                         const Tensor& products,  // [..., out] T, any pitch
+                         const Tensor& y);        // [..., out] or [..., out / 2] T, any pitch
+
 // dx = dy W. Overwrites dx, or with accumulate adds to it. dx must not overlap dy.
 void linear_backward_input(Context& ctx, const Linear& op,
                            const Tensor& weight,  // [out, in] T
@@ -53,6 +63,10 @@ namespace cuda {
 std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate, const Tensor& added);
+// Whether the gate is part of the product, as it is for a few rows; the product for which it is.
+bool linear_gates(const Linear& op, const Tensor& x, const Tensor& y);
+void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                         const Tensor& y);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate);
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

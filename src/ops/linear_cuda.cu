@@ -130,8 +130,7 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
                     bool accumulate, const Tensor& added) {
   if (x.rows() == 0) return;
   if (x.rows() <= kFewRows) {
-    if (added) ctx.copy(added, y);
-    return linear_few_rows(ctx, op, weight, bias, x, y, accumulate || added);
+    return linear_few_rows(ctx, op, weight, bias, x, accumulate ? y : added, y, Gate::None);
   }
   const ArenaScope scope(ctx.workspace());
   Tensor ready = bias;
@@ -157,6 +156,15 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
           .in = x.dtype(),
           .out = y.dtype()},
          x.raw(), weight.raw(), y.raw(), ready.raw(), added.raw());
+}
+
+bool linear_gates(const Linear& op, const Tensor& x, const Tensor& y) {
+  return x.rows() >= 1 && x.rows() <= kFewRows && (y.cols() == op.out || op.out % kPairs == 0);
+}
+
+void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                         const Tensor& y) {
+  linear_few_rows(ctx, op, weight, bias, x, Tensor(), y, y.cols() == op.out ? Gate::Silu : Gate::Pairs);
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

@@ -20,9 +20,14 @@ namespace megalodon::cuda {
 
 constexpr std::int64_t kFewRows = 8;  // up to here this is no slower than cuBLASLt
 
-// What linear_forward says; x has from 1 to kFewRows rows. Reads the weights once, and adds the bias before anything is rounded.
-// Products of bfloat16 are exact; sums are float32, in an order that depends on the sizes, pitches and alignment alone.
-void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
-                     bool accumulate);
+// What is done with sums before they are rounded and written: nothing; silu; or, of s [..., out], silu(s[..., i]) times
+// s[..., out / 2 + i], which makes half as many columns of y. For pairs out is a multiple of kPairs.
+enum class Gate { None, Silu, Pairs };
+constexpr std::int64_t kPairs = 16;
+
+// y = gate(x W^T + b + added), where added may be y, or null, and x has from 1 to kFewRows rows. Reads the weights once. Products
+// of bfloat16 are exact; sums are float32, in an order that depends on the sizes, pitches and alignment alone.
+void linear_few_rows(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
+                     const Tensor& added, const Tensor& y, Gate gate);
 
 }  // namespace megalodon::cuda

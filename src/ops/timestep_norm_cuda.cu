@@ -5,7 +5,8 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kStepThreads = 1024;
+constexpr int kStepThreads = 512;
+constexpr int kStepBlocks = 2;         // on a multiprocessor: it is then placed before all of the kernel before has left
 constexpr std::int64_t kFewSteps = 4;  // at most as many are taken one after the other, by one kernel
 constexpr int kForwardRows = 8;        // timesteps of a thread in a tile
 constexpr int kTileBlocks = 2;         // on a multiprocessor
@@ -25,30 +26,26 @@ struct Forward {
   float *saved_mean, *saved_rstd;
 };
 
-// One block a batch element, half a warp a group, timestep after timestep: for windows of a few.
+// One block a batch element, a quarter of a warp a group, timestep after timestep: for windows of a few.
 template <class T>
-__global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forward<T> p) {
-  constexpr int kLanes = kWarp / 2;
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks) timestep_norm_steps_kernel(Forward<T> p) {
+  constexpr int kLanes = kWarp / 4;
   let_next_start();
-  wait_for_previous();
-  constexpr int kHeld = 4;  // of a lane's features the first are read ahead of their use
+  constexpr int kHeld = 8;  // of a lane's features the first are read ahead of their use
   const std::int64_t b = blockIdx.x;
   const std::int64_t lane = threadIdx.x % kLanes;
-  const unsigned mask = threadIdx.x % kWarp < kLanes ? 0x0000ffffU : 0xffff0000U;
+  const unsigned mask = 0x000000ffU << threadIdx.x % kWarp / kLanes * kLanes;
   const auto sum = [&](float v) {
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(mask, v, offset);
     return v;
   };
-  const std::int64_t count = p.count != nullptr ? p.count[b] : 0;
+  std::int64_t count = 0;
   const double width = static_cast<double>(p.width);
   for (std::int64_t g = threadIdx.x / kLanes; g < p.groups; g += kStepThreads / kLanes) {
     const std::int64_t at = b * p.groups + g;
     const float* const weight = p.weight + g * p.width;
     const float* const bias = p.bias + g * p.width;
-    double mean = p.count != nullptr ? p.mean[at] : 0;
-    double var = p.count != nullptr ? p.var[at] : 0;
-    if (count == 0) mean = var = 0;
     float held[3][kHeld];  // weight, bias, x
     const auto read = [&](const float* from, float(&to)[kHeld]) {
 #pragma unroll
@@ -56,6 +53,15 @@ __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forwa
     };
     read(weight, held[0]);
     read(bias, held[1]);
+    if (p.count != nullptr && lane == 0) {
+      prefetch(p.count + b);
+      prefetch(p.mean + at);
+      prefetch(p.var + at);
+    }
+    wait_for_previous();
+    if (p.count != nullptr) count = p.count[b];
+    double mean = count > 0 ? p.mean[at] : 0;
+    double var = count > 0 ? p.var[at] : 0;
     for (std::int64_t t = 0; t < p.length; ++t) {
       const std::int64_t row = b * p.length + t;
       const float* const x = p.x.row(row) + g * p.width;
@@ -115,8 +121,8 @@ __global__ void __launch_bounds__(kStepThreads) timestep_norm_steps_kernel(Forwa
       p.var[at] = var;
     }
   }
-  __syncthreads();  // all have read the count
-  if (threadIdx.x != 0) return;
+  __syncthreads();               // all have read the count
+  if (threadIdx.x != 0) return;  // who has a group
   if (p.saved_count != nullptr) p.saved_count[b] = count;
   if (p.count != nullptr) p.count[b] = count + p.length;
 }

@@ -38,7 +38,16 @@ class LinearCudaTest : public OnGpu, public testing::WithParamInterface<Case> {
     const auto dbias = c.bias ? both.updated("dbias", normal(c.out, 8), {c.out}, tolerance::kForward) : BothDevices::kNone;
     const auto added = both.input(normal(c.rows * c.out, 9), {c.rows, c.out}, result);
     const auto sum = both.output("y + added", {c.rows, c.out}, tolerance::product(dtype, result, c.in), result);
+    // Gates are errors of the same size, and another rounding where the products are rounded first.
+    const bool gates = dtype == result;
+    const double gated = 3 * tolerance::product(dtype, result, c.in);
+    const auto activated = gates ? both.output("silu(y)", {c.rows, c.out}, gated, dtype, c.gap) : BothDevices::kNone;
+    const auto pairs =
+        gates && c.out % 2 == 0 ? both.output("pairs of y", {c.rows, c.out / 2}, gated, dtype, 2 * c.gap) : BothDevices::kNone;
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
+      for (const auto gate : {activated, pairs}) {
+        if (gate != BothDevices::kNone) linear_gate_forward(ctx, op, t(weight), t(bias), t(x), t(sum), t(gate));
+      }
       linear_forward(ctx, op, t(weight), t(bias), t(x), t(y), c.accumulate);
       linear_forward(ctx, op, t(weight), t(bias), t(x), t(sum), /*accumulate=*/false, t(added));
       linear_backward_input(ctx, op, t(weight), t(dy), t(dx), c.accumulate);
@@ -63,7 +72,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearCudaTest,
                                          Case{20000, 8, 300, 4, true, false}, Case{300, 2048, 1024, 0, true, false}));
 
 // A few rows have kernels of their own: each number of rows that they take and one more; widths below, at and beside 16 bytes, a
-// piece, and all pieces of a block; few outputs and many; x at 16 bytes and not.
+// piece, and all pieces of a block; few outputs and many, in pairs that blocks take and not; x at 16 bytes and not.
 std::vector<Case> few_rows() {
   std::vector<Case> cases;
   for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
@@ -73,6 +82,8 @@ std::vector<Case> few_rows() {
     cases.push_back({rows, 64, 17, 8, !odd, odd});
     cases.push_back({rows, 72, 8, 3, odd, odd});
     cases.push_back({rows, 200, 5000, 0, odd, !odd});
+    cases.push_back({rows, 256, 1040, 8, odd, odd});
+    cases.push_back({rows, 33, 48, 0, !odd, odd});
     cases.push_back({rows, 1024, 700, 0, odd, !odd});
     cases.push_back({rows, 1032, 9, 16, true, false});
     cases.push_back({rows, 5009, 40, 0, true, odd});
