@@ -55,7 +55,7 @@ struct BackwardShared {
     SetUp set_up;
     struct {
       unsigned high[Part::kPlane], low[Part::kPlane], x[Part::kPlane];
-      DocumentMasks<kBlocks> documents;
+      unsigned begins[Part::kSteps / kWarp];  // of documents, a bit a step
     } tile;
     struct {
       float lags[kChannels][kBlock][kBlock];  // of places of x (turned round) and of dy
@@ -97,22 +97,19 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
     }
   };
   const auto load_x = [&](int m) { return *reinterpret_cast<const uint4*>(shared.tile.x + Part::lane_word(channel, m, lane)); };
-  const DocumentMasks<R>& documents = shared.tile.documents;
-  const Bounds<R, Documents> bounds(documents, g);
-  // mask(m): of what to keep of blocks 2m and 2m + 1.
-  const auto keep = [&](const auto& mask) {
+  const Bounds<R, Documents> bounds(shared.tile.begins, g);
+  // steps(i): of the document to be kept of block i.
+  const auto keep = [&](const auto& steps) {
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
-      const uint4 kept = mask(m);
-      a[m] = a[m] & kept;
-      if (Low) rest[m] = rest[m] & kept;
+      const unsigned even = steps(2 * m);
+      const unsigned odd = steps(2 * m + 1);
+      a[m] = bounds.keep(a[m], even, odd, t);
+      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
     }
   };
-  // Of document d, for x, whose places are turned round.
-  const auto turned_mask = [&](int d, int m) {
-    const uint4 mask = bounds.mask(documents, d, m, lane ^ 3);
-    const auto turn = [](unsigned v) { return __byte_perm(v, v, 0x1032); };
-    return uint4{turn(mask.z), turn(mask.w), turn(mask.x), turn(mask.y)};
+  const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
+    return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
   };
   const auto add_lags = [&](uint4 x, int m) {
     const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
@@ -123,20 +120,23 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       multiply(sums.lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
     }
   };
-  load();
-  if (bounds.most == 0) {
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) add_lags(load_x(m), m);
-  } else {
+  if constexpr (Documents) {
+    EachDocument<R> of(bounds);
 #pragma unroll 1
     for (int d = 0; d <= bounds.most; ++d) {
+      const auto steps = [&](int i) { return of.steps[i]; };
       load();
-      keep([&](int m) { return bounds.mask(documents, d, m, lane); });
+      keep(steps);
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m) add_lags(load_x(m) & turned_mask(d, m), m);
+      for (int m = 0; m < kPairs; ++m) add_lags(keep_x(load_x(m), m, steps), m);
+      of.next();
     }
     load();
-    keep([&](int m) { return documents.last[m][lane]; });
+    keep([&](int i) { return bounds.last(i); });
+  } else {
+    load();
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) add_lags(load_x(m), m);
   }
 
   // W and dW at each block's end, from zero.
@@ -238,7 +238,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
   }
 
   load();  // again: registers are scarce in between
-  if (bounds.most > 0) keep([&](int m) { return documents.each[0][m][lane]; });
+  if constexpr (Documents) keep([&](int i) { return bounds.first(i); });
   float out[kPairs][2][4];
   const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
 #pragma unroll
@@ -264,31 +264,25 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
       multiply_all<Wide>(out[m][1], h, h_rest, f1);
     }
   }
-  // That is right for the documents that began before the blocks; the others have no state before them.
+  if constexpr (Documents) {
+    // What has come so far is right for the documents that begin before the blocks; the others take no state.
+    EachDocument<R> of(bounds);
 #pragma unroll 1
-  for (int d = 1; d <= bounds.most; ++d) {
-    load();
-    keep([&](int m) { return bounds.mask(documents, d, m, lane); });
-    float own[kPairs][2][4];
-    multiply_toeplitz(own);
+    for (int d = 0; d < bounds.most; ++d) {
+      of.next();
+      load();
+      keep([&](int i) { return of.steps[i]; });
+      float own[kPairs][2][4];
+      multiply_toeplitz(own);
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const uint4 kept = bounds.mask(documents, d, m, lane);
-      const auto choose = [](const float(&from)[4], unsigned even, unsigned odd, float(&to)[4]) {
-        if (even & 0xffffU) to[0] = from[0];
-        if (even >> 16) to[1] = from[1];
-        if (odd & 0xffffU) to[2] = from[2];
-        if (odd >> 16) to[3] = from[3];
-      };
-      choose(own[m][0], kept.x, kept.y, out[m][0]);
-      choose(own[m][1], kept.z, kept.w, out[m][1]);
+      for (int m = 0; m < kPairs; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, out[m]);
     }
   }
   uint4 x[kPairs];
 #pragma unroll
   for (int m = 0; m < kPairs; ++m) {
     x[m] = load_x(m);
-    if (bounds.most > 0) x[m] = x[m] & turned_mask(0, m);
+    if constexpr (Documents) x[m] = keep_x(x[m], m, [&](int i) { return bounds.first(i); });
     const int at = Part::lane_word(channel, m, lane);
     const float(&p)[4] = out[m][0];
     const float(&q)[4] = out[m][1];
@@ -483,7 +477,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       if constexpr (Documents) {
-        shared.tile.documents.fill(warp, document == static_cast<int>(to_do.length - begin) - thread);
+        const unsigned begins = __ballot_sync(0xffffffffU, document == static_cast<int>(to_do.length - begin) - thread);
+        if (n == 0) shared.tile.begins[warp] = begins;
       }
       __syncthreads();
       const int steps = steps_of(to_do.length, begin);

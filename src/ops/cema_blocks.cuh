@@ -351,81 +351,77 @@ __device__ inline void set(float (&rows)[4], int i, Complex v) {
   rows[i % 2 * 2 + 1] = v.i;
 }
 
-__device__ inline uint4 operator&(uint4 a, uint4 b) { return {a.x & b.x, a.y & b.y, a.z & b.z, a.w & b.w}; }
-__device__ inline uint4 operator|(uint4 a, uint4 b) { return {a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w}; }
-__device__ inline uint4 operator~(uint4 a) { return {~a.x, ~a.y, ~a.z, ~a.w}; }
-
-// The documents (ops/documents.h) of a tile. Where some begin in a block its products are taken of one document's steps at a
-// time, all others zero: the masks say which of a lane's words of two blocks are that document's. A block's document 0 is the one
-// that began before it.
-template <int R>
-struct DocumentMasks {
-  unsigned begins[4 * R];  // a bit for each step of the tile: a document begins
-  uint4 last[R / 2][kWarp];
-  uint4 each[kBlock + 1][R / 2][kWarp];  // as many as one of the two blocks has
-
-  // By one warp for its 32 steps, two blocks, whose lanes say whether a document begins.
-  __device__ void fill(int warp, bool begins_here) {
-    const unsigned bits = __ballot_sync(0xffffffffU, begins_here);
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int t = lane % 4;
-    const int place = warp / (R / 2) * 4 + t;
-    const unsigned even = bits & 0xffffU;
-    const unsigned odd = bits >> 16;
-    if (lane == 0) begins[warp] = bits;
-    for (int d = lane / 4; d <= max(__popc(even), __popc(odd)); d += 8) {
-      each[d][warp % (R / 2)][place] = mask(steps_of(even, d), steps_of(odd, d), t);
-    }
-    if (lane < 4) last[warp % (R / 2)][place] = mask(steps_of(even, __popc(even)), steps_of(odd, __popc(odd)), t);
-  }
-
- private:
-  // Document d's steps of a block, of whose steps these begin one; bits above the block's are any.
-  static __device__ unsigned steps_of(unsigned begins, int d) {
-    if (d == 0) return (begins & -begins) - 1;
-    for (int i = 1; i < d; ++i) begins &= begins - 1;
-    const unsigned begin = begins & -begins;
-    begins ^= begin;
-    return (begins & -begins) - begin;
-  }
-  static __device__ uint4 mask(unsigned even, unsigned odd, int t) {
-    const auto word = [](unsigned steps) { return ((steps & 1) | (steps & 2) << 15) * 0xffffU; };
-    even >>= 4 * t;
-    odd >>= 4 * t;
-    return {word(even), word(odd), word(even >> 2), word(odd >> 2)};
-  }
-};
-
-// What a lane has to know of them; without documents none begins.
+// The documents (ops/documents.h) of a lane's blocks. A block's steps that begin a document are 16 bits of a word of a tile's
+// `begins`, the even block's the lower ones; a document's steps of a block are such bits too, of which those above are any.
+// Where documents begin in a block its products are taken of one document's steps at a time, all others zero. Without documents
+// none begins.
 template <int R, bool Documents>
 struct Bounds {
-  int counts[R / 2] = {};  // that begin in one of the lane's blocks 2m and 2m + 1, at most
-  int most = 0;            // the same of all of the tile
-  unsigned cut = 0;        // a bit for each of the lane's blocks: one begins there
-  unsigned cuts = 0;       // bit 4g: one begins in a block of the lanes g
+  const unsigned* words;  // of the lane
+  int most = 0;           // documents that begin in one block of the tile, at most
+  unsigned cut = 0;       // a bit for each of the lane's blocks: one begins there
+  unsigned cuts = 0;      // bit 4g: one begins in a block of the lanes g
 
   // All lanes of a warp come here.
-  __device__ __forceinline__ Bounds(const DocumentMasks<R>& masks, int g) {
+  __device__ __forceinline__ Bounds(const unsigned* tile, int g) : words(tile + g * R / 2) {
     if constexpr (Documents) {
 #pragma unroll
-      for (int m = 0; m < R / 2; ++m) {
-        const unsigned begins = masks.begins[g * R / 2 + m];
-        const int even = __popc(begins & 0xffffU);
-        const int odd = __popc(begins >> 16);
-        cut |= (even > 0 ? 1U : 0U) << 2 * m | (odd > 0 ? 2U : 0U) << 2 * m;
-        counts[m] = max(even, odd);
-        most = max(most, counts[m]);
+      for (int i = 0; i < R; ++i) {
+        cut |= begins(i) != 0 ? 1U << i : 0;
+        most = max(most, __popc(begins(i)));
       }
       cuts = __ballot_sync(0xffffffffU, cut != 0);
       most = __reduce_max_sync(0xffffffffU, most);
     }
   }
 
+  __device__ __forceinline__ unsigned begins(int i) const { return words[i / 2] >> i % 2 * 16 & 0xffffU; }
   __device__ __forceinline__ bool cut_block(int i) const { return (cut >> i & 1) != 0; }
   __device__ __forceinline__ bool cut_lanes(int g) const { return (cuts >> 4 * g & 1) != 0; }
-  // Document d of blocks 2m and 2m + 1.
-  __device__ __forceinline__ uint4 mask(const DocumentMasks<R>& masks, int d, int m, int lane) const {
-    return d <= counts[m] ? masks.each[d][m][lane] : uint4{};
+  // Of block i, the document that begins before it, and the last.
+  __device__ __forceinline__ unsigned first(int i) const { return (begins(i) & -begins(i)) - 1; }
+  __device__ __forceinline__ unsigned last(int i) const { return begins(i) == 0 ? ~0U : -(0x80000000U >> __clz(begins(i))); }
+
+  // The lane's words of blocks 2m and 2m + 1 without steps of other documents than these.
+  static __device__ __forceinline__ uint4 keep(uint4 words, unsigned even, unsigned odd, int t) {
+    const auto mask = [](unsigned steps) { return ((steps & 1) | (steps & 2) << 15) * 0xffffU; };
+    even >>= 4 * t;
+    odd >>= 4 * t;
+    return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 2), words.w & mask(odd >> 2)};
+  }
+  // The lane's results of these steps, of two halves of a product's columns, in place of others.
+  static __device__ __forceinline__ void choose(const float (&from)[2][4], unsigned even, unsigned odd, int t,
+                                                float (&to)[2][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if ((i < 2 ? even : odd) >> (4 * t + 2 * half + i % 2) & 1) to[half][i] = from[half][i];
+      }
+    }
+  }
+};
+
+// Over the documents of the blocks: first those that begin before them, then those that begin within, one after the other.
+template <int R>
+struct EachDocument {
+  unsigned steps[R];
+  unsigned left[R];
+
+  __device__ __forceinline__ explicit EachDocument(const Bounds<R, true>& bounds) {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      steps[i] = bounds.first(i);
+      left[i] = bounds.begins(i);
+    }
+  }
+  __device__ __forceinline__ void next() {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      const unsigned begin = left[i] & -left[i];
+      left[i] ^= begin;
+      steps[i] = (left[i] & -left[i]) - begin;
+    }
   }
 };
 

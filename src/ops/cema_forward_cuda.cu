@@ -42,7 +42,7 @@ struct Forward {
 // documents, which no state follows, after all of them.
 template <bool Low, bool Documents>
 __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exchange& exchange, unsigned* high, unsigned* low,
-                                const DocumentMasks<kBlocks>& documents, int channel, int full, Complex leap, Complex& carry) {
+                                const unsigned* begins, int channel, int full, Complex leap, Complex& carry) {
   constexpr int R = kBlocks;
   constexpr int kPairs = R / 2;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -59,17 +59,18 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
     }
   };
   load();
-  const Bounds<R, Documents> bounds(documents, g);
-  // mask(m): of what to keep of blocks 2m and 2m + 1.
-  const auto keep = [&](const auto& mask) {
+  const Bounds<R, Documents> bounds(begins, g);
+  // steps(i): of the document to be kept of block i.
+  const auto keep = [&](const auto& steps) {
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
-      const uint4 kept = mask(m);
-      x[m] = x[m] & kept;
-      if (Low) rest[m] = rest[m] & kept;
+      const unsigned even = steps(2 * m);
+      const unsigned odd = steps(2 * m + 1);
+      x[m] = bounds.keep(x[m], even, odd, t);
+      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
     }
   };
-  if (bounds.most > 0) keep([&](int m) { return documents.last[m][lane]; });
+  if constexpr (Documents) keep([&](int i) { return bounds.last(i); });
 
   // Each block's own state at its end.
   float own[kPairs][4][4];
@@ -149,8 +150,10 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
       for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(to[m][half], x[m], rest[m], f);
     }
   };
-  if constexpr (Documents) load();  // again: registers are scarce in between
-  if (bounds.most > 0) keep([&](int m) { return documents.each[0][m][lane]; });
+  if constexpr (Documents) {
+    load();
+    keep([&](int i) { return bounds.first(i); });
+  }
   multiply_toeplitz(y);
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
@@ -164,28 +167,27 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
       multiply_tf32(y[m][1], a0, a1, a2, a3, f.z, f.w);
     }
   }
-  uint4 words[kPairs];
-  const auto narrow_all = [&](int m) {
-    const float(&a)[4] = y[m][0];
-    const float(&b)[4] = y[m][1];
-    return uint4{narrow(a[0], a[1]), narrow(a[2], a[3]), narrow(b[0], b[1]), narrow(b[2], b[3])};
-  };
-#pragma unroll
-  for (int m = 0; m < kPairs; ++m) words[m] = narrow_all(m);
-    // That is right for the documents that began before the blocks; the others have no state before them.
+  if constexpr (Documents) {
+    // What has come so far is right for the documents that begin before the blocks; the others take no state.
+    EachDocument<R> of(bounds);
 #pragma unroll 1
-  for (int d = 1; d <= bounds.most; ++d) {
-    load();
-    keep([&](int m) { return bounds.mask(documents, d, m, lane); });
-    multiply_toeplitz(y);
+    for (int d = 0; d < bounds.most; ++d) {
+      of.next();
+      load();
+      keep([&](int i) { return of.steps[i]; });
+      float own_y[kPairs][2][4];
+      multiply_toeplitz(own_y);
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const uint4 kept = bounds.mask(documents, d, m, lane);
-      words[m] = (words[m] & ~kept) | (narrow_all(m) & kept);
+      for (int m = 0; m < kPairs; ++m) bounds.choose(own_y[m], of.steps[2 * m], of.steps[2 * m + 1], t, y[m]);
     }
   }
 #pragma unroll
-  for (int m = 0; m < kPairs; ++m) *reinterpret_cast<uint4*>(high + Part::lane_word(channel, m, lane)) = words[m];
+  for (int m = 0; m < kPairs; ++m) {
+    const float(&a)[4] = y[m][0];
+    const float(&b)[4] = y[m][1];
+    *reinterpret_cast<uint4*>(high + Part::lane_word(channel, m, lane)) = {narrow(a[0], a[1]), narrow(a[2], a[3]),
+                                                                           narrow(b[0], b[1]), narrow(b[2], b[3])};
+  }
 }
 
 template <bool Low>
@@ -196,7 +198,7 @@ struct ForwardShared {
     struct {
       Exchange exchanges[kChannels];
       unsigned high[Part::kPlane], low[Low ? Part::kPlane : 4];
-      DocumentMasks<kBlocks> documents;
+      unsigned begins[Part::kSteps / kWarp];  // of documents, a bit a step
     };
   };
 };
@@ -273,12 +275,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       if constexpr (Documents) {
         // The window's first token is no bound: there is nothing before it.
-        shared.documents.fill(c, document == static_cast<int>(begin) + thread && document > 0);
+        const unsigned begins = __ballot_sync(0xffffffffU, document == static_cast<int>(begin) + thread && document > 0);
+        if (n == 0) shared.begins[c] = begins;
       }
       __syncthreads();
       const int steps = steps_of(to_do.length, begin);
       load(begin + Part::kSteps);
-      forward_channel<kLow, Documents>(shared.matrices, shared.exchanges[c], shared.high, shared.low, shared.documents, c,
+      forward_channel<kLow, Documents>(shared.matrices, shared.exchanges[c], shared.high, shared.low, shared.begins, c,
                                        steps / kBlock, leap, carry);
       __syncthreads();
       // The end of the sequence, within a block: x from memory, before y is written there.

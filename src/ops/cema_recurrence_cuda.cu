@@ -6,8 +6,8 @@
 //   M_out = M_local + conj(q)^S M_in + S conj(q)^(S-1) V_in,
 // which is S steps of M_t = V_{t+1} + conj(q) M_{t+1} without input.
 //
-// A document (ops/documents.h) has u = 0 before its first token and V = M = 0 after its last one. What comes into a segment
-// leaves it only where one document is all of it and goes on.
+// Documents (ops/documents.h) begin with zeros for u, or backwards end with them for V and M, and so pass a segment only if they
+// are all of it and go on.
 //
 // A thread reads 16 steps of its channel, and then takes its states one after the other through these steps: what it keeps in
 // registers does not depend on the order.
