@@ -11,7 +11,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kBackwardRows = 8;  // timesteps of a thread in a tile
-constexpr int kTileBlocks = 3;    // on a multiprocessor
+constexpr int kTileBlocks = 2;    // on a multiprocessor; more have too few registers
 constexpr unsigned kTilesInWork = 1056;
 
 struct Backward {
@@ -38,12 +38,25 @@ struct __align__(16) Sums {
   float own, later, along, unused;
 };
 
-template <class Shape>
-constexpr std::size_t backward_shared() {
-  constexpr std::size_t kEntries = Shape::kTimesteps * kGroupsAtOnce;
-  return Shape::kFloats * sizeof(float) + kEntries * (sizeof(Sums) + sizeof(Saved)) +
-         Shape::kTimesteps * (Shape::kSlots + 1) * sizeof(float2);
+// Asks for a tile's part of a tensor to be in the L2 cache by the time that it is read.
+__device__ __forceinline__ void prefetch_tile(const Matrix<float>& from, const TilePlan& plan, const Tile& tile) {
+  constexpr int kLine = 128 / sizeof(float);
+  const int lines = (tile.columns + kLine - 1) / kLine;
+  const float* const first = from.row(tile.batch * plan.length + tile.begin) + tile.first_group * plan.width;
+  for (int i = static_cast<int>(threadIdx.x); i < tile.rows * lines; i += kTileThreads) {
+    const int row = i / lines;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(first + row * from.pitch + (i - row * lines) * kLine));
+  }
 }
+
+template <class Shape>
+struct BackwardShared {
+  float x[Shape::kFloats];
+  Sums sums[Shape::kTimesteps][kGroupsAtOnce];
+  Saved saved[Shape::kTimesteps][kGroupsAtOnce];
+  __align__(16) float2 partial[Shape::kTimesteps * (Shape::kSlots + 1)];
+  unsigned ticket;
+};
 
 template <class Shape, bool Accumulate, bool Documents>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
@@ -51,36 +64,34 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
-  extern __shared__ __align__(16) float shared[];
-  Sums* const sums = reinterpret_cast<Sums*>(shared + Shape::kFloats);
-  Saved* const saved = reinterpret_cast<Saved*>(sums + Shape::kTimesteps * kGroupsAtOnce);
-  float2* const partial = reinterpret_cast<float2*>(saved + Shape::kTimesteps * kGroupsAtOnce);
-  __shared__ unsigned shared_ticket;
+  extern __shared__ __align__(16) float memory[];
+  auto& shared = *reinterpret_cast<BackwardShared<Shape>*>(memory);
   const int width = static_cast<int>(plan.width);
   const std::int64_t dim = plan.groups * plan.width;
   const unsigned all = plan.chains * plan.tiles;
   const Place<Shape> place;
   const StepLanes lanes;
   const int group = kPacks > 1 ? 0 : place.column(0) / width;
-  if (threadIdx.x == 0) shared_ticket = next_ticket(published.ticket);
+  if (threadIdx.x == 0) shared.ticket = next_ticket(published.ticket);
   __syncthreads();
-  for (unsigned ticket = shared_ticket; ticket < all;) {
+  for (unsigned ticket = shared.ticket; ticket < all;) {
     const Tile tile = Tile::of<true>(plan, ticket);
     const std::int64_t row0 = tile.batch * plan.length + tile.begin;
     const std::int64_t column0 = tile.first_group * plan.width;
     const int document = TileDocuments<Documents>::load(documents, plan, tile);
-    // x stays in shared memory, dy in registers: there is not room for both.
+    // x stays in shared memory, dy in registers.
     float dy[kRows][kPacks][kN] = {};
     place.for_each(tile, [&](int r, int c, int row, int column) {
-      __pipeline_memcpy_async(place.pack(shared, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
+      __pipeline_memcpy_async(place.pack(shared.x, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
       load_f32(p.dy.row(row0 + row) + column0 + column, dy[r][c]);
     });
     __pipeline_commit();
+    if constexpr (Accumulate) prefetch_tile(p.dx, plan, tile);
     for (int i = static_cast<int>(threadIdx.x); i < tile.rows * tile.groups; i += kTileThreads) {
       const int row = i / tile.groups;
       const int g = i - row * tile.groups;
       const std::int64_t from = (row0 + row) * plan.groups + tile.first_group + g;
-      saved[row * kGroupsAtOnce + g] = {p.mean[from], p.rstd[from]};
+      shared.saved[row][g] = {p.mean[from], p.rstd[from]};
     }
     const std::int64_t count = p.count[tile.batch];
     const bool adds = tile.step >= p.ring;
@@ -99,9 +110,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (place.row(r) >= tile.rows) continue;
-        const Saved s = saved[place.row(r) * kGroupsAtOnce + group];
+        const Saved s = shared.saved[place.row(r)][group];
         float x[kN];
-        load_f32(place.pack(shared, r, c), x);
+        load_f32(place.pack(shared.x, r, c), x);
 #pragma unroll
         for (int j = 0; j < kN; ++j) {
           const float from = x[j] - s.mean;
@@ -112,7 +123,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       }
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = parts[r];
+    for (int r = 0; r < kRows; ++r) shared.partial[place.row(r) * (Shape::kSlots + 1) + place.slot] = parts[r];
     __syncthreads();
 
     if (lanes.group < tile.groups) {
@@ -129,8 +140,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       float a = 0;
       double center = 0;
       if (lane < tile.rows) {
-        const float2 total = sum_slots<Shape>(partial, lane, g, width);
-        const Saved s = saved[lane * kGroupsAtOnce + g];
+        const float2 total = sum_slots<Shape>(shared.partial, lane, g, width);
+        const Saved s = shared.saved[lane][g];
         const std::int64_t before = Documents ? -document : count;
         const double share = 1 / (static_cast<double>(before + tile.begin + lane + 1) * width);
         const double r = s.rstd;
@@ -162,16 +173,30 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       }
       if (lane < tile.rows) {
         const double after_u = later_u + (u - own_u);
-        sums[lane * kGroupsAtOnce + g] = {a, static_cast<float>(later_v + (v - own_v) - center * after_u),
-                                          static_cast<float>(later_u + u), 0};
+        shared.sums[lane][g] = {a, static_cast<float>(later_v + (v - own_v) - center * after_u), static_cast<float>(later_u + u),
+                                0};
       }
     }
     __syncthreads();
     if (threadIdx.x == 0) ticket = next_ticket(published.ticket);
 
-    float gradients[2][kPacks][kN] = {};  // of weight and bias, over the thread's timesteps
+    // Adds those of weight and bias, over the tile, to what the chain has of this column.
+    const auto add_gradients = [&](int column, float(&gradients)[2][kN]) {
+      float* to = p.gradients + (tile.batch * p.ring + tile.step % p.ring) * 2 * dim + column0 + column;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        if (adds) {
+#pragma unroll
+          for (int j = 0; j < kN; ++j) gradients[k][j] += __ldcg(to + k * dim + j);
+        }
+        store_f32(to + k * dim, gradients[k]);
+      }
+    };
+    float gradients[2][kN];  // over the thread's timesteps
 #pragma unroll
     for (int c = 0; c < kPacks; ++c) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) gradients[0][j] = gradients[1][j] = 0;
       const int column = place.column(c);
       if (column >= tile.columns) continue;
       float weight[kN];
@@ -179,11 +204,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (place.row(r) >= tile.rows) continue;
-        const Saved s = saved[place.row(r) * kGroupsAtOnce + group];
-        const Sums t = sums[place.row(r) * kGroupsAtOnce + group];
+        const Saved s = shared.saved[place.row(r)][group];
+        const Sums t = shared.sums[place.row(r)][group];
         float* out = p.dx.row(row0 + place.row(r)) + column0 + column;
         float x[kN];
-        load_f32(place.pack(shared, r, c), x);
+        load_f32(place.pack(shared.x, r, c), x);
         float result[kN];
         if constexpr (Accumulate) load_f32(out, result);
 #pragma unroll
@@ -191,53 +216,39 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
           const float from = x[j] - s.mean;
           const float g = fmaf(dy[r][c][j], weight[j], dy[r][c][j]);
           const float change = fmaf(s.rstd, g - t.own, fmaf(-t.along, from, t.later));
-          gradients[0][c][j] = fmaf(dy[r][c][j], from * s.rstd, gradients[0][c][j]);
-          gradients[1][c][j] += dy[r][c][j];
+          gradients[0][j] = fmaf(dy[r][c][j], from * s.rstd, gradients[0][j]);
+          gradients[1][j] += dy[r][c][j];
           result[j] = Accumulate ? result[j] + change : change;
         }
         store_f32(out, result);
       }
+      if constexpr (Shape::kLanes == 1) add_gradients(column, gradients);
     }
-    // The lanes of timesteps share their gradients of the parameters, in the place of `partial`.
+    // The lanes of timesteps share theirs, in the place of `partial`.
     if constexpr (Shape::kLanes > 1) {
       static_assert(Shape::kLanes == 2 && kPacks == 1);
-      float* shares = reinterpret_cast<float*>(partial) + place.slot * 2 * kN;
+      float* shares = reinterpret_cast<float*>(shared.partial) + place.slot * 2 * kN;
       if (place.lane == 1) {
-        store_f32(shares, gradients[0][0]);
-        store_f32(shares + kN, gradients[1][0]);
+        store_f32(shares, gradients[0]);
+        store_f32(shares + kN, gradients[1]);
       }
       __syncthreads();
-      if (place.lane == 0) {
+      if (place.lane == 0 && place.column(0) < tile.columns) {
         float other[2][kN];
         load_f32(shares, other[0]);
         load_f32(shares + kN, other[1]);
 #pragma unroll
         for (int j = 0; j < kN; ++j) {
-          gradients[0][0][j] += other[0][j];
-          gradients[1][0][j] += other[1][j];
+          gradients[0][j] += other[0][j];
+          gradients[1][j] += other[1][j];
         }
+        add_gradients(place.column(0), gradients);
       }
     }
-    if (place.lane == 0) {
-      float* to = p.gradients + (tile.batch * p.ring + tile.step % p.ring) * 2 * dim + column0;
-#pragma unroll
-      for (int c = 0; c < kPacks; ++c) {
-        const int column = place.column(c);
-        if (column >= tile.columns) continue;
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          if (adds) {
-#pragma unroll
-            for (int j = 0; j < kN; ++j) gradients[k][c][j] += __ldcg(to + k * dim + column + j);
-          }
-          store_f32(to + k * dim + column, gradients[k][c]);
-        }
-      }
-    }
-    if (threadIdx.x == 0) shared_ticket = ticket;
+    if (threadIdx.x == 0) shared.ticket = ticket;
     __syncthreads();  // all have written their gradients, and are done with the shared memory
     if (threadIdx.x == 0 && tile.step + p.ring < plan.tiles) set_done(published.done + tile.chain * plan.tiles + tile.step);
-    ticket = shared_ticket;
+    ticket = shared.ticket;
   }
 }
 
@@ -249,7 +260,7 @@ void backward_tiles(Context& ctx, const TilePlan& plan, Backward p, const Publis
       documents != nullptr
           ? (accumulate ? timestep_norm_backward_kernel<Shape, true, true> : timestep_norm_backward_kernel<Shape, false, true>)
           : (accumulate ? timestep_norm_backward_kernel<Shape, true, false> : timestep_norm_backward_kernel<Shape, false, false>);
-  constexpr auto kShared = static_cast<int>(backward_shared<Shape>());
+  constexpr auto kShared = static_cast<int>(sizeof(BackwardShared<Shape>));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_backward");
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
