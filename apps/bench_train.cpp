@@ -80,12 +80,12 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
       Training::plan(model.config(), model.dtype(), options.batch, options.length, ctx.place(), options.recompute);
   memory.planned = plan.activations + plan.workspace;
   const bool packed = options.documents > 1;
-  // A step is recorded for windows of either kind, and a Training remembers one recording.
-  std::optional<Training> of_one;
-  if (packed) of_one.emplace(ctx, model, options.batch, options.length, options.recompute);
   const auto free_bytes = [&] { return ctx.accelerator() ? ctx.accelerator()->free_bytes() : std::size_t{0}; };
   const std::size_t free_before = free_bytes();
   Training training(ctx, model, options.batch, options.length, options.recompute);
+  // A GPU's step is recorded for windows of either kind, and a Training remembers one recording.
+  std::optional<Training> of_one;
+  if (packed && ctx.accelerator()) of_one.emplace(ctx, model, options.batch, options.length, options.recompute);
   std::vector<Step> steps;
   std::vector<Step> whole;
   std::int64_t count = 0;
@@ -97,7 +97,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
     const Tensor documents = several ? Tensor(begins.data(), window) : Tensor();
     const auto start = std::chrono::steady_clock::now();
     ctx.zero(gradients);
-    Training& by = packed && !several ? *of_one : training;
+    Training& by = of_one && !several ? *of_one : training;
     const double loss =
         by.forward_backward(text, text, nullptr, gradients, 1.0F / static_cast<float>(window.numel()), {}, documents);
     const double before = seconds_since(start);
@@ -117,7 +117,7 @@ Step median_step(Context& ctx, const Options& options, Megalodon& model, Memory&
     if (packed) whole.push_back(run(!profiles_apart(ctx), false));
     steps.push_back(run(!profiles_apart(ctx), packed));
   }
-  memory.taken = free_before - free_bytes();
+  memory.taken = free_before - free_bytes() - (of_one ? plan.activations : 0);  // the workspace is of both
   if (packed) whole_seconds = median_of(whole).seconds;
   const Step middle = median_of(steps);
   if (!profiles_apart(ctx)) return middle;
