@@ -156,7 +156,7 @@ Json training_json(const RunConfig& config) {
     throw Error(ErrorKind::Unsupported, "this build cannot plan the memory of a GPU", "--device cuda",
                 "Build the preset cuda: scripts/build cuda");
   }
-  if (cuda) cuda::open_device();  // which sorts, and says how much memory that takes; where there is none, its error
+  if (cuda) cuda::open_device();  // only with a GPU does CUDA say what its sorts take; throws where there is none
   const int threads = config.train.threads > 0 ? static_cast<int>(config.train.threads) : cpu::this_machine().processors;
   const TrainingMemory memory = plan_training(config, {config.train.device, threads});
   Json arenas = Json::object();
@@ -193,9 +193,9 @@ void print_model(const Json& report) {
   print_counts(parameters["parts"], total, false);
   std::cout << "\nstate of a sequence of any length: " << bytes("state_bytes_per_sequence") << "\n";
   print_counts(memory["state_parts"], memory["state_bytes_per_sequence"].get<std::int64_t>(), true);
-  std::cout << "\nmemory to run it: parameters " << bytes("parameters_bytes") << ", state " << bytes("state_bytes_per_sequence")
-            << ", activations " << bytes("activations_bytes") << ", workspace " << bytes("workspace_bytes") << " (windows of "
-            << memory["reading_window_tokens"] << " tokens)\n\n";
+  std::cout << "\nmemory to run it on a CPU: parameters " << bytes("parameters_bytes") << ", state "
+            << bytes("state_bytes_per_sequence") << ", activations " << bytes("activations_bytes") << ", workspace "
+            << bytes("workspace_bytes") << " (windows of " << memory["reading_window_tokens"] << " tokens)\n\n";
 }
 
 void print_training(const Json& training) {

@@ -24,7 +24,7 @@ class OneOmpThread {
   int before_;
 };
 
-// Holds signals back from this thread. While oneDNN's "gemm" products of float32 run, versions before 2026's (its issue 4845) let
+// Holds signals back from this thread. While oneDNN's "gemm" products of float32 run, versions before 3.11.2 (its issue 4845) let
 // the stack pointer point to a buffer on the heap: what the system puts on the stack for a signal's handler overwrites whatever
 // lies before that buffer. Faults of the thread's own are not held back: blocked, they would end the process past their handlers.
 class NoSignals {
