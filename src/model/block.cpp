@@ -122,11 +122,16 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
     linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v);
     head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
   }
-  attention_forward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
+  const Attention attention = attention_of(op, window, masks);
+  if (masks.active) {
+    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
+    silu_gate_forward(ctx, a.r, s.o, t.gated);
+    masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
+  } else {
+    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, t.gated, s.attention, a.r);
+  }
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
-  silu_gate_forward(ctx, a.r, s.o, t.gated);
-  masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   linear_forward(ctx, op.wh2, p.wh2, Tensor(), t.gated, a.h1, /*accumulate=*/true);
   masks.apply(ctx, Site::Output, c.dropout, a.h1);
 

@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "ops/dispatch.h"
 #include "ops/documents.h"
+#include "ops/silu_gate.h"
 
 namespace megalodon {
 
@@ -54,7 +55,8 @@ void check_positions(const Attention& op, const Tensor& positions, bool inside_c
 }  // namespace
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
-                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
+                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
+                       const Tensor& gate) {
   check(op, positions, q, k, v, o, saved);
   require(static_cast<bool>(state.k) == static_cast<bool>(state.v), kName, "state.k goes with state.v");
   require(!op.documents || !state.k, kName, "documents begin anew: there is no state to go on from");
@@ -63,10 +65,14 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
     require_contiguous(state.k, q.dtype(), {batch, op.chunk, op.heads * op.z_head_dim}, kName, "state.k");
     require_contiguous(state.v, q.dtype(), {batch, op.chunk, op.heads * op.v_head_dim}, kName, "state.v");
   }
+  if (gate) require_matrix(gate, o.dtype(), o.rows(), o.cols(), kName, "gate");
   check_positions(op, positions, static_cast<bool>(state.k));
-  dispatch(
-      ctx, q.dtype(), "attention_forward", [&] { cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved); },
-      [&] { cuda::attention_forward(ctx, op, positions, q, k, v, state, o, saved); });
+  const auto on_cpu = [&] {
+    cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved);
+    if (gate) cpu::silu_gate_forward(ctx, gate, o, o);
+  };
+  dispatch(ctx, q.dtype(), "attention_forward", on_cpu,
+           [&] { cuda::attention_forward(ctx, op, positions, q, k, v, state, o, saved, gate); });
 }
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,

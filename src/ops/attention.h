@@ -53,7 +53,8 @@ void attention_forward(Context& ctx, const Attention& op,
                        const Tensor& v,              // [B, L, V] T
                        const AttentionState& state,  // read and updated; null: positions are multiples of C, nothing is kept
                        const Tensor& o,              // [B, L, V] T
-                       const AttentionSaved& saved);
+                       const AttentionSaved& saved,
+                       const Tensor& gate = {});  // [B, L, V] T, of which silu (ops/silu_gate.h) is a factor of o; null: none
 
 // With w the weights as above (m their dropout factor, 1 without dropout) and do the gradient of o:
 //   dv_j = sum_i m_ij w_ij do_i,  ds_ij = w_ij (m_ij do_i . v_j - do_i . o_i),  dq_i = sum_j ds_ij k_j,  dk_j = sum_i ds_ij q_i
@@ -83,7 +84,8 @@ std::size_t attention_workspace_bytes(const Attention& op, int threads);
 
 namespace cuda {
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
-                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved);
+                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
+                       const Tensor& gate);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
 // Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences, of whatever documents.

@@ -1,6 +1,7 @@
 // Blocks of rows of a chunk, each against only the keys that its last row may see: logits by a product into workspace, softmax
 // over them in place, and the product of the weights with the values. What attention_tiles.cuh is for goes there.
 #include "ops/attention_tiles.cuh"
+#include "ops/silu_gate.h"
 
 namespace megalodon::cuda {
 
@@ -260,15 +261,17 @@ void by_products(Context& ctx, const AttentionForward& a, std::int64_t begin, co
 }  // namespace
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
-                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved) {
+                       const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
+                       const Tensor& gate) {
   if (q.rows() == 0) return;
-  const AttentionForward a{op, positions, q, k, v, state, o, saved};
+  const AttentionForward a{op, positions, q, k, v, state, o, saved, gate};
   // Without a state positions are multiples of C, whatever they are.
   const std::int64_t begin = !positions || !state.k ? 0 : op.begin;
   const Cut cut(op, attention_is_band(op, a.length()));
   if (begin >= 0 && a.length() > kFewRows && cut.fits_softmax()) {
     if (state.k && begin > 0) attention_keep(ctx, a, begin, false);
     by_products(ctx, a, begin, cut);
+    if (gate) cuda::silu_gate_forward(ctx, gate, o, o);
     if (state.k && (begin == 0 || begin + a.length() >= op.chunk)) attention_keep(ctx, a, begin, true);
   } else {
     attention_by_rows(ctx, a, begin);

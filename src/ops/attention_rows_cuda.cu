@@ -47,9 +47,10 @@ struct Rows {
   Matrix<const T> q, k, v;
   Matrix<T> state_k, state_v;  // null: none
   Matrix<T> o;
-  float* lse;      // [B, L, H], or null
-  float* sums;     // [rows of a launch, H, splits, pitch]: of e^(s - most) v
-  float2* totals;  // [rows of a launch, H, splits]: most and the sum of e^(s - most)
+  Matrix<const T> gate;  // null: none
+  float* lse;            // [B, L, H], or null
+  float* sums;           // [rows of a launch, H, splits, pitch]: of e^(s - most) v
+  float2* totals;        // [rows of a launch, H, splits]: most and the sum of e^(s - most)
   std::int64_t pitch;
   std::int64_t first;  // row of the launch's first
   std::int64_t length, chunk;
@@ -261,7 +262,11 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
   if constexpr (Documents) wait_for_previous();
   const PlaceOf<Documents> place(a, row);
   const int splits = static_cast<int>(place.own / place.keys) + 1;
+  const int mine = static_cast<int>(threadIdx.x);
+  const int out = static_cast<int>(blockIdx.x) * kJoinColumns + mine;
+  const bool writes = mine < kJoinColumns && out < a.w;
   wait_for_previous();
+  const float gate = writes && a.gate ? silu(to_f32(a.gate.row(row)[h * a.w + out])) : 1.0F;
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   float most = -INFINITY;
@@ -288,13 +293,11 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
 #pragma unroll
   for (int n = 0; n < kJoinPack; ++n) shared[group][at + n] = sum[n];
   __syncthreads();
-  const int mine = static_cast<int>(threadIdx.x);
-  const int out = static_cast<int>(blockIdx.x) * kJoinColumns + mine;
-  if (mine < kJoinColumns && out < a.w) {
+  if (writes) {
     float value = 0;
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) value += shared[g][mine];
-    a.o.row(row)[h * a.w + out] = from_f32<T>(value / total);
+    a.o.row(row)[h * a.w + out] = from_f32<T>(value / total * gate);
   }
   if (a.lse != nullptr && blockIdx.x == 0 && mine == 0) a.lse[row * a.heads + h] = most + logf(total);
 }
@@ -381,6 +384,7 @@ void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t beg
       rows.state_v = matrix<T>(a.state.v);
     }
     rows.o = matrix<T>(a.o);
+    rows.gate = matrix<const T>(a.gate);
     rows.lse = a.saved.lse ? pointer<float>(a.saved.lse) : nullptr;
     rows.sums = pointer<float>(parts.sums);
     rows.totals = pointer<float2>(parts.totals);

@@ -43,12 +43,14 @@ __device__ void put(const Matrix<Y>& y, std::int64_t row, const Outputs& outputs
   if (exists) y.row(row)[outputs(i)] = from_f32<Y>(sum);
 }
 
-// 16 bytes that are read once: they need not push x out of the first cache.
+// 16 bytes that are read once: they need not push x out of the first cache. Not through the read-only path either: the assembler
+// moves such loads to after the wait.
 __device__ inline uint4 load_once(const uint4* p) {
   uint4 v;
-  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p));
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
   return v;
 }
 

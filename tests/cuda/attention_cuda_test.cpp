@@ -60,6 +60,8 @@ void expect_agreement(std::int64_t batch, std::int64_t length, const Attention& 
     const auto o = both.output("o", w, product_bound(dtype, tolerance::kForward), dtype, 2 * gap);
     const auto lse = both.output("lse", {batch, length, op.heads}, tolerance::kForward);
     const auto dv = both.output("dv", w, product_bound(dtype, tolerance::kGradient), dtype, gap);
+    const auto gate = both.input(normal(w.numel(), 5), w, dtype, gap);
+    const auto gated = both.output("o * silu(gate)", w, product_bound(dtype, 2 * tolerance::kForward), dtype, gap);
     const auto documents = begins_of(both, lengths);
     // The gradients of one key's logit are 0 up to rounding, whose share of the CPU's says nothing: then this tells what was not
     // written.
@@ -69,6 +71,7 @@ void expect_agreement(std::int64_t batch, std::int64_t length, const Attention& 
     both.run([&](Context& ctx, const Tensors& t) {
       const AttentionSaved saved{t(lse)};
       const Attention with = with_documents(op, t(documents));
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(gated), saved, t(gate));
       attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved);
       attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv));
     });
