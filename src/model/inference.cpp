@@ -55,7 +55,7 @@ struct Inference::Impl {
 
   // Reads the window and leaves the normed output, [B, L, D], in buffers.normed, of which it returns that part.
   // Of documents (null or not) no state comes and none is kept: `state` is then null.
-  Tensor run(const Tensor& given, ModelState* state, const Tensor& documents = {}) {
+  Tensor run(const Tensor& given, ModelState* state, const Tensor& given_documents = {}) {
     require(given.shape().rank() == 2, "model", "tokens must be [B, L]");
     const std::int64_t b = given.shape()[0];
     const std::int64_t l = given.shape()[1];
@@ -64,6 +64,7 @@ struct Inference::Impl {
     require(l >= 1 && l <= length, "model", "the window must have from 1 to the planned number of tokens");
     if (given.device() == Device::Cpu) check_tokens(model.config().vocab_size, given);
     const Tensor tokens = ctx.at_hand(given, buffers.tokens);
+    const Tensor documents = given_documents ? ctx.at_hand(given_documents, buffers.documents) : Tensor();
     // Windows of one token follow one another by the thousand, and are so short that asking for their ops would take longer.
     BlockWindow window{model.rotary_table(), Tensor(), 0, documents};
     if (state != nullptr) {
@@ -129,7 +130,7 @@ struct Inference::Impl {
     require_contiguous(losses, DType::F32, tokens.shape(), "model", "losses");
     const ModelConfig& c = model.config();
     check_targets(c.outputs(), targets);
-    const Tensor normed = run(tokens, state, documents ? ctx.at_hand(documents, buffers.documents) : Tensor());
+    const Tensor normed = run(tokens, state, documents);
     const std::int64_t count = tokens.numel();
     const bool direct = losses.device() == ctx.device();
     const Tensor computed = direct ? losses : buffers.losses.piece(0, losses.shape());
