@@ -17,9 +17,10 @@ namespace {
 constexpr std::size_t kWorkspace = std::size_t{64} << 20;
 constexpr int kCandidates = 16;
 constexpr int kRuns = 3;
-constexpr double kWorthTiming = 2e9;  // operations; smaller products end before a better algorithm could matter
-constexpr std::size_t kPlans = 4096;  // shapes of ragged last chunks could go on for ever
-constexpr unsigned kAlignment = 16;   // bytes; no algorithm asks for more, and so results do not depend on more
+constexpr double kWorthTiming = 2e9;          // operations; smaller products end before a better algorithm could matter
+constexpr std::int64_t kRowsThatReturn = 16;  // their multiples; the last windows of texts, which have any number, come once
+constexpr std::size_t kPlans = 4096;          // shapes of ragged last chunks could go on for ever
+constexpr unsigned kAlignment = 16;           // bytes; no algorithm asks for more, and so results do not depend on more
 
 // Both results and speed depend on how the matrices are aligned.
 struct Key {
@@ -279,7 +280,7 @@ void MatmulPlans::execute(const Matmul& op, const void* a, const void* b, void* 
     plan.algorithm = candidates.first();
     const double operations =
         2.0 * static_cast<double>(op.m) * static_cast<double>(op.n) * static_cast<double>(op.k) * static_cast<double>(op.batch);
-    if (operations > kWorthTiming && candidates.count > 1) {
+    if (operations > kWorthTiming && (op.transpose_a || op.m % kRowsThatReturn == 0) && candidates.count > 1) {
       cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
       check(cudaStreamIsCapturing(impl.gpu.stream(), &capture), "matmul");
       if (capture != cudaStreamCaptureStatusNone) {

@@ -108,6 +108,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
                    const Tensor& x, const BlockState& state, const BlockSaved& s, const BlockScratch& t, const Tensor& out) {
   const ModelConfig& c = op.config;
   const Packed a(c, s.zrh, s.fc13);
+  const bool backward_follows = masks.active;
 
   // The average of the past, and what it says to attend to.
   timestep_norm_forward(ctx, op.norm, p.timenorm_weight, p.timenorm_bias, x, state.norm, s.tn, s.norm, t.tn, window.documents);
@@ -115,7 +116,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
   masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
-  if (masks.active) {  // backward follows, which reads v before its silu
+  if (backward_follows) {  // it reads v before its silu
     linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
     queries_keys_values(ctx, op, p, window, a, s, t);
   } else {
@@ -123,7 +124,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
     head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
   }
   const Attention attention = attention_of(op, window, masks);
-  if (masks.active) {
+  if (backward_follows) {
     attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
     silu_gate_forward(ctx, a.r, s.o, t.gated);
     masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
@@ -137,7 +138,7 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
 
   // out = x + alpha * (hidden W2): the residual is the block's input, two hops back. y is the sum x + h1 and nowhere else.
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, x, t.n, s.nffn, a.h1);
-  if (masks.active) {
+  if (backward_follows) {
     linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
     silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
     masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
@@ -232,9 +233,9 @@ void visit_saved(const ModelConfig& c, DType dtype, BlockSaved& s, bool for_back
   visit(s.ce, dtype, c.model_dim);
   visit(s.v, dtype, c.value_dim);
   visit(s.zrh, dtype, c.z_dim + c.value_dim + c.model_dim);
-  visit(s.o, dtype, c.value_dim);
   visit(s.fc13, dtype, fc13_width(c));
   if (!for_backward) return;
+  visit(s.o, dtype, c.value_dim);
   visit(s.norm.mean, DType::F32, c.norm_num_groups);
   visit(s.norm.rstd, DType::F32, c.norm_num_groups);
   visit(s.head.rstd, DType::F32, c.num_heads);

@@ -66,7 +66,7 @@ struct BlockSaved {
   Tensor zrh;  // [B, L, Z + V + D] T shared representation, gate before silu, mx Wh1 + b
   HeadNormSaved head;
   AttentionSaved attention;
-  Tensor o;  // [B, L, V] T attention's output
+  Tensor o;  // [B, L, V] T attention's output; null without backward
   LayerNormSaved nffn;
   Tensor fc13;  // [B, L, F or 2F] T before silu
 };

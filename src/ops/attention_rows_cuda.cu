@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   let_next_start();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
-  if constexpr (Documents) wait_for_previous();  // the pass may have written them
+  if constexpr (Documents) wait_for_previous();  // they are the pass's input, as q is
   const PlaceOf<Documents> place(a, row);
   const std::int64_t first = blockIdx.x * place.keys;
   if (first > place.own) return;

@@ -1,4 +1,4 @@
-// The recurrence of cema_cpu.cpp in float64, one thread to a channel, for all that the blocks of cema_blocks_cuda.cu do not take.
+// The recurrence of cema_cpu.cpp in float64, one thread to a channel, for all that the blocks of cema_blocks.cuh do not take.
 //
 // Where channels and sequences are too few to fill the GPU, time is cut into segments: each segment's state from a start at
 // zero, a scan of these over the segments, then each segment from the state that it really starts with. With u = h / p,

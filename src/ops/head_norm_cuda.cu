@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     if (part.has_features && row < part.end) next.load(z.row(row) + part.column);
   };
   std::int64_t row = part.first_row;
-  if constexpr (Documents) wait_for_previous();  // the pass may have written them
+  if constexpr (Documents) wait_for_previous();  // they are the pass's input, as z is
   fetch_angles(row);
   wait_for_previous();
   fetch(row);

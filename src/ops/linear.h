@@ -26,7 +26,8 @@ void linear_forward(Context& ctx, const Linear& op,
 
 // silu_gate_forward of products, for those who need nothing else of them (ops/silu_gate.h):
 //   y = silu(x W^T + b),  or of two projections side by side, each of half the outputs,  y = silu(x W1^T + b1) * (x W2^T + b2)
-// Overwrites y; products is memory for what is multiplied and not yet gated, where that is not done at once.
+// Overwrites y, which must not overlap x; products is memory for what is multiplied and not yet gated, where that is not done at
+// once. For a few rows on a GPU it is, and gates take sums that are not rounded to T yet.
 void linear_gate_forward(Context& ctx, const Linear& op,
                          const Tensor& weight,    // [out, in] T
                          const Tensor& bias,      // [out] f32, or null
