@@ -1,6 +1,6 @@
 // Norms over rows. A team of threads, a warp or a block, holds a row in registers between its uses and walks over rows; sums over
-// rows stay in its registers, or in shared memory, until its last row, then go to the workspace, and a second kernel adds those of
-// all blocks up.
+// rows stay in its registers, or in shared memory, until its last row, then go to the workspace, and a second kernel adds those
+// of all blocks up.
 #pragma once
 
 #include <algorithm>
