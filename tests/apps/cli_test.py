@@ -265,59 +265,55 @@ class HappyPath(CliTest):
             self.assertIn(key, report["machine"])
         self.assertEqual(json.loads(self.ok("inspect", self.model / "config.json", "--json"))["config"], report["config"])
 
-    def test_inspect_plans_the_memory_of_training(self):
-        """What the run takes at most is what is planned, less what any run takes: within 5 % on the difference of two models."""
+    def check_plan(self, text, window, train, variants, taken_by):
+        """What runs take is what is planned, less what any run takes: within 5 % on the difference of two models.
+
+        `window` and `train` are the lines of these sections; taken_by(run file, run folder) runs it and returns bytes."""
         data = self.folder / "data"
-        self.ok("prepare", "--input", self.text, "--tokenizer", "bytes", "--out", data)
+        self.ok("prepare", "--input", text, "--tokenizer", "bytes", "--valid-fraction", "0.5", "--out", data)
         large = dict(CONFIG, num_layers=4, model_dim=384, z_dim=192, value_dim=768, ffn_hidden_dim=1024, chunk_size=128)
 
         def measure(name, model, settings=""):
+            out = self.folder / name
             keys = "".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
-            run_file = self.write(name + ".toml", f'out = "{self.folder / name}"\n[model]\n{keys}[data]\npath = "{data}"\n'
-                                  f"length = 256\nbatch = 4\n[train]\nsteps = 2\nthreads = 2\n{settings}\n")
+            run_file = self.write(name + ".toml", f'out = "{out}"\n[model]\n{keys}[data]\npath = "{data}"\n{window}\n'
+                                  f"[train]\n{train}\n{settings}\n")
             plan = json.loads(self.ok("inspect", run_file, "--json"))["training"]
             self.assertEqual(plan["total_bytes"], sum(plan["bytes"].values()))
+            return plan["total_bytes"], taken_by(run_file, out)
+
+        # Not too small: it must take more than measuring the processor does before it.
+        planned, measured = measure("small", dict(large, num_layers=1))
+        for i, settings in enumerate(variants):
+            more_planned, more_measured = measure(f"large{i}", large, settings)
+            share = (more_measured - measured) / (more_planned - planned)
+            print(f"    {settings}: planned {more_planned >> 20} MiB, taken {share:.3f} of it")
+            self.assertAlmostEqual(share, 1, delta=0.05, msg=settings)
+
+    def test_inspect_plans_the_memory_of_training(self):
+        def resident(run_file, _):
             # What was freed goes back to the system at once: how much of it the allocator keeps is chance.
             environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
             process = start("train", run_file, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             self.assertEqual(process.returncode, 0)
-            return plan["total_bytes"], usage.ru_maxrss * 1024
+            return usage.ru_maxrss * 1024
 
-        # Not too small: it must take more than measuring the processor does before it.
-        planned, measured = measure("small", dict(large, num_layers=1))
-        for i, settings in enumerate(('recompute = "none"', 'recompute = "block"', "sample_every = 1")):
-            more_planned, more_measured = measure(f"large{i}", large, settings)
-            share = (more_measured - measured) / (more_planned - planned)
-            print(f"    {settings}: planned {more_planned >> 20} MiB, taken {share:.3f} of it")
-            self.assertAlmostEqual(share, 1, delta=0.05, msg=settings)
+        self.check_plan(self.text, "length = 256\nbatch = 4", "steps = 2\nthreads = 2",
+                        ('recompute = "none"', 'recompute = "block"', "sample_every = 1"), resident)
 
     def test_a_gpu_takes_what_was_planned(self):
-        """What a run on a GPU takes of its memory beside what any run takes, cuBLASLt's among it: the difference of two models."""
         if not self.has_gpu():
             self.skipTest("there is no GPU, or the program is built without CUDA")
-        data = self.folder / "data"
-        text = self.write("long.txt", "A batch of windows to validate on. " * 2000)  # of fewer windows less would be taken
-        self.ok("prepare", "--input", text, "--tokenizer", "bytes", "--valid-fraction", "0.5", "--out", data)
-        large = dict(CONFIG, num_layers=4, model_dim=384, z_dim=192, value_dim=768, ffn_hidden_dim=1024, chunk_size=256)
 
-        def measure(name, model, settings=""):
-            keys = "".join(f"{key} = {json.dumps(value)}\n" for key, value in model.items())
-            run_file = self.write(name + ".toml", f'out = "{self.folder / name}"\n[model]\n{keys}[data]\npath = "{data}"\n'
-                                  f'length = 512\nbatch = 32\n[train]\nsteps = 3\ndevice = "cuda"\ndtype = "bf16"\n{settings}\n')
-            plan = json.loads(self.ok("inspect", run_file, "--json"))["training"]
-            self.assertEqual(plan["total_bytes"], sum(plan["bytes"].values()))
+        def told(run_file, out):
             self.ok("train", run_file)
-            lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
-            return plan["total_bytes"], max(json.loads(line).get("memory_bytes", 0) for line in lines)
+            return max(json.loads(line).get("memory_bytes", 0) for line in (out / "metrics.jsonl").read_text().splitlines())
 
-        planned, measured = measure("small", dict(large, num_layers=1))
-        for i, settings in enumerate(('recompute = "none"', 'recompute = "block"', "validate_every = 1")):
-            more_planned, more_measured = measure(f"large{i}", large, settings)
-            share = (more_measured - measured) / (more_planned - planned)
-            print(f"    {settings} on a GPU: planned {more_planned >> 20} MiB, taken {share:.3f} of it")
-            self.assertAlmostEqual(share, 1, delta=0.05, msg=settings)
+        text = self.write("long.txt", "A batch of windows to validate on. " * 2000)  # of fewer windows less would be taken
+        self.check_plan(text, "length = 512\nbatch = 32", 'steps = 3\ndevice = "cuda"\ndtype = "bf16"',
+                        ('recompute = "none"', 'recompute = "block"', "validate_every = 1"), told)
 
     def test_verify_passes_and_fails(self):
         self.assertIn("quantities within their bounds", self.ok("verify", GOLDEN).decode())
