@@ -116,19 +116,16 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   rms_norm_forward(ctx, op.rms, p.rmsnorm_weight, s.ce, t.mx, s.rms);
   masks.apply(ctx, Site::Average, c.hidden_dropout, t.mx);
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
-  if (backward_follows) {  // it reads v before its silu
+  const Attention attention = attention_of(op, window, masks);
+  if (backward_follows) {  // it reads v before its silu, and o before its gate
     linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
     queries_keys_values(ctx, op, p, window, a, s, t);
-  } else {
-    linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v);
-    head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
-  }
-  const Attention attention = attention_of(op, window, masks);
-  if (backward_follows) {
     attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
     silu_gate_forward(ctx, a.r, s.o, t.gated);
     masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   } else {
+    linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v);
+    head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
     attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, t.gated, s.attention, a.r);
   }
 

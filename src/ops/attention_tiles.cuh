@@ -253,6 +253,18 @@ struct AttentionResult {
   }
 };
 
+// None of them yet: `first` and `count` are the caller's.
+inline AttentionPairs attention_pairs(const Attention& op, const AttentionChunks& pieces, const AttentionTiles& tiles) {
+  return {0,
+          0,
+          static_cast<int>(op.heads),
+          static_cast<int>(pieces.rows),
+          pieces.row,
+          pieces.row_step,
+          tiles,
+          attention_documents(op)};
+}
+
 inline AttentionResult attention_result(const Tensor& tensor, const AttentionChunks& pieces, std::int64_t heads) {
   const auto size = static_cast<std::int64_t>(size_of(tensor.dtype()));
   return {reinterpret_cast<unsigned char*>(attention_at(tensor, pieces.row, 0)), tensor.pitch() * size,

@@ -352,14 +352,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
     return attention_map(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads);
   };
   const auto result = [&](const Tensor& tensor) { return attention_result(tensor, pieces, op.heads); };
-  AttentionPairs part{0,
-                      0,
-                      static_cast<int>(op.heads),
-                      static_cast<int>(pieces.rows),
-                      pieces.row,
-                      pieces.row_step,
-                      tiles,
-                      attention_documents(op)};
+  AttentionPairs part = attention_pairs(op, pieces, tiles);
   Gradients first{map(a.q),
                   map(a.k),
                   map(a.v),

@@ -324,14 +324,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
   const auto of_keys = [&](const Tensor& tensor) {
     return attention_map(tensor, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads);
   };
-  AttentionPairs part{0,
-                      0,
-                      static_cast<int>(op.heads),
-                      static_cast<int>(pieces.rows),
-                      pieces.row,
-                      pieces.row_step,
-                      tiles,
-                      attention_documents(op)};
+  AttentionPairs part = attention_pairs(op, pieces, tiles);
   const bool narrow = op.z_head_dim <= 2 * hopper::kBlock;
   const int shared = weights_shared(narrow ? 2 : 4);
   const auto weigh = documents ? (narrow ? weights_kernel<2, true> : weights_kernel<4, true>)

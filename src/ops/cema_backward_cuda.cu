@@ -98,16 +98,7 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
   };
   const auto load_x = [&](int m) { return *reinterpret_cast<const uint4*>(shared.tile.x + Part::lane_word(channel, m, lane)); };
   const Bounds<R, Documents> bounds(shared.tile.begins, g);
-  // steps(i): of the document to be kept of block i.
-  const auto keep = [&](const auto& steps) {
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const unsigned even = steps(2 * m);
-      const unsigned odd = steps(2 * m + 1);
-      a[m] = bounds.keep(a[m], even, odd, t);
-      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
-    }
-  };
+  const auto keep = [&](const auto& steps) { bounds.template keep_all<Low>(a, rest, steps, t); };
   const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
     return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
   };
@@ -265,18 +256,12 @@ __device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchang
     }
   }
   if constexpr (Documents) {
-    // What has come so far is right for the documents that begin before the blocks; the others take no state.
-    EachDocument<R> of(bounds);
-#pragma unroll 1
-    for (int d = 0; d < bounds.most; ++d) {
-      of.next();
+    const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
       load();
-      keep([&](int i) { return of.steps[i]; });
-      float own[kPairs][2][4];
-      multiply_toeplitz(own);
-#pragma unroll
-      for (int m = 0; m < kPairs; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, out[m]);
-    }
+      keep(steps);
+      multiply_toeplitz(to);
+    };
+    choose_documents(bounds, t, multiply_alone, out);
   }
   uint4 x[kPairs];
 #pragma unroll

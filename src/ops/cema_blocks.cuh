@@ -389,6 +389,17 @@ struct Bounds {
     odd >>= 4 * t;
     return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 2), words.w & mask(odd >> 2)};
   }
+  // The same of all its blocks, and of what rounding left of them: steps(i) are to be kept of block i.
+  template <bool Low, class Steps>
+  static __device__ __forceinline__ void keep_all(uint4 (&words)[R / 2], uint4 (&rest)[R / 2], const Steps& steps, int t) {
+#pragma unroll
+    for (int m = 0; m < R / 2; ++m) {
+      const unsigned even = steps(2 * m);
+      const unsigned odd = steps(2 * m + 1);
+      words[m] = keep(words[m], even, odd, t);
+      if (Low) rest[m] = keep(rest[m], even, odd, t);
+    }
+  }
   // The lane's results of these steps, of two halves of a product's columns, in place of others.
   static __device__ __forceinline__ void choose(const float (&from)[2][4], unsigned even, unsigned odd, int t,
                                                 float (&to)[2][4]) {
@@ -424,6 +435,22 @@ struct EachDocument {
     }
   }
 };
+
+// Results that take a state are right for the documents that begin before the blocks. Those of the others, which take none, are
+// put in their place: multiply(steps, to) gives the products of these steps of each block alone.
+template <int R, class Multiply>
+__device__ __forceinline__ void choose_documents(const Bounds<R, true>& bounds, int t, const Multiply& multiply,
+                                                 float (&results)[R / 2][2][4]) {
+  EachDocument<R> of(bounds);
+#pragma unroll 1
+  for (int d = 0; d < bounds.most; ++d) {
+    of.next();
+    float own[R / 2][2][4];
+    multiply([&](int i) { return of.steps[i]; }, own);
+#pragma unroll
+    for (int m = 0; m < R / 2; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, results[m]);
+  }
+}
 
 // Parts of the batch, each with blocks of threads of its own: as many as take the fewest turns, of 132 blocks of threads at
 // once, where setting up costs one sequence's. Fixed by the sizes alone: the sums of backward depend on it.

@@ -60,16 +60,7 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
   };
   load();
   const Bounds<R, Documents> bounds(begins, g);
-  // steps(i): of the document to be kept of block i.
-  const auto keep = [&](const auto& steps) {
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const unsigned even = steps(2 * m);
-      const unsigned odd = steps(2 * m + 1);
-      x[m] = bounds.keep(x[m], even, odd, t);
-      if (Low) rest[m] = bounds.keep(rest[m], even, odd, t);
-    }
-  };
+  const auto keep = [&](const auto& steps) { bounds.template keep_all<Low>(x, rest, steps, t); };
   if constexpr (Documents) keep([&](int i) { return bounds.last(i); });
 
   // Each block's own state at its end.
@@ -168,18 +159,12 @@ __device__ void forward_channel(const Matrices<kForwardFragments>& matrices, Exc
     }
   }
   if constexpr (Documents) {
-    // What has come so far is right for the documents that begin before the blocks; the others take no state.
-    EachDocument<R> of(bounds);
-#pragma unroll 1
-    for (int d = 0; d < bounds.most; ++d) {
-      of.next();
+    const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
       load();
-      keep([&](int i) { return of.steps[i]; });
-      float own_y[kPairs][2][4];
-      multiply_toeplitz(own_y);
-#pragma unroll
-      for (int m = 0; m < kPairs; ++m) bounds.choose(own_y[m], of.steps[2 * m], of.steps[2 * m + 1], t, y[m]);
-    }
+      keep(steps);
+      multiply_toeplitz(to);
+    };
+    choose_documents(bounds, t, multiply_alone, y);
   }
 #pragma unroll
   for (int m = 0; m < kPairs; ++m) {
