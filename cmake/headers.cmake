@@ -1,10 +1,15 @@
 # megalodon_headers(NAME FOLDER LIBRARIES...): target NAME_headers compiles each header of FOLDER alone, twice included, with
 # nothing but the include paths of LIBRARIES. *-inl.h files are exempt: Highway includes them once for each instruction set.
-# Built by `headers_alone`, not by `all`.
+# src/cuda/gpu.h, which includes CUDA's headers, is checked where there are any. Built by `headers_alone`, not by `all`.
 add_custom_target(headers_alone)
+include(CheckIncludeFileCXX)
+check_include_file_cxx(cublasLt.h MEGALODON_COMPILER_FINDS_CUDA)
 function(megalodon_headers name folder)
   file(GLOB headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.h)
   list(FILTER headers EXCLUDE REGEX "-inl\\.h$")
+  if(NOT MEGALODON_CUDA AND NOT MEGALODON_COMPILER_FINDS_CUDA)
+    list(FILTER headers EXCLUDE REGEX "/src/cuda/gpu\\.h$")
+  endif()
   set(units "")
   foreach(header IN LISTS headers)
     cmake_path(RELATIVE_PATH header BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE relative)
