@@ -279,7 +279,7 @@ void run(Options& options) {
   Trainer trainer(ctx, config, *data.mix, data.valid ? &*data.valid : nullptr, *data.tokenizer, data.sets);
 
   create_directories(config.out);
-  const RunLock lock(config.out, "Wait for it, or give another folder with --out");
+  const RunLock lock(config.out, options.resume ? "Wait for it to end" : "Wait for it, or give another folder with --out");
   if (!options.resume) refuse_used_folder(config.out);  // once more: another run may have come and gone meanwhile
   if (options.resume) resume(trainer, config.out, options.allow_other_data);
   if (trainer.progress().step == 0 && !config.train.init.empty()) trainer.start_from(config.train.init);

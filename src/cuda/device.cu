@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include "cuda/gpu.h"
+#include "cuda/hopper.cuh"
 #include "cuda/matmul.h"
 #include "megalodon/error.h"
 
@@ -15,6 +16,16 @@ void check(cublasStatus_t status, const char* where) {
     throw Error(ErrorKind::Internal, std::string("cuBLASLt: ") + cublasLtGetStatusString(status), where);
   }
 }
+
+namespace {
+
+__global__ void compiled_for(KernelCode* code) {
+#if defined(__CUDA_ARCH__)
+  *code = {__CUDA_ARCH__ / 10, MEGALODON_HOPPER == 1};
+#endif
+}
+
+}  // namespace
 
 AcceleratorPtr open_device() { return std::make_shared<Gpu>(); }
 
@@ -37,6 +48,12 @@ Gpu::Gpu() {
                 kWhere, "Use --device cpu");
   }
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), kWhere);
+  void* const code = allocate(sizeof code_);
+  if (code == nullptr) throw Error(ErrorKind::OutOfMemory, name() + " has no memory left", kWhere);
+  compiled_for<<<1, 1, 0, stream_>>>(static_cast<KernelCode*>(code));
+  check_launch(kWhere);
+  copy(&code_, code, sizeof code_);
+  release(code);
   check(cublasLtCreate(&cublas_), kWhere);
   plans_ = std::make_unique<MatmulPlans>(*this);
 }

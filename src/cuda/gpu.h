@@ -20,6 +20,13 @@ inline void check_launch(const char* where) { check(cudaGetLastError(), where); 
 
 class MatmulPlans;
 
+// What this GPU's copy of the kernels was compiled for: that may be less than the GPU is capable of, where the driver made it
+// from code for earlier ones.
+struct KernelCode {
+  int capability = 0;   // 90 for compute capability 9.0
+  bool hopper = false;  // with Hopper's own instructions (cuda/hopper.cuh)
+};
+
 class Gpu : public Accelerator {
  public:
   Gpu();
@@ -41,12 +48,14 @@ class Gpu : public Accelerator {
   cudaStream_t stream() const noexcept { return stream_; }
   cublasLtHandle_t cublas() const noexcept { return cublas_; }
   const cudaDeviceProp& properties() const noexcept { return properties_; }
+  const KernelCode& code() const noexcept { return code_; }
   int multiprocessors() const noexcept { return properties_.multiProcessorCount; }
   // What cuda/matmul.h has found out about products so far.
   MatmulPlans& plans() noexcept { return *plans_; }
 
  private:
   cudaDeviceProp properties_{};
+  KernelCode code_{};
   cudaStream_t stream_ = nullptr;
   cublasLtHandle_t cublas_ = nullptr;
   std::unique_ptr<MatmulPlans> plans_;

@@ -1,5 +1,5 @@
-// Kernels that begin while the one before them ends (programmatic dependent launch, compute capability 9.0; earlier ones start
-// them one after the other).
+// Kernels that begin while the one before them ends (programmatic dependent launch, code for compute capability 9.0; others
+// start one after the other).
 //
 // A kernel that launch() launches may be placed on the GPU as soon as every block of the one before it has called
 // let_next_start(), or has ended. It must call wait_for_previous() in every thread before it touches memory that anything of the
@@ -44,7 +44,7 @@ void launch(Context& ctx, const char* where, Start start, void (*kernel)(Paramet
   config.dynamicSmemBytes = shared;
   config.stream = stream_of(ctx);
   config.attrs = &overlap;
-  config.numAttrs = start == Start::BeforeTheLastEnds && gpu_of(ctx).properties().major >= 9 ? 1 : 0;
+  config.numAttrs = start == Start::BeforeTheLastEnds && gpu_of(ctx).code().capability >= 90 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), where);
 }
 

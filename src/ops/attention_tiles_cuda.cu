@@ -22,9 +22,6 @@ PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
-// A kernel that is there to be asked what it was compiled for.
-__global__ void probe_kernel() {}
-
 }  // namespace
 
 CUtensorMap attention_map(const Tensor& tensor, std::int64_t row, std::int64_t rows, std::int64_t row_step, std::int64_t pieces,
@@ -60,10 +57,7 @@ bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_li
     if ((tensor->cols() / op.heads) % whole != 0 || tensor->pitch() % whole != 0) return false;
     if (reinterpret_cast<std::uintptr_t>(tensor->raw()) % 16 != 0) return false;
   }
-  if (gpu_of(ctx).properties().major != 9) return false;
-  cudaFuncAttributes probe{};
-  check(cudaFuncGetAttributes(&probe, probe_kernel), "attention");
-  return probe.ptxVersion >= 90;
+  return gpu_of(ctx).code().hopper;
 }
 
 }  // namespace megalodon::cuda

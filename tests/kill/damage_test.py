@@ -248,7 +248,7 @@ class TrainCommand(unittest.TestCase):
         process = self.start(run, *ENDLESS)
         while process.poll() is None and not (run / "run" / "metrics.jsonl").exists():
             time.sleep(0.001)
-        self.refused(run, IO, "another process trains or prunes in this run folder", "--out", arguments=["--resume"])
+        self.refused(run, IO, "another process trains or prunes in this run folder", "Wait for it to end", arguments=["--resume"])
         self.refused(run, WRONG_USE, "a run is in this folder already", "--resume")
         process.kill()
         process.communicate()
