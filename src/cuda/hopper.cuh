@@ -74,6 +74,59 @@ __device__ __forceinline__ void load(void* to, const void* from, int bytes, Barr
       "l"(from), "r"(bytes), "r"(shared_address(&barrier))
       : "memory");
 }
+// A box of a map of two extents, also to the same place of each block of the cluster that `blocks` has a bit for, and its
+// barrier.
+__device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& barrier, int x, int y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y)
+      : "memory");
+}
+__device__ __forceinline__ void load_for(std::uint16_t blocks, void* to, const CUtensorMap& map, Barrier& barrier, int x, int y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "h"(blocks)
+      : "memory");
+}
+
+// From shared memory to a map's box at these coordinates; what lies outside is not written. Whoever wrote the shared memory calls
+// fence_stores() before, and one thread stores, commits and waits.
+__device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x), "r"(y)
+               : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until the shared memory of all but the last N groups of stores has been read.
+template <int N>
+__device__ __forceinline__ void wait_stores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+// The cluster's blocks: which one this is; an arrival at another's barrier, that tells it that something has been read (what was
+// written it need not see: that would take a fence of the whole GPU); and a barrier for the threads of all that have not ended.
+__device__ __forceinline__ int cluster_block() {
+  std::uint32_t rank = 0;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+__device__ __forceinline__ void arrive_at(int block, Barrier& barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(&barrier)),
+      "r"(block)
+      : "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Registers of a thread, for all of a group at once.
 template <int N>
 __device__ __forceinline__ void more_registers() {
@@ -162,6 +215,14 @@ __device__ __forceinline__ void store_matrices(std::uint32_t row, std::uint32_t 
                : "memory");
 }
 
+// The same from shared memory.
+__device__ __forceinline__ void load_matrices(std::uint32_t row, std::uint32_t (&values)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+               : "r"(row)
+               : "memory");
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y = 0;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -175,5 +236,13 @@ __device__ __forceinline__ std::uint32_t pack_halves(float low, float high) {
   memcpy(&bits, &pair, sizeof bits);
   return bits;
 }
+__device__ __forceinline__ float low_half(std::uint32_t halves) { return __uint_as_float(halves << 16); }
+__device__ __forceinline__ float high_half(std::uint32_t halves) { return __uint_as_float(halves & 0xFFFF0000U); }
+
+// Of the host: a map of `rank` extents, the innermost first; strides, in bytes and multiples of 16, are those of all but the innermost. What
+// lies outside of them reads as zero and is not written. Rows of a box are 128 bytes, and lie in shared memory as those of a
+// block.
+CUtensorMap make_map(const void* data, DType dtype, int rank, const cuuint64_t* extents, const cuuint64_t* strides,
+                     const cuuint32_t* box, const char* where);
 
 }  // namespace megalodon::cuda::hopper

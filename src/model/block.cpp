@@ -118,8 +118,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   linear_forward(ctx, op.wzrh, p.wzrh, p.bzrh, t.mx, s.zrh);
   const Attention attention = attention_of(op, window, masks);
   if (backward_follows) {  // it reads v before its silu, and o before its gate
-    linear_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v);
-    queries_keys_values(ctx, op, p, window, a, s, t);
+    linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v, /*keep=*/true);
+    head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
     attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
     silu_gate_forward(ctx, a.r, s.o, t.gated);
     masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
@@ -135,13 +135,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
 
   // out = x + alpha * (hidden W2): the residual is the block's input, two hops back. y is the sum x + h1 and nowhere else.
   layer_norm_forward(ctx, op.nffn, p.nffn_weight, p.nffn_bias, x, t.n, s.nffn, a.h1);
-  if (backward_follows) {
-    linear_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13);
-    silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
-    masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
-  } else {
-    linear_gate_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13, t.hidden);
-  }
+  linear_gate_forward(ctx, op.fc13, p.fc13, Tensor(), t.n, s.fc13, t.hidden, /*keep=*/backward_follows);
+  masks.apply(ctx, Site::Hidden, c.hidden_dropout, t.hidden);
   const bool plain_sum = !p.alpha && (!masks.active || c.dropout == 0);
   if (plain_sum && ctx.device() != Device::Cpu) {  // one crossing of a GPU's memory, or one short kernel, less
     return linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, out, /*accumulate=*/false, x);
@@ -172,6 +167,18 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
     if (!t.kept) masks.apply(ctx, site, c.hidden_dropout, tensor);
   };
 
+  // Through a product whose input a gate gave, and a mask: in one piece where there is no mask between.
+  const auto through_gate = [&](Site site, const Linear& product, const Tensor& weight, const Tensor& dy, const Tensor& dx,
+                                const Tensor& left, const Tensor& right, const Tensor& d_left, const Tensor& d_right,
+                                const Tensor& again) {
+    if (!masks.active || c.hidden_dropout == 0) {
+      return linear_gate_backward_input(ctx, product, weight, dy, dx, left, right, d_left, d_right, again);
+    }
+    linear_backward_input(ctx, product, weight, dy, dx);
+    masks.apply(ctx, site, c.hidden_dropout, dx);
+    silu_gate_backward(ctx, left, right, dx, d_left, d_right, again);
+  };
+
   // Through the feed-forward. d_a = gradient of its normed input.
   if (p.alpha) {  // only alpha's gradient needs the value that it scales
     if (!t.kept) silu_gate_forward(ctx, a.fc1, a.fc3, t.hidden);
@@ -181,9 +188,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   }
   residual_backward(ctx, p.alpha, t.f, d_out, d.d_f, g.alpha);
   masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
-  linear_backward_input(ctx, op.fc2, p.fc2, d.d_f, d.d_hidden);
-  masks.apply(ctx, Site::Hidden, c.hidden_dropout, d.d_hidden);
-  silu_gate_backward(ctx, a.fc1, a.fc3, d.d_hidden, da.fc1, da.fc3, unless_kept(t.hidden));
+  through_gate(Site::Hidden, op.fc2, p.fc2, d.d_f, d.d_hidden, a.fc1, a.fc3, da.fc1, da.fc3, unless_kept(t.hidden));
   mask_again(Site::Hidden, t.hidden);
   linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
@@ -196,9 +201,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
 
   // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
-  linear_backward_input(ctx, op.wh2, p.wh2, da.h1, d.d_gated);
-  masks.apply(ctx, Site::Gated, c.hidden_dropout, d.d_gated);
-  silu_gate_backward(ctx, a.r, s.o, d.d_gated, da.r, d.d_o, unless_kept(t.gated));
+  through_gate(Site::Gated, op.wh2, p.wh2, da.h1, d.d_gated, a.r, s.o, da.r, d.d_o, unless_kept(t.gated));
   mask_again(Site::Gated, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   if (!t.kept) queries_keys_values(ctx, op, p, window, a, s, t);

@@ -10,7 +10,7 @@
 // computes a tile is chance, what it computes is not.
 #pragma once
 
-#include "cuda/hopper.cuh"
+#include "cuda/product_stages.cuh"
 #include "ops/attention_cuda.cuh"
 
 namespace megalodon::cuda {
@@ -101,46 +101,13 @@ inline AttentionAtOnce attention_at_once(std::int64_t pairs, std::int64_t each) 
   return {ceil_div(pairs, calls), std::max(std::min(kMost, pairs * each), each)};
 }
 
-// The place in a ring of stages.
-template <int Stages>
-struct RingPlace {
-  int stage = 0;
-  std::uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage < Stages) return;
-    stage = 0;
-    phase ^= 1;
-  }
-};
-
-// What a warp writes leaves through 16 lines of 128 bytes of shared memory, laid out like those of a block.
-constexpr int kLines = 16;
-constexpr int kLinesBytes = kLines * 128;
-
 // Shared memory of the kernels whose operands come step by step, 64 to sum over at a time: A of 128 rows, B of up to 256 columns.
-struct ProductRing {
-  static constexpr int kStages = 4;
-  static constexpr int kB = 4;
-  using Place = RingPlace<kStages>;
-  using Block = unsigned char[hopper::kBlockBytes];
-
-  struct Stage {
-    Block a[2], b[kB];
-  };
-  Stage stages[kStages];
-  unsigned char out[2 * hopper::kGroup / kWarp][2][kLinesBytes];  // of each warp
-  hopper::Barrier full[kStages], empty[kStages];
+struct ProductRing : ProductStages {
   int tile[kStages];   // whose operands these are; -1 after the last
   int steps[kStages];  // of that tile, with documents
 
   __device__ void init() {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kStages; ++i) {
-        hopper::init(full[i], 1);
-        hopper::init(empty[i], 2 * hopper::kGroup / kWarp);
-      }
-      hopper::fence_init();
-    }
+    ProductStages::init(kProductWarps);
     __syncthreads();
   }
   // The fetching thread: the next stage, emptied, and to be filled with B of `columns` columns.
@@ -173,55 +140,15 @@ struct ProductRing {
     if (threadIdx.x % kWarp == 0) hopper::arrive(empty[stage]);
   }
 };
-constexpr int kProductThreads = 3 * hopper::kGroup;
 constexpr int kProductShared = sizeof(ProductRing);
 
-__device__ __forceinline__ int attention_group() { return static_cast<int>(threadIdx.x) / hopper::kGroup; }
-
-// sums = A B over `steps` stages.
-template <bool TransposeA, bool TransposeB, int N>
-__device__ __forceinline__ void multiply(ProductRing& ring, ProductRing::Place& at, int steps, float (&sums)[N]) {
-  int before = 0;
-  for (int i = 0; i < steps; ++i) {
-    hopper::wait(ring.full[at.stage], at.phase);
-    const std::uint64_t a = hopper::operand(ring.stages[at.stage].a[attention_group()]);
-    const std::uint64_t b = hopper::operand(ring.stages[at.stage].b[0]);
-    hopper::fence_products();
-#pragma unroll
-    for (int k = 0; k < hopper::kBlock / 16; ++k) {
-      hopper::wgmma<TransposeA, TransposeB>(sums, hopper::operand_at<TransposeA>(a, k), hopper::operand_at<TransposeB>(b, k),
-                                            i + k);
-    }
-    hopper::commit_products();
-    if (i > 0) {
-      hopper::wait_products<1>();
-      ring.release(before);
-    }
-    before = at.stage;
-    at.next();
-  }
-  hopper::wait_products<0>();
-  ring.release(before);
-}
+__device__ __forceinline__ int attention_group() { return product_group(); }
 
 // This thread's first row of its group's 64, and the first of its columns of every eight.
 __device__ __forceinline__ int attention_row() {
   return static_cast<int>(threadIdx.x) % hopper::kGroup / kWarp * 16 + static_cast<int>(threadIdx.x) % kWarp / 4;
 }
 __device__ __forceinline__ int attention_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
-
-// A warp's 16 by 64 values to its lines: values[2 j] are this thread's pair of its first row in the j'th eight columns,
-// values[2 j + 1] that of the eighth row below.
-__device__ __forceinline__ void put_lines(unsigned char* lines, const std::uint32_t (&values)[16]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row = lane % kLines;
-  const std::uint32_t line = hopper::shared_address(lines) + row * 128;
-#pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    const int piece = (j + lane / kLines) ^ (row % 8);
-    hopper::store_matrices(line + piece * 16, values[2 * j], values[2 * j + 1], values[2 * j + 2], values[2 * j + 3]);
-  }
-}
 
 // The lines as they lie to a block of which they are a part.
 __device__ __forceinline__ void copy_lines(const unsigned char* lines, unsigned char* to) {
@@ -272,7 +199,7 @@ inline AttentionResult attention_result(const Tensor& tensor, const AttentionChu
 }
 
 // This warp of the multiplying ones, and its first row of a tile.
-__device__ __forceinline__ int attention_warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ __forceinline__ int attention_warp() { return product_warp(); }
 
 // Writes a warp's rows of the sums, times their rows' factors, in bfloat16.
 template <int N>

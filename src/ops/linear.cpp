@@ -40,7 +40,7 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
 }
 
 void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                         const Tensor& products, const Tensor& y) {
+                         const Tensor& products, const Tensor& y, bool keep) {
   check(op, x, op.in, "x", products, op.out, "products");
   const bool pairs = y.cols() != op.out;
   require(!pairs || 2 * y.cols() == op.out, kName, "y must have as many columns as there are outputs, or half as many");
@@ -48,9 +48,10 @@ void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, c
   require_contiguous(weight, x.dtype(), {op.out, op.in}, kName, "weight");
   if (bias) require_contiguous(bias, DType::F32, {op.out}, kName, "bias");
   if constexpr (cuda::kBuilt) {
-    if (ctx.device() == Device::Cuda && cuda::linear_gates(op, x, y)) {
+    if (ctx.device() == Device::Cuda && cuda::linear_gates(ctx, op, weight, x, products, y, keep)) {
       return dispatch(
-          ctx, x.dtype(), "linear_forward", [] {}, [&] { cuda::linear_gate_forward(ctx, op, weight, bias, x, y); });
+          ctx, x.dtype(), "linear_forward", [] {},
+          [&] { cuda::linear_gate_forward(ctx, op, weight, bias, x, products, y, keep); });
     }
   }
   linear_forward(ctx, op, weight, bias, x, products);
@@ -64,6 +65,30 @@ void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight,
   dispatch(
       ctx, dy.dtype(), "linear_backward_input", [&] { cpu::linear_backward_input(ctx, op, weight, dy, dx, accumulate); },
       [&] { cuda::linear_backward_input(ctx, op, weight, dy, dx, accumulate); });
+}
+
+void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
+                                const Tensor& a, const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y) {
+  check(op, dy, op.out, "dy", dx, op.in, "dx");
+  require_contiguous(weight, dy.dtype(), {op.out, op.in}, kName, "weight");
+  require(static_cast<bool>(b) == static_cast<bool>(db), kName, "db goes with b");
+  const auto require_like_dx = [&](const Tensor& tensor, const char* name) {
+    if (tensor) require_matrix(tensor, dy.dtype(), dy.rows(), op.in, kName, name);
+  };
+  require_matrix(a, dy.dtype(), dy.rows(), op.in, kName, "a");
+  require_matrix(da, dy.dtype(), dy.rows(), op.in, kName, "da");
+  require_like_dx(b, "b");
+  require_like_dx(db, "db");
+  require_like_dx(y, "y");
+  if constexpr (cuda::kBuilt) {
+    if (ctx.device() == Device::Cuda && cuda::linear_gates_backward(ctx, weight, dy, a, b, da, db, y)) {
+      return dispatch(
+          ctx, dy.dtype(), "linear_backward_input", [] {},
+          [&] { cuda::linear_gate_backward_input(ctx, op, weight, dy, a, b, da, db, y); });
+    }
+  }
+  linear_backward_input(ctx, op, weight, dy, dx);
+  silu_gate_backward(ctx, a, b, dx, da, db, y);
 }
 
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

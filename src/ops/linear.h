@@ -24,16 +24,18 @@ void linear_forward(Context& ctx, const Linear& op,
                     bool accumulate = false,
                     const Tensor& added = {});  // [..., out] of y's dtype, it and y contiguous; null, as it is with accumulate
 
-// silu_gate_forward of products, for those who need nothing else of them (ops/silu_gate.h):
+// silu_gate_forward of products (ops/silu_gate.h):
 //   y = silu(x W^T + b),  or of two projections side by side, each of half the outputs,  y = silu(x W1^T + b1) * (x W2^T + b2)
-// Overwrites y, which must not overlap x; products is memory for what is multiplied and not yet gated, where that is not done at
-// once. For a few rows on a GPU it is, and gates take sums that are not rounded to T yet.
+// Overwrites y, which must not overlap x, and products: with keep by what is multiplied and not yet gated, else that is memory
+// for where it is not gated at once. For a few rows on a GPU it is, where it is not kept, and gates take sums that are not
+// rounded to T yet; for many in bfloat16 on Hopper.
 void linear_gate_forward(Context& ctx, const Linear& op,
                          const Tensor& weight,    // [out, in] T
                          const Tensor& bias,      // [out] f32, or null
                          const Tensor& x,         // [..., in] T, any pitch
                          const Tensor& products,  // [..., out] T, any pitch
-                         const Tensor& y);        // [..., out] or [..., out / 2] T, any pitch
+                         const Tensor& y,         // [..., out] or [..., out / 2] T, any pitch
+                         bool keep = false);
 
 // dx = dy W. Overwrites dx, or with accumulate adds to it. dx must not overlap dy.
 void linear_backward_input(Context& ctx, const Linear& op,
@@ -41,6 +43,19 @@ void linear_backward_input(Context& ctx, const Linear& op,
                            const Tensor& dy,      // [..., out] T, any pitch
                            const Tensor& dx,      // [..., in] T or f32, any pitch
                            bool accumulate = false);
+
+// silu_gate_backward where the gate's result was multiplied: the gradient of what it took, by dy W, that of what it gave.
+// Overwrites da and db, y with what the gate gave, and dx, which is memory for where dy W is not gated at once. None of them may
+// overlap dy.
+void linear_gate_backward_input(Context& ctx, const Linear& op,
+                                const Tensor& weight,   // [out, in] T
+                                const Tensor& dy,       // [..., out] T, any pitch, as are all
+                                const Tensor& dx,       // [..., in] T
+                                const Tensor& a,        // [..., in] T
+                                const Tensor& b,        // the same shape; null for 1
+                                const Tensor& da,       // the gradient of a
+                                const Tensor& db,       // the gradient of b; null with b
+                                const Tensor& y = {});  // null for none
 
 // dW += dy^T x,  db += the sum of dy over rows (in double). Adds to dweight and dbias.
 void linear_backward_weight(Context& ctx, const Linear& op,
@@ -64,10 +79,15 @@ namespace cuda {
 std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows);
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
                     bool accumulate, const Tensor& added);
-// Whether the gate is part of the product, as it is for a few rows; the product for which it is.
-bool linear_gates(const Linear& op, const Tensor& x, const Tensor& y);
+// Whether the gate is part of the product, for a few rows and for many; the product for which it is.
+bool linear_gates(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& x, const Tensor& products, const Tensor& y,
+                  bool keep);
 void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                         const Tensor& y);
+                         const Tensor& products, const Tensor& y, bool keep);
+bool linear_gates_backward(Context& ctx, const Tensor& weight, const Tensor& dy, const Tensor& a, const Tensor& b,
+                           const Tensor& da, const Tensor& db, const Tensor& y);
+void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate);
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

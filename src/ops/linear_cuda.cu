@@ -3,6 +3,7 @@
 #include "cuda/kernels.cuh"
 #include "cuda/matmul.h"
 #include "ops/linear_few_rows.h"
+#include "ops/linear_tiles.h"
 
 namespace megalodon::cuda {
 
@@ -158,13 +159,26 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
          x.raw(), weight.raw(), y.raw(), ready.raw(), added.raw());
 }
 
-bool linear_gates(const Linear& op, const Tensor& x, const Tensor& y) {
-  return x.rows() >= 1 && x.rows() <= kFewRows && (y.cols() == op.out || op.out % kPairs == 0);
+bool linear_gates(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& x, const Tensor& products, const Tensor& y,
+                  bool keep) {
+  if (x.rows() <= kFewRows) return !keep && x.rows() > 0 && (y.cols() == op.out || op.out % kPairs == 0);
+  return linear_fits_tiles(ctx, {&x, &weight, &y, keep ? &products : &y});
 }
 
 void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
-                         const Tensor& y) {
+                         const Tensor& products, const Tensor& y, bool keep) {
+  if (x.rows() > kFewRows) return linear_tiles_forward(ctx, op, weight, bias, x, keep ? products : Tensor(), y);
   linear_few_rows(ctx, op, weight, bias, x, Tensor(), y, y.cols() == op.out ? Gate::Silu : Gate::Pairs);
+}
+
+bool linear_gates_backward(Context& ctx, const Tensor& weight, const Tensor& dy, const Tensor& a, const Tensor& b,
+                           const Tensor& da, const Tensor& db, const Tensor& y) {
+  return linear_fits_tiles(ctx, {&dy, &weight, &a, &b, &da, &db, &y});
+}
+
+void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y) {
+  linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da, db, y);
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

@@ -1,4 +1,5 @@
 #include "cuda/elementwise.cuh"
+#include "ops/silu_gate.cuh"
 #include "ops/silu_gate.h"
 
 namespace megalodon::cuda {
@@ -21,8 +22,7 @@ struct Forward {
     Pack<T, N> out;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float gated = silu(to_f32(loaded.a.v[i]));
-      out.v[i] = from_f32<T>(b ? gated * to_f32(loaded.b.v[i]) : gated);
+      out.v[i] = from_f32<T>(silu_gate(to_f32(loaded.a.v[i]), b ? to_f32(loaded.b.v[i]) : 1.0F));
     }
     store_pack<N>(y.row(row) + col, out);
   }
@@ -45,14 +45,11 @@ struct Backward {
     Pack<T, N> to_a, to_b, to_y;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float x = to_f32(loaded.a.v[i]);
-      const float d = to_f32(loaded.dy.v[i]);
       const float gate = b ? to_f32(loaded.b.v[i]) : 1.0F;
-      const float s = sigmoid(x);
-      const float slope = s * (x * (1.0F - s) + 1.0F);
-      to_a.v[i] = from_f32<T>(d * slope * gate);
-      to_b.v[i] = from_f32<T>(d * (x * s));
-      to_y.v[i] = from_f32<T>(x * s * gate);
+      const GateGradients to = silu_gate_gradients(to_f32(loaded.a.v[i]), gate, to_f32(loaded.dy.v[i]));
+      to_a.v[i] = from_f32<T>(to.da);
+      to_b.v[i] = from_f32<T>(to.db);
+      to_y.v[i] = from_f32<T>(to.y);
     }
     store_pack<N>(da.row(row) + col, to_a);
     if (db) store_pack<N>(db.row(row) + col, to_b);

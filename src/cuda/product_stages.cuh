@@ -1,0 +1,96 @@
+// What kernels of products on Hopper share: two groups of threads multiply, with 64 rows of a tile each, and one thread fetches
+// their operands ahead of them, step by step, 64 to sum over at a time. See cuda/hopper.cuh.
+#pragma once
+
+#include "cuda/hopper.cuh"
+
+namespace megalodon::cuda {
+
+constexpr int kProductThreads = 3 * hopper::kGroup;
+constexpr int kProductWarps = 2 * hopper::kGroup / kWarp;  // that multiply
+
+__device__ __forceinline__ int product_group() { return static_cast<int>(threadIdx.x) / hopper::kGroup; }
+// Of those that multiply; it has rows 16 i to 16 i + 15 of a tile.
+__device__ __forceinline__ int product_warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// The place in a ring of stages.
+template <int Stages>
+struct RingPlace {
+  int stage = 0;
+  std::uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage < Stages) return;
+    stage = 0;
+    phase ^= 1;
+  }
+};
+
+// What a warp writes leaves through 16 lines of 128 bytes of shared memory, laid out like those of a block.
+constexpr int kLines = 16;
+constexpr int kLinesBytes = kLines * 128;
+
+// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 256 columns.
+struct ProductStages {
+  static constexpr int kStages = 4;
+  static constexpr int kB = 4;
+  using Place = RingPlace<kStages>;
+  using Block = unsigned char[hopper::kBlockBytes];
+
+  struct Stage {
+    Block a[2], b[kB];
+  };
+  Stage stages[kStages];
+  unsigned char out[kProductWarps][2][kLinesBytes];
+  hopper::Barrier full[kStages], empty[kStages];
+
+  // releases: how many arrivals empty a stage. All threads must be waited for after it.
+  __device__ void init(int releases) {
+    if (threadIdx.x != 0) return;
+    for (int i = 0; i < kStages; ++i) {
+      hopper::init(full[i], 1);
+      hopper::init(empty[i], releases);
+    }
+    hopper::fence_init();
+  }
+};
+
+// sums = A B over `steps` stages of a ring, which is ProductStages with release(stage): that this warp has read it.
+template <bool TransposeA, bool TransposeB, class Ring, int N>
+__device__ __forceinline__ void multiply(Ring& ring, ProductStages::Place& at, int steps, float (&sums)[N]) {
+  int before = 0;
+  for (int i = 0; i < steps; ++i) {
+    hopper::wait(ring.full[at.stage], at.phase);
+    const std::uint64_t a = hopper::operand(ring.stages[at.stage].a[product_group()]);
+    const std::uint64_t b = hopper::operand(ring.stages[at.stage].b[0]);
+    hopper::fence_products();
+#pragma unroll
+    for (int k = 0; k < hopper::kBlock / 16; ++k) {
+      hopper::wgmma<TransposeA, TransposeB>(sums, hopper::operand_at<TransposeA>(a, k), hopper::operand_at<TransposeB>(b, k),
+                                            i + k);
+    }
+    hopper::commit_products();
+    if (i > 0) {
+      hopper::wait_products<1>();
+      ring.release(before);
+    }
+    before = at.stage;
+    at.next();
+  }
+  hopper::wait_products<0>();
+  ring.release(before);
+}
+
+// A warp's 16 by 64 values to its lines: values[2 j] are this thread's pair of its first row in the j'th eight columns,
+// values[2 j + 1] that of the eighth row below.
+__device__ __forceinline__ void put_lines(unsigned char* lines, const std::uint32_t (&values)[16]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int row = lane % kLines;
+  const std::uint32_t line = hopper::shared_address(lines) + row * 128;
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    const int piece = (j + lane / kLines) ^ (row % 8);
+    hopper::store_matrices(line + piece * 16, values[2 * j], values[2 * j + 1], values[2 * j + 2], values[2 * j + 3]);
+  }
+}
+
+}  // namespace megalodon::cuda
