@@ -89,6 +89,7 @@ const Register kBench("timestep_norm", [](Bench& bench) {
     check(bench, dtype);
     if (bench.on_gpu()) {
       measure(bench, {1, 32768, 4096, 64}, dtype);
+      measure(bench, {8, 4096, 2048, 64}, dtype);
       measure(bench, {128, 512, 384, 12}, dtype);
     } else {  // a training step, a prefill, and groups far narrower than a vector
       measure(bench, {8, 512, 384, 12}, dtype);

@@ -186,7 +186,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
     linear_forward(ctx, op.fc2, p.fc2, Tensor(), t.hidden, t.f);
     masks.apply(ctx, Site::FeedForward, c.dropout, t.f);
   }
-  residual_backward(ctx, p.alpha, t.f, d_out, d.d_f, g.alpha);
+  if (!rounded_out(c, d)) residual_backward(ctx, p.alpha, t.f, d_out, d.d_f, g.alpha);
   masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
   through_gate(Site::Hidden, op.fc2, p.fc2, d.d_f, d.d_hidden, a.fc1, a.fc3, da.fc1, da.fc3, unless_kept(t.hidden));
   mask_again(Site::Hidden, t.hidden);
@@ -220,7 +220,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
   timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d_out, g.timenorm_weight, g.timenorm_bias,
-                         /*accumulate=*/true, window.documents);
+                         /*accumulate=*/true, window.documents, masks.layer > 0 ? rounded_out(c, d) : Tensor());
 }
 
 namespace {
@@ -306,6 +306,10 @@ BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtyp
   d.d_q = tensor(DType::F32, c.z_dim);
   d.d_k = tensor(DType::F32, c.z_dim);
   return d;
+}
+
+Tensor rounded_out(const ModelConfig& c, const BlockGradients& d) {
+  return !c.rescale_nffn && d.d_f.dtype() == DType::BF16 ? d.d_f : Tensor();
 }
 
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length) {

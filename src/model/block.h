@@ -106,6 +106,9 @@ BlockScratch allocate_scratch(Arena& arena, const ModelConfig& config, DType dty
 BlockGradients allocate_gradients(Arena& arena, const ModelConfig& config, DType dtype, std::int64_t batch, std::int64_t length,
                                   Device device);
 
+// Where block_backward expects the gradient of out rounded to bfloat16, from whoever has written it last; null where it does not.
+Tensor rounded_out(const ModelConfig& config, const BlockGradients& gradients);
+
 // The same tensors with a shorter window: for windows of fewer than the planned tokens.
 BlockSaved first_tokens(const BlockSaved& saved, std::int64_t length);
 BlockScratch first_tokens(const BlockScratch& scratch, std::int64_t length);
@@ -127,7 +130,8 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
 void block_again(Context& ctx, const BlockOps& op, const BlockParameters& p, const Tensor& x, const BlockSaved& saved,
                  const BlockSaved& shared, const BlockScratch& scratch);
 
-// d_out [B, L, D] holds the gradient of out and is overwritten with that of x. Adds to `gradients`.
+// d_out [B, L, D] holds the gradient of out, and rounded_out() the same; both are overwritten with that of x, the latter unless
+// the block is the first. Adds to `gradients`.
 void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, const BlockWindow& window, const Masks& masks,
                     const Tensor& x, const BlockSaved& saved, const BlockScratch& scratch, const BlockGradients& d,
                     const Tensor& d_out, const BlockParameters& gradients);

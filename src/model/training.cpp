@@ -173,7 +173,7 @@ struct Training::Impl {
 
     // Backward.
     timestep_norm_backward(ctx, ops.norm, p.final_norm_weight, b.x[layers], b.final_norm, b.gradients.d_b, b.d_x,
-                           g.final_norm_weight, g.final_norm_bias, /*accumulate=*/false, documents);
+                           g.final_norm_weight, g.final_norm_bias, /*accumulate=*/false, documents, rounded_out(c, b.gradients));
     for (std::size_t i = layers; i-- > 0;) {
       // The last block's forward was the last to write what is shared.
       if (i + 1 < layers && !b.began.empty()) {

@@ -21,6 +21,7 @@ __global__ void round_to(const float* from, T* to, std::int64_t n) {
 Tensor prepared_bias(Arena& arena, DType dtype, std::int64_t n) { return arena.allocate(dtype, {n}); }
 
 constexpr int kColumnWarps = 8;               // of a block: each takes every eighth row
+constexpr int kPartWarps = 32;                // the same of parts
 constexpr std::int64_t kRowsOfAPart = 512;    // at most so many rows are summed in float32: 64 by each thread
 constexpr std::int64_t kWorthSplitting = 64;  // rows; parts are not made smaller
 constexpr std::int64_t kEnoughBlocks = 2048;
@@ -79,21 +80,21 @@ __global__ void __launch_bounds__(kWarp* kColumnWarps)
 }
 
 // dbias += the sum of the parts, in double.
-__global__ void __launch_bounds__(kWarp* kColumnWarps)
+__global__ void __launch_bounds__(kWarp* kPartWarps)
     add_parts(const float* partial, std::int64_t parts, std::int64_t cols, float* dbias) {
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   double sum = 0;
   if (column < cols) {
 #pragma unroll 8
-    for (std::int64_t part = threadIdx.y; part < parts; part += kColumnWarps) sum += partial[part * cols + column];
+    for (std::int64_t part = threadIdx.y; part < parts; part += kPartWarps) sum += partial[part * cols + column];
   }
-  __shared__ double sums[kColumnWarps][kWarp];
+  __shared__ double sums[kPartWarps][kWarp];
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= cols) return;
   double total = dbias[column];
 #pragma unroll
-  for (int warp = 0; warp < kColumnWarps; ++warp) total += sums[warp][threadIdx.x];
+  for (int warp = 0; warp < kPartWarps; ++warp) total += sums[warp][threadIdx.x];
   dbias[column] = static_cast<float>(total);
 }
 
@@ -108,8 +109,8 @@ void add_column_sums(Context& ctx, const Tensor& dy, const Tensor& dbias) {
   sum_parts<Width><<<dim3(static_cast<unsigned>(c.blocks), static_cast<unsigned>(c.parts)), threads, 0, stream_of(ctx)>>>(
       matrix<const T>(dy), rows, cols, c.rows_of_a_part, partial);
   check_launch(kName);
-  add_parts<<<static_cast<unsigned>(ceil_div(cols, kWarp)), threads, 0, stream_of(ctx)>>>(partial, c.parts, cols,
-                                                                                          pointer<float>(dbias));
+  add_parts<<<static_cast<unsigned>(ceil_div(cols, kWarp)), dim3(kWarp, kPartWarps), 0, stream_of(ctx)>>>(partial, c.parts, cols,
+                                                                                                          pointer<float>(dbias));
   check_launch(kName);
 }
 

@@ -4,6 +4,7 @@
 #include "cpu/reduce.h"
 #include "ops/dispatch.h"
 #include "ops/documents.h"
+#include "ops/residual.h"
 
 namespace megalodon {
 
@@ -56,7 +57,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded) {
   check(op, weight, x, saved);
   check_documents(documents, x.shape()[0], x.shape()[1], kName);
   require_tensor(dy, DType::F32, x.shape(), kName, "dy");
@@ -64,10 +65,14 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
+  if (rounded) require_activations(rounded, x.shape(), kName, "rounded");
   dispatch(
       ctx, x.dtype(), "timestep_norm_backward",
-      [&] { cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents); },
-      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents); });
+      [&] {
+        cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents);
+        if (rounded) cpu::residual_backward(ctx, Tensor(), Tensor(), dx, rounded, Tensor());
+      },
+      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents, rounded); });
 }
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads) {

@@ -49,16 +49,17 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
 //   dw += sum over (b, t) of dy * (x - mean) * r,  db += sum over (b, t) of dy
 // Gradients stop at the window's start: the state that came in counts as a constant.
 // Overwrites dx, or with accumulate adds to it; adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same
-// tensor.
+// tensor. rounded is dx as it is then, once more.
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& weight,  // [D] f32
                             const Tensor& x,       // [B, L, D] f32
                             const TimestepNormSaved& saved,
-                            const Tensor& dy,                                        // [B, L, D] f32
-                            const Tensor& dx,                                        // [B, L, D] f32
-                            const Tensor& dweight,                                   // [D] f32
-                            const Tensor& dbias,                                     // [D] f32
-                            bool accumulate = false, const Tensor& documents = {});  // those of forward
+                            const Tensor& dy,                                       // [B, L, D] f32
+                            const Tensor& dx,                                       // [B, L, D] f32
+                            const Tensor& dweight,                                  // [D] f32
+                            const Tensor& dbias,                                    // [D] f32
+                            bool accumulate = false, const Tensor& documents = {},  // those of forward
+                            const Tensor& rounded = {});                            // [B, L, D] T, any pitch; or null
 
 // Bytes of workspace that either of the two takes.
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
@@ -94,7 +95,7 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                            const Tensor& documents);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents);
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded);
 }  // namespace cuda
 
 }  // namespace megalodon

@@ -4,6 +4,8 @@
 //   along_s = sum over t >= s of u_t,  later_s = sum over t > s of v_t - mean_s * sum over t > s of u_t.
 // The two sums are float64, which leaves enough where the mean is large.
 #include "megalodon/error.h"
+#include "ops/residual.h"
+#include "ops/timestep_norm_strips.cuh"
 #include "ops/timestep_norm_tiles.cuh"
 
 namespace megalodon::cuda {
@@ -14,12 +16,7 @@ constexpr int kBackwardRows = 8;  // timesteps of a thread in a tile
 constexpr int kTileBlocks = 2;    // on a multiprocessor; more have too few registers
 constexpr unsigned kTilesInWork = 1056;
 
-struct Backward {
-  const float* weight;
-  Matrix<const float> x, dy;
-  Matrix<float> dx;
-  const std::int64_t* count;
-  const float *mean, *rstd;
+struct Backward : TimestepNormBackward {
   // [B, ring, 2, D]: the gradients of weight and bias of a chain's tiles; tile i adds to what tile i - ring left in its place.
   float* gradients;
   unsigned ring;
@@ -60,7 +57,7 @@ struct BackwardShared {
 
 template <class Shape, bool Accumulate, bool Documents>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
-    timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published, const std::int32_t* documents) {
+    timestep_norm_backward_kernel(Backward p, TilePlan plan, Published published) {
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
@@ -78,7 +75,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     const Tile tile = Tile::of<true>(plan, ticket);
     const std::int64_t row0 = tile.batch * plan.length + tile.begin;
     const std::int64_t column0 = tile.first_group * plan.width;
-    const int document = TileDocuments<Documents>::load(documents, plan, tile);
+    const int document = TileDocuments<Documents>::load(p.documents, plan, tile);
     // x stays in shared memory, dy in registers.
     float dy[kRows][kPacks][kN] = {};
     place.for_each(tile, [&](int r, int c, int row, int column) {
@@ -133,7 +130,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
       Before later(plan, published, tile, at, lane, [&](unsigned step) {
         // What a tile publishes is of the document of its first timestep.
         const std::int64_t first = static_cast<std::int64_t>(plan.tiles - 1 - step) * plan.timesteps;
-        return !Documents || documents[tile.batch * plan.length + first] == of.last;
+        return !Documents || p.documents[tile.batch * plan.length + first] == of.last;
       });
       double own_u = 0;
       double own_v = 0;
@@ -253,18 +250,18 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 }
 
 template <class Shape>
-void backward_tiles(Context& ctx, const TilePlan& plan, Backward p, const Published& published, std::size_t bytes,
-                    bool accumulate, const std::int32_t* documents) {
+void backward_tiles(Context& ctx, const TilePlan& plan, const Backward& p, const Published& published, std::size_t bytes,
+                    bool accumulate) {
   check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_backward");
   const auto kernel =
-      documents != nullptr
+      p.documents != nullptr
           ? (accumulate ? timestep_norm_backward_kernel<Shape, true, true> : timestep_norm_backward_kernel<Shape, false, true>)
           : (accumulate ? timestep_norm_backward_kernel<Shape, true, false> : timestep_norm_backward_kernel<Shape, false, false>);
   constexpr auto kShared = static_cast<int>(sizeof(BackwardShared<Shape>));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_backward");
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
-  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, documents);
+  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published);
   check_launch("timestep_norm_backward");
 }
 
@@ -299,31 +296,40 @@ std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t ba
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded) {
   if (x.rows() == 0) return;
   require_tiles(op);
   const std::int64_t batch = x.shape()[0];
-  const bool packed = op.dim / op.groups % 4 == 0 && can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
+  const std::int64_t width = op.dim / op.groups;
+  const TimestepNormBackward p{batch,
+                               x.shape()[1],
+                               op.groups,
+                               width,
+                               pointer<const float>(weight),
+                               matrix<const float>(x),
+                               matrix<const float>(dy),
+                               matrix<float>(dx),
+                               matrix<Half>(rounded),
+                               pointer<const std::int64_t>(saved.count),
+                               pointer<const float>(saved.mean),
+                               pointer<const float>(saved.rstd),
+                               pointer<const std::int32_t>(documents)};
+  const bool packed = width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
+  if (packed && fits_strips(op) && can_pack<4>(rounded) && (!rounded || rounded.dtype() == DType::BF16)) {
+    return timestep_norm_strips_backward(ctx, p, accumulate, pointer<float>(dweight), pointer<float>(dbias));
+  }
   with_tile_shape<kBackwardRows>(op, packed, [&](auto shape) {
     using Shape = decltype(shape);
-    const TilePlan plan = plan_tiles<Shape>(op, batch, x.shape()[1]);
+    const TilePlan plan = plan_tiles<Shape>(op, batch, p.length);
     ArenaScope scope(ctx.workspace());
     Published published{};
     const std::size_t bytes = Published::take(ctx.workspace(), plan, true, &published);
     const unsigned ring = ring_of(plan);
-    const Tensor gradients = ctx.workspace().allocate(DType::F32, {batch, ring, 2, op.dim});
-    const Backward p{pointer<const float>(weight),
-                     matrix<const float>(x),
-                     matrix<const float>(dy),
-                     matrix<float>(dx),
-                     pointer<const std::int64_t>(saved.count),
-                     pointer<const float>(saved.mean),
-                     pointer<const float>(saved.rstd),
-                     pointer<float>(gradients),
-                     ring};
-    backward_tiles<Shape>(ctx, plan, p, published, bytes, accumulate, pointer<const std::int32_t>(documents));
-    add_column_sums(stream_of(ctx), p.gradients, batch * p.ring, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
+    float* const gradients = pointer<float>(ctx.workspace().allocate(DType::F32, {batch, ring, 2, op.dim}));
+    backward_tiles<Shape>(ctx, plan, {p, gradients, ring}, published, bytes, accumulate);
+    add_column_sums(stream_of(ctx), gradients, batch * ring, pointer<float>(dweight), op.dim, pointer<float>(dbias), op.dim);
   });
+  if (rounded) cuda::residual_backward(ctx, Tensor(), Tensor(), dx, rounded, Tensor());
 }
 
 }  // namespace megalodon::cuda

@@ -1,34 +1,21 @@
 #include "cuda/launch.cuh"
+#include "ops/timestep_norm_strips.cuh"
 #include "ops/timestep_norm_tiles.cuh"
 
 namespace megalodon::cuda {
 
 namespace {
 
+constexpr const char* kName = "timestep_norm_forward";
 constexpr int kStepThreads = 512;
 constexpr int kStepBlocks = 2;         // on a multiprocessor: it is then placed before all of the kernel before has left
 constexpr std::int64_t kFewSteps = 4;  // at most as many are taken one after the other, by one kernel
 constexpr int kForwardRows = 8;        // timesteps of a thread in a tile
 constexpr int kTileBlocks = 2;         // on a multiprocessor
 
-// The tensors of forward; those that are absent are null.
-template <class T>
-struct Forward {
-  std::int64_t length, groups, width;  // width: the features of a group
-  double eps;
-  const float *weight, *bias;
-  Matrix<const float> x;
-  Matrix<T> y;
-  Matrix<float> exact;
-  std::int64_t* count;
-  double *mean, *var;
-  std::int64_t* saved_count;
-  float *saved_mean, *saved_rstd;
-};
-
 // One block a batch element, a quarter of a warp a group, timestep after timestep: for windows of a few.
 template <class T>
-__global__ void __launch_bounds__(kStepThreads, kStepBlocks) timestep_norm_steps_kernel(Forward<T> p) {
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks) timestep_norm_steps_kernel(TimestepNormForward<T> p) {
   constexpr int kLanes = kWarp / 4;
   let_next_start();
   constexpr int kHeld = 8;  // of a lane's features the first are read ahead of their use
@@ -149,7 +136,7 @@ __device__ inline Moments moments_of(double first, double second, int n, double 
 // The moments of a group before the tile, when all has arrived: of all tiles since the timestep `first`, where its document
 // began, which may be within a tile; or without documents of all tiles and the timesteps before the window, mean and var.
 template <class Shape, bool Documents, class T>
-__device__ __forceinline__ Moments moments_before(const Forward<T>& p, const Tile& tile, const Before& published,
+__device__ __forceinline__ Moments moments_before(const TimestepNormForward<T>& p, const Tile& tile, const Before& published,
                                                   std::int64_t first, double mean, double var, const StepLanes& lanes) {
   const double width = static_cast<double>(p.width);
   const int in_span = static_cast<int>(tile.step % kSpan);
@@ -180,11 +167,6 @@ __device__ __forceinline__ Moments moments_before(const Forward<T>& p, const Til
   return join(before, {n * tiles, center, lanes.sum(squares)});
 }
 
-// What a group's y needs in one timestep.
-struct __align__(16) Scale {
-  float center, scale, shift, unused;
-};
-
 // A tile's sums of a group up to a timestep, from the tile's center: of what is summed, and of its squares.
 struct __align__(16) Running {
   double first, second;
@@ -196,7 +178,7 @@ template <class Shape, bool Documents>
 struct ForwardShared {
   float x[2][Shape::kFloats];
   Running running[2][kGroupsAtOnce][Shape::kTimesteps];
-  Scale scales[Shape::kTimesteps][kGroupsAtOnce];
+  TimestepScale scales[Shape::kTimesteps][kGroupsAtOnce];
   float2 partial[Shape::kTimesteps * (Shape::kSlots + 1)];
   float first[Shape::kSlots];
   float centers[2][kGroupsAtOnce][Documents ? Shape::kTimesteps : 1];  // of a document, where it begins in the tile
@@ -206,7 +188,8 @@ struct ForwardShared {
 // last: [B, G], mean and var after the last timestep, or null.
 template <class Shape, class T, bool Documents>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
-    timestep_norm_tiles_kernel(Forward<T> p, TilePlan plan, Published published, double2* last, const std::int32_t* documents) {
+    timestep_norm_tiles_kernel(TimestepNormForward<T> p, TilePlan plan, Published published, double2* last,
+                               const std::int32_t* documents) {
   constexpr int kRows = Shape::kRows;
   constexpr int kPacks = Shape::kPacks;
   constexpr int kN = Shape::kN;
@@ -408,7 +391,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           if (place.row(r) >= from.rows) continue;
-          const Scale s = shared.scales[place.row(r)][group];
+          const TimestepScale s = shared.scales[place.row(r)][group];
           float result[kN];
 #pragma unroll
           for (int j = 0; j < kN; ++j) {
@@ -424,7 +407,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
         for (int i = static_cast<int>(threadIdx.x); i < from.rows * from.groups; i += kTileThreads) {
           const int row = i / from.groups;
           const int g = i - row * from.groups;
-          const Scale s = shared.scales[row][g];
+          const TimestepScale s = shared.scales[row][g];
           p.saved_mean[(row0 + row) * plan.groups + from.first_group + g] = s.center;
           p.saved_rstd[(row0 + row) * plan.groups + from.first_group + g] = s.scale;
         }
@@ -445,52 +428,55 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 
 // Moves the state on when all tiles have read it.
 template <class T>
-__global__ void timestep_norm_carry_kernel(Forward<T> p, std::int64_t batch, const double2* last) {
+__global__ void timestep_norm_carry_kernel(TimestepNormForward<T> p, const double2* last) {
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (std::int64_t b = first; b < batch; b += stride) {
+  for (std::int64_t b = first; b < p.batch; b += stride) {
     const std::int64_t count = p.count != nullptr ? p.count[b] : 0;
     if (p.saved_count != nullptr) p.saved_count[b] = count;
     if (p.count != nullptr) p.count[b] = count + p.length;
   }
   if (p.count == nullptr) return;
-  for (std::int64_t i = first; i < batch * p.groups; i += stride) {
+  for (std::int64_t i = first; i < p.batch * p.groups; i += stride) {
     p.mean[i] = last[i].x;
     p.var[i] = last[i].y;
   }
 }
 
-template <class Shape, bool Documents, class T>
-void forward_tiles(Context& ctx, const TimestepNorm& op, std::int64_t batch, const Forward<T>& p, const std::int32_t* documents) {
-  const TilePlan plan = plan_tiles<Shape>(op, batch, p.length);
+template <class Shape, class T>
+void forward_tiles(Context& ctx, const TimestepNorm& op, const TimestepNormForward<T>& p, double2* last) {
+  const TilePlan plan = plan_tiles<Shape>(op, p.batch, p.length);
   ArenaScope scope(ctx.workspace());
   Published published{};
   const std::size_t bytes = Published::take(ctx.workspace(), plan, false, &published);
-  auto* last = pointer<double2>(ctx.workspace().allocate(DType::F64, {batch, op.groups, 2}));
-  check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), "timestep_norm_forward");
-  const auto kernel = timestep_norm_tiles_kernel<Shape, T, Documents>;
-  constexpr auto kShared = static_cast<int>(sizeof(ForwardShared<Shape, Documents>));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "timestep_norm_forward");
+  check(cudaMemsetAsync(published.ticket, 255, bytes, stream_of(ctx)), kName);
   const std::int64_t tiles = static_cast<std::int64_t>(plan.chains) * plan.tiles;
   const std::int64_t blocks = std::min<std::int64_t>(tiles, gpu_of(ctx).multiprocessors() * kTileBlocks);
-  kernel<<<static_cast<unsigned>(blocks), kTileThreads, kShared, stream_of(ctx)>>>(p, plan, published, last, documents);
-  check_launch("timestep_norm_forward");
-  if (p.count == nullptr && p.saved_count == nullptr) return;
-  const std::int64_t carry = std::min<std::int64_t>(1024, ceil_div(batch * op.groups, 128));
-  timestep_norm_carry_kernel<T><<<static_cast<unsigned>(carry), 128, 0, stream_of(ctx)>>>(p, batch, last);
-  check_launch("timestep_norm_forward");
+  const auto run = [&](auto kernel, std::size_t shared) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), kName);
+    kernel<<<static_cast<unsigned>(blocks), kTileThreads, shared, stream_of(ctx)>>>(p, plan, published, last, p.documents);
+    check_launch(kName);
+  };
+  if (p.documents != nullptr) {
+    run(timestep_norm_tiles_kernel<Shape, T, true>, sizeof(ForwardShared<Shape, true>));
+  } else {
+    run(timestep_norm_tiles_kernel<Shape, T, false>, sizeof(ForwardShared<Shape, false>));
+  }
 }
 
 }  // namespace
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length) {
-  std::size_t most = timestep_norm_backward_bytes(op, batch, length);
+  Arena last = Arena::counter();
+  last.allocate(DType::F64, {batch, op.groups, 2});
+  std::size_t most =
+      std::max(timestep_norm_backward_bytes(op, batch, length), last.peak() + timestep_norm_strips_bytes(op, batch, length));
   for (const bool packed : {false, true}) {
     with_tile_shape<kForwardRows>(op, packed, [&](auto shape) {
       Arena arena = Arena::counter();
+      arena.allocate(DType::F64, {batch, op.groups, 2});
       Published published{};
       Published::take(arena, plan_tiles<decltype(shape)>(op, batch, length), false, &published);
-      arena.allocate(DType::F64, {batch, op.groups, 2});
       most = std::max(most, arena.peak());
     });
   }
@@ -505,32 +491,40 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
   require_tiles(op);
   with_type(y.dtype(), [&](auto element) {
     using T = decltype(element);
-    const Forward<T> p{x.shape()[1],
-                       op.groups,
-                       op.dim / op.groups,
-                       op.eps,
-                       pointer<const float>(weight),
-                       pointer<const float>(bias),
-                       matrix<const float>(x),
-                       matrix<T>(y),
-                       matrix<float>(exact),
-                       pointer<std::int64_t>(state.count),
-                       pointer<double>(state.mean),
-                       pointer<double>(state.var),
-                       pointer<std::int64_t>(saved.count),
-                       pointer<float>(saved.mean),
-                       pointer<float>(saved.rstd)};
+    const TimestepNormForward<T> p{batch,
+                                   x.shape()[1],
+                                   op.groups,
+                                   op.dim / op.groups,
+                                   op.eps,
+                                   pointer<const float>(weight),
+                                   pointer<const float>(bias),
+                                   matrix<const float>(x),
+                                   matrix<T>(y),
+                                   matrix<float>(exact),
+                                   pointer<std::int64_t>(state.count),
+                                   pointer<double>(state.mean),
+                                   pointer<double>(state.var),
+                                   pointer<std::int64_t>(saved.count),
+                                   pointer<float>(saved.mean),
+                                   pointer<float>(saved.rstd),
+                                   pointer<const std::int32_t>(documents)};
     if (p.length <= kFewSteps && !documents) {
-      return launch(ctx, "timestep_norm_forward", timestep_norm_steps_kernel<T>, static_cast<unsigned>(batch), kStepThreads, 0,
-                    p);
+      return launch(ctx, kName, timestep_norm_steps_kernel<T>, static_cast<unsigned>(batch), kStepThreads, 0, p);
     }
+    ArenaScope scope(ctx.workspace());
+    auto* last = pointer<double2>(ctx.workspace().allocate(DType::F64, {batch, op.groups, 2}));
     const bool packed =
         p.width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(bias) && can_pack<4>(x) && can_pack<4>(y) && can_pack<4>(exact);
-    with_tile_shape<kForwardRows>(op, packed, [&](auto shape) {
-      using Shape = decltype(shape);
-      documents ? forward_tiles<Shape, true>(ctx, op, batch, p, pointer<const std::int32_t>(documents))
-                : forward_tiles<Shape, false>(ctx, op, batch, p, nullptr);
-    });
+    if (packed && fits_strips(op)) {
+      timestep_norm_strips_forward(ctx, p, last);
+      if (p.count == nullptr) return;
+    } else {
+      with_tile_shape<kForwardRows>(op, packed, [&](auto shape) { forward_tiles<decltype(shape)>(ctx, op, p, last); });
+    }
+    if (p.count == nullptr && p.saved_count == nullptr) return;
+    const std::int64_t carry = std::min<std::int64_t>(1024, ceil_div(batch * op.groups, 128));
+    timestep_norm_carry_kernel<T><<<static_cast<unsigned>(carry), 128, 0, stream_of(ctx)>>>(p, last);
+    check_launch(kName);
   });
 }
 

@@ -50,6 +50,7 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
     const auto stateless = both.output("y without a state", shape, forward, dtype, gap);
     const auto dx = both.output("dx", shape, gradient, DType::F32, gap);
     const auto sum = both.updated("dx, accumulated", normal(shape.numel(), 5), shape, gradient, DType::F32, gap);
+    const auto rounded = both.output("dx, accumulated and rounded", shape, tolerance::kBFloat16, DType::BF16, gap);
     const auto dweight = both.updated("dweight", normal(dim, 6), {dim}, gradient);
     const auto dbias = both.updated("dbias", normal(dim, 7), {dim}, gradient);
     const auto x_and_y = both.updated("y over x", values, shape, tolerance::kForward, DType::F32, gap);
@@ -59,7 +60,7 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
       const TimestepNormSaved saved{t(saved_count), t(saved_mean), t(saved_rstd)};
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), state, t(y), saved, t(exact));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias));
-      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(sum), t(dweight), t(dbias), true);
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(sum), t(dweight), t(dbias), true, {}, t(rounded));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight), t(dbias));
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(stateless), {});
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x_and_y), {}, t(x_and_y), {});
@@ -79,7 +80,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, TimestepNormCudaTest,
                                          Case{2, 333, 4096, 64, 77, 0}, Case{1, 1030, 2048, 32, 0, 0},
                                          Case{1, 300, 1030, 5, 3, 0}, Case{1, 9, 6000, 1, 3, 4}, Case{1, 6, 1021, 1, 3, 0},
                                          Case{70, 40, 256, 2, 0, 0}, Case{2, 900, 256, 4, 900, 0, 1000},
-                                         Case{1, 901, 20, 4, 0, 0, -500}));
+                                         Case{1, 901, 20, 4, 0, 0, -500}, Case{140, 70, 256, 8, 5, 0},
+                                         Case{140, 33, 256, 4, 0, 4}));
 
 using TimestepNormCudaSplitTest = OnGpu;
 
@@ -210,6 +212,13 @@ TEST_P(TimestepNormCudaPackedTest, AgreesWithTheCpu) {
 // One token, at and beside the edges of tiles of 8, 12 and 16 timesteps, over many of them, at and beside the edges of spans of
 // tiles, in windows of a few timesteps, and where a tile is one timestep.
 const std::vector<std::int64_t> kSingle(240, 1);
+// So many sequences that each tile's block goes through all of time.
+std::vector<std::vector<std::int64_t>> many_sequences() {
+  const std::vector<std::vector<std::int64_t>> lengths{{70}, {1, 69}, {32, 38}, {31, 33, 6}, {8, 8, 17, 37}, {64, 6}, {69, 1}};
+  std::vector<std::vector<std::int64_t>> all;
+  for (std::size_t i = 0; i < 140; ++i) all.push_back(lengths[i % lengths.size()]);
+  return all;
+}
 INSTANTIATE_TEST_SUITE_P(
     Documents, TimestepNormCudaPackedTest,
     testing::Values(PackedCase{384, 6, 0, 1, {{1, 1, 1, 13, 16, 17, 15, 32, 31, 33, 48, 1, 1, 30}, {240}, kSingle, {15, 1, 224}}},
@@ -218,7 +227,8 @@ INSTANTIATE_TEST_SUITE_P(
                     PackedCase{64, 16, 0, 0, {{1024, 1976}, {768, 1, 767, 1464}, {2048, 952}, {3000}, {977, 47, 1976}}},
                     PackedCase{4096, 64, 0, 1, {{100, 7, 93}, {8, 8, 184}}}, PackedCase{48, 3, 0, 1, {{1, 2}, {3}, {2, 1}}},
                     PackedCase{20, 4, 0, 1, {{1}, {1}}}, PackedCase{1024, 1, 0, 1, {{1, 20, 70, 9}, {50, 50}, {100}}},
-                    PackedCase{1021, 1, 0, 1, {{1, 20, 70, 9}, {64, 36}}}, PackedCase{256, 4, 0, 1000, {{300, 1, 2, 297}}}));
+                    PackedCase{1021, 1, 0, 1, {{1, 20, 70, 9}, {64, 36}}}, PackedCase{256, 4, 0, 1000, {{300, 1, 2, 297}}},
+                    PackedCase{256, 8, 0, 1, many_sequences()}, PackedCase{256, 4, 8, 1, many_sequences()}));
 
 // What the GPU makes of x [B, L, D] and dy: y, its unrounded self, saved.mean, saved.rstd, dx, dweight and dbias.
 std::vector<std::vector<float>> on_the_gpu(const TimestepNorm& op, const Documents& like, bool with_documents,

@@ -100,6 +100,7 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
     Pitched exact(shape, gap);
     Pitched dx(shape, gap);
     Pitched sum(before, shape, gap);
+    Pitched rounded(shape, gap + 1, DType::BF16);
     State state = start;
     Saved saved(batch, length, groups);
     std::vector<float> dweight(weight.size(), 0.5F);  // gradients add
@@ -129,9 +130,11 @@ TEST_P(TimestepNormTest, ForwardAndBackwardAgreeWithTheReference) {
     narrow_y.expect_gaps_untouched("y in bfloat16");
     exact.expect_gaps_untouched("exact");
     timestep_norm_backward(ctx, op, channels(weight), x.tensor(), saved.view(), dy.tensor(), sum.tensor(), channels(dweight),
-                           channels(dbias), true);
+                           channels(dbias), true, {}, rounded.tensor());
     expect_close(sum.values(), truth_sum, tolerance::kGradient, "dx, accumulated");
     sum.expect_gaps_untouched("dx, accumulated");
+    EXPECT_EQ(rounded.values(), Pitched(sum.values(), shape, 0, DType::BF16).values()) << "the sum rounded once";
+    rounded.expect_gaps_untouched("dx, rounded");
 
     // In place, nothing saved: the same bits.
     timestep_norm_backward(ctx, op, channels(weight), x.tensor(), saved.view(), dy.tensor(), dy.tensor(), channels(dweight),

@@ -1,0 +1,299 @@
+#include "ops/timestep_norm_lanes.cuh"
+
+namespace megalodon::cuda {
+
+namespace {
+
+struct __align__(8) Saved {
+  float mean, rstd;
+};
+// What a group's dx needs in one timestep besides.
+struct __align__(16) Sums {
+  float own, later, along, unused;
+};
+
+template <int Stages>
+struct BackwardShared {
+  float x[Stages][kRows][kThreads][kN];  // a thread's own
+  float dy[Stages][kRows][kThreads][kN];
+  TileShared tile;
+  Saved saved[2][kWarps][kRows][kGroups];
+  Sums sums[kWarps][kRows][kGroups];
+};
+
+// The same of backward.
+struct SummedBackward {
+  unsigned step, stage;
+  int half;
+  unsigned begins;
+  float mean;
+  float own;            // a_t / n_t
+  Two here, from_here;  // u and v of this timestep; the sum from it on, as far as this warp has it
+  Two part, whole;      // the tile's warps after this one, and the tile, each as far as the document of the first of them goes
+  bool part_ends, whole_ends, begins_first;  // whether it ends there; whether a document begins with the tile's first timestep
+};
+
+// What is summed is in timestep_norm_backward_cuda.cu. Tiles go from the last to the first; `step` counts them that way.
+// gradients: [B, sharers, 2, D], of weight and bias.
+template <int Lanes, bool Accumulate, bool Shared, bool Documents>
+__global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBackwardBlocks)
+    timestep_norm_strips_backward_kernel(TimestepNormBackward p, Strips plan, double2* published, float* gradients) {
+  using Strip = StripPlace<Lanes>;
+  constexpr double kWidth = Strip::kWidth;
+  constexpr unsigned kStages = Shared ? 3 : 2;
+  extern __shared__ __align__(16) float memory[];
+  auto& shared = *reinterpret_cast<BackwardShared<kStages>*>(memory);
+  const Strip place(plan, p.groups);
+  const int length = static_cast<int>(p.length);
+  const std::int64_t row0 = place.batch * p.length;
+  const std::int64_t count = p.count[place.batch];
+  double2* const of_group = Shared ? published + place.at * plan.tiles : nullptr;
+  float weight[kN];
+  load_f32(p.weight + place.column, weight);
+#pragma unroll
+  for (float& w : weight) w += 1;
+
+  const auto tile_of = [&](unsigned step) { return static_cast<int>(plan.tiles - 1 - step); };
+  const auto first_row = [&](unsigned step) { return tile_of(step) * kSteps + place.warp * kRows; };
+  int next_document = 0;
+  Saved next_saved{0, 0};
+  const auto fetch = [&](unsigned step, unsigned stage) {
+    if (step < plan.tiles) {
+      const int begin = first_row(step);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (begin + r >= length) continue;
+        const std::int64_t row = row0 + begin + r;
+        __pipeline_memcpy_async(shared.x[stage][r][threadIdx.x], p.x.row(row) + place.column, sizeof(float) * kN);
+        __pipeline_memcpy_async(shared.dy[stage][r][threadIdx.x], p.dy.row(row) + place.column, sizeof(float) * kN);
+      }
+      const std::int64_t own = row0 + min(begin + place.row, length - 1);
+      const std::int64_t from = own * p.groups + place.column / Strip::kWidth;
+      next_saved = {p.mean[from], p.rstd[from]};
+      if constexpr (Documents) next_document = p.documents[own];
+    }
+    __pipeline_commit();
+  };
+  // What dx is added to: it is asked for while there is something else to do.
+  float dx[kRows][kN];
+  const auto fetch_sum = [&](unsigned step) {
+    if constexpr (!Accumulate) return;
+    const int begin = first_row(step);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (begin + r < length) load_f32(p.dx.row(row0 + begin + r) + place.column, dx[r]);
+    }
+  };
+
+  const auto sum_up = [&](unsigned step, unsigned stage, int half) {
+    SummedBackward now{};
+    now.step = step;
+    now.stage = stage;
+    now.half = half;
+    const int begin = first_row(step);
+    const int rows = min(kRows, length - begin);  // may be none
+    const int timestep = begin + place.row;
+    const int document = next_document;
+    const Saved own = next_saved;
+    now.mean = own.mean;
+    if (Documents) {
+      now.begins = __ballot_sync(0xffffffffU, document == timestep && timestep < length) & ((1U << kRows) - 1);
+    }
+    __syncwarp();  // all are done with those of an earlier tile
+    if (place.writes) shared.saved[half][place.warp][place.row][place.group] = own;
+    fetch(step + plan.sharers, (stage + 1) % kStages);
+    __pipeline_wait_prior(1);
+    __syncwarp();
+
+    float sums[kRows][2] = {};
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      const float mean = shared.saved[half][place.warp][r][place.group].mean;
+      float x[kN];
+      float dy[kN];
+      load_f32(shared.x[stage][r][threadIdx.x], x);
+      load_f32(shared.dy[stage][r][threadIdx.x], dy);
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const float g = dy[j] * weight[j];
+        sums[r][0] += g;
+        sums[r][1] = fmaf(g, x[j] - mean, sums[r][1]);
+      }
+    }
+    if (!Shared) fetch_sum(step);
+    const float2 row_sums = place.row_sums(sums);
+    if (place.row < rows) {
+      const std::int64_t seen = Documents ? timestep - document + 1 : count + timestep + 1;
+      const double share = 1 / (static_cast<double>(seen) * kWidth);
+      const double r = own.rstd;
+      now.here.first = r * r * r * (row_sums.y * share);
+      now.here.second = now.here.first * own.mean - r * (row_sums.x * share);
+      now.own = static_cast<float>(row_sums.x * share);
+    }
+    now.from_here = place.sum_to(Documents ? tail_of(now.begins, place.row) : kRows - 1, now.here);
+    if (place.in_group == 0) shared.tile.totals[half][place.warp][place.group] = now.from_here;
+    if (Documents && place.lane == 0) shared.tile.begins[half][place.warp] = now.begins;
+    __syncthreads();
+
+    const auto sum_warps = [&](int from, Two& total) {
+      bool ends = false;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        if (w < from || ends) continue;
+        const unsigned begins_there = Documents ? shared.tile.begins[half][w] : 0;
+        if ((begins_there & 1) != 0 && w > 0) {
+          ends = true;
+          continue;
+        }
+        total = total + shared.tile.totals[half][w][place.group];
+        ends = begins_there > 1;
+      }
+      return ends;
+    };
+    now.whole_ends = sum_warps(0, now.whole);
+    now.part_ends = sum_warps(place.warp + 1, now.part);
+    now.begins_first = Documents && (shared.tile.begins[half][0] & 1) != 0;
+    if (Shared && place.warp == 0 && place.in_group == 0) publish(of_group + step, now.whole.first, now.whole.second);
+    return now;
+  };
+
+  Two after{0, 0};  // the tile to be finished
+  float dweight[kN] = {};
+  float dbias[kN] = {};
+  const auto finish = [&](const SummedBackward& now) {
+    const int begin = first_row(now.step);
+    const int rows = min(kRows, length - begin);
+    Two later = now.part_ends ? now.part : after + now.part;
+    if (Documents && now.begins >> place.row >> 1 != 0) later = {0, 0};
+    __syncwarp();  // all are done with those of the tile before
+    if (place.writes && place.row < rows) {
+      const double after_u = later.first + (now.from_here.first - now.here.first);
+      shared.sums[place.warp][place.row][place.group] = {
+          now.own, static_cast<float>(later.second + (now.from_here.second - now.here.second) - now.mean * after_u),
+          static_cast<float>(later.first + now.from_here.first), 0};
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      const Saved s = shared.saved[now.half][place.warp][r][place.group];
+      const Sums t = shared.sums[place.warp][r][place.group];
+      float x[kN];
+      float dy[kN];
+      load_f32(shared.x[now.stage][r][threadIdx.x], x);
+      load_f32(shared.dy[now.stage][r][threadIdx.x], dy);
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const float from = x[j] - s.mean;
+        const float change = fmaf(s.rstd, fmaf(dy[j], weight[j], -t.own), fmaf(-t.along, from, t.later));
+        dweight[j] = fmaf(dy[j], from * s.rstd, dweight[j]);
+        dbias[j] += dy[j];
+        dx[r][j] = Accumulate ? dx[r][j] + change : change;
+      }
+      const std::int64_t row = row0 + begin + r;
+      store_f32(p.dx.row(row) + place.column, dx[r]);
+      if (p.rounded) store_f32(p.rounded.row(row) + place.column, dx[r]);
+    }
+  };
+
+  fetch(place.share, 0);
+  if constexpr (Shared) {
+    SummedBackward old{};
+    for (unsigned i = 0;; ++i) {
+      const unsigned step = place.share + i * plan.sharers;
+      Asked<Lanes> asked;
+      if (i > 0) {
+        const unsigned since = old.step < plan.sharers ? 0 : old.step - plan.sharers;
+        // Tiles count whose first timestep is of the document of this one's last.
+        const int closing = Documents ? p.documents[row0 + min((tile_of(old.step) + 1) * kSteps, length) - 1] : 0;
+        const auto counts = [&](unsigned other) { return !Documents || p.documents[row0 + tile_of(other) * kSteps] == closing; };
+        if (since == 0 || !counts(since - 1)) after = {0, 0};
+        asked.ask(place, of_group, since, old.step, counts);
+        fetch_sum(old.step);
+      }
+      SummedBackward now{};
+      if (step < plan.tiles) now = sum_up(step, i % kStages, static_cast<int>(i % 2));
+      if (i > 0) {
+        after = after + asked.sum();
+        finish(old);
+      }
+      if (step >= plan.tiles) break;
+      old = now;
+    }
+  } else {
+    for (unsigned step = 0; step < plan.tiles; ++step) {
+      const SummedBackward now = sum_up(step, step % kStages, static_cast<int>(step % 2));
+      finish(now);
+      after = now.whole_ends ? now.whole : after + now.whole;
+      if (now.begins_first) after = {0, 0};
+    }
+  }
+
+  // The warps' gradients of parameters, in the place of x.
+  __pipeline_wait_prior(0);
+  __syncthreads();
+  store_f32(shared.x[0][0][threadIdx.x], dweight);
+  store_f32(shared.x[0][1][threadIdx.x], dbias);
+  __syncthreads();
+  if (place.warp > 1) return;
+  float total[kN] = {};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+    for (int j = 0; j < kN; ++j) total[j] += shared.x[0][place.warp][w * kWarp + place.lane][j];
+  }
+  const std::int64_t dim = p.groups * Strip::kWidth;
+  store_f32(gradients + ((place.batch * plan.sharers + place.share) * 2 + place.warp) * dim + place.column, total);
+}
+
+}  // namespace
+
+bool fits_strips(const TimestepNorm& op) {
+  const std::int64_t width = op.dim / op.groups;
+  return (width == 8 * kN || width == 16 * kN) && op.dim % kColumns == 0;
+}
+
+std::size_t timestep_norm_strips_bytes(const TimestepNorm& op, std::int64_t batch, std::int64_t length) {
+  if (!fits_strips(op) || batch * length == 0) return 0;
+  const std::int64_t slices = op.dim / kColumns;
+  Arena arena = Arena::counter();
+  arena.allocate(DType::F64, {batch * op.groups, ceil_div(length, kSteps), 2});
+  // No smaller batch takes more, though more blocks share its strips.
+  arena.allocate(DType::F32, {std::max(batch, kMaxMultiprocessors * kSharedBackwardBlocks / slices), 2, op.dim});
+  return arena.peak();
+}
+
+void timestep_norm_strips_backward(Context& ctx, const TimestepNormBackward& p, bool accumulate, float* dweight, float* dbias) {
+  constexpr const char* kName = "timestep_norm_backward";
+  const std::int64_t dim = p.groups * p.width;
+  with_lanes(p.width, [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::value;
+    const auto run = [&](const Strips& plan, auto kernel, std::size_t shared) {
+      const ArenaScope scope(ctx.workspace());
+      double2* const published = take_published(ctx, kName, plan, p.batch * p.groups);
+      const std::int64_t blocks = p.batch * plan.sharers;
+      float* const gradients = pointer<float>(ctx.workspace().allocate(DType::F32, {blocks, 2, dim}));
+      launch_strips(ctx, kName, kernel, plan, shared, p, plan, published, gradients);
+      add_column_sums(stream_of(ctx), gradients, blocks, dweight, dim, dbias, dim);
+    };
+    const auto with_options = [&](auto sum, auto documents) {
+      constexpr bool kSum = decltype(sum)::value;
+      constexpr bool kDocuments = decltype(documents)::value;
+      const auto together = timestep_norm_strips_backward_kernel<kLanes, kSum, true, kDocuments>;
+      const std::int64_t blocks = blocks_at_once(ctx, kName, together, sizeof(BackwardShared<3>), kSharedBackwardBlocks);
+      const Strips plan = strips_of(p.batch, p.length, dim, kLanes, blocks);
+      if (plan.sharers > 1) return run(plan, together, sizeof(BackwardShared<3>));
+      const auto alone = timestep_norm_strips_backward_kernel<kLanes, kSum, false, kDocuments>;
+      allow_shared(kName, alone, sizeof(BackwardShared<2>));
+      run(plan, alone, sizeof(BackwardShared<2>));
+    };
+    if (p.documents != nullptr) {
+      accumulate ? with_options(std::true_type(), std::true_type()) : with_options(std::false_type(), std::true_type());
+    } else {
+      accumulate ? with_options(std::true_type(), std::false_type()) : with_options(std::false_type(), std::false_type());
+    }
+  });
+}
+
+}  // namespace megalodon::cuda
