@@ -86,6 +86,28 @@ __device__ __forceinline__ void prefetch_row(const float* row, std::int64_t dim)
   }
 }
 
+// N adjacent elements on their way from memory, of 4 bytes or more together. They are kept as words, for elements of 2 bytes
+// would be put into halves of registers at once, and waited for.
+template <class T, int N>
+class Arriving {
+ public:
+  __device__ __forceinline__ void load(const T* p) { words_ = load_pack<kWords>(reinterpret_cast<const std::uint32_t*>(p)); }
+  __device__ __forceinline__ void get(float (&out)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        out[i] = __uint_as_float(words_.v[i]);
+      } else {
+        out[i] = __uint_as_float(i % 2 == 0 ? words_.v[i / 2] << 16 : words_.v[i / 2] & 0xffff0000U);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = sizeof(T) * N / 4;
+  Pack<std::uint32_t, kWords> words_;
+};
+
 // A row of T as float32, or the sum of it and one of A: held, or for Packs 0 read where it is used. Null reads as zeros. With
 // Staged what is on its way lies in shared memory, a thread's own places in it, instead of registers: `stage` and `added_stage`
 // have kStage elements each, of the whole block. Then it takes __pipeline_commit() and __pipeline_wait_prior() between fetch()
@@ -110,7 +132,7 @@ class Row {
         }
       });
       if (added == nullptr) return;
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_added_[i].load(added + column); });
       add(dim);
     }
   }
@@ -125,9 +147,9 @@ class Row {
         __pipeline_memcpy_async(place(added_stage_, i), added + column, sizeof(A) * Team::kN);
       });
     } else if constexpr (Team::kPacks > 0) {
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_[i] = load_pack<Team::kN>(row + column); });
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_[i].load(row + column); });
       if (added == nullptr) return;
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_added_[i].load(added + column); });
     }
   }
   __device__ __forceinline__ void take(const T* row, std::int64_t dim, const A* added = nullptr) {
@@ -144,10 +166,7 @@ class Row {
       });
     } else if constexpr (Team::kPacks > 0) {
 #pragma unroll
-      for (int i = 0; i < Team::kHeld; ++i) {
-#pragma unroll
-        for (int j = 0; j < Team::kN; ++j) values_[i][j] = to_f32(raw_[i].v[j]);
-      }
+      for (int i = 0; i < Team::kHeld; ++i) next_[i].get(values_[i]);
       if (added != nullptr) add(dim);
     }
   }
@@ -162,8 +181,10 @@ class Row {
  private:
   __device__ __forceinline__ void add(std::int64_t dim) {
     for_row<Team>(dim, [&](int i, std::int64_t) {
+      float more[Team::kN];
+      next_added_[i].get(more);
 #pragma unroll
-      for (int j = 0; j < Team::kN; ++j) values_[i][j] += to_f32(raw_added_[i].v[j]);
+      for (int j = 0; j < Team::kN; ++j) values_[i][j] += more[j];
     });
   }
 
@@ -172,12 +193,14 @@ class Row {
     return stage + (i * Team::kBlock + static_cast<int>(threadIdx.x)) * Team::kN;
   }
 
+  static constexpr int kArriving = Team::kPacks > 0 ? Team::kN : 4;  // with Packs 0 there is nothing
+
   const T* row_;
   const A* added_;
   T* stage_;
   A* added_stage_;
-  Pack<T, Team::kN> raw_[Team::kHeld];
-  Pack<A, Team::kN> raw_added_[Team::kHeld];
+  Arriving<T, kArriving> next_[Team::kHeld];
+  Arriving<A, kArriving> next_added_[Team::kHeld];
   float values_[Team::kHeld][Team::kN];
 };
 

@@ -1,5 +1,7 @@
 #include "ops/layer_norm.h"
 
+#include <type_traits>
+
 #include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 
@@ -9,6 +11,10 @@ namespace {
 
 constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
 constexpr int kBackwardRows = 6;  // x, dy, the residual, what is computed of them, and as much as two for addresses
+
+// Whether rows on their way lie in shared memory: but for one team registers are too few.
+template <class Team>
+constexpr bool kStagedBackward = !std::is_same_v<Team, RowTeam<kWarp, 3>>;
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -90,12 +96,14 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       for (int j = 0; j < Team::kN; ++j) to[j] = 0;
     }
   };
+  constexpr bool kStaged = kStagedBackward<Team>;
+  constexpr int kStage = Row<Team, float, T, kStaged>::kStage;
   extern __shared__ __align__(16) float memory[];
-  constexpr int kStage = Row<Team, float, T, true>::kStage;
-  T* const stage = reinterpret_cast<T*>(memory + 2 * kStage);
-  Row<Team, float, T, true> v(memory, stage);
-  Row<Team, D, D, true> d(reinterpret_cast<D*>(stage + kStage));
-  Row<Team, float, float, true> old(memory + kStage);  // of the residual
+  Row<Team, float, float, true> old(memory);  // of the residual
+  float* const stage = memory + decltype(old)::kStage;
+  T* const stage_a = reinterpret_cast<T*>(stage + kStage);
+  Row<Team, float, T, kStaged> v(stage, stage_a);
+  Row<Team, D, D, kStaged> d(reinterpret_cast<D*>(stage_a + kStage));
   TeamSum<Team, 2> sum;
   ColumnSums<Team, 2, true> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
@@ -122,6 +130,9 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
   fetch_residual(row);
   for (; row >= 0; row -= stride) {
     float* both = residual ? residual.row(row) : nullptr;
+    float weights[Team::kHeld][Team::kN];
+    constexpr bool kEarly = Team::kPacks > 2 && Team::kThreads <= 256;  // where there are registers for them
+    if constexpr (kEarly) for_row<Team>(dim, [&](int i, std::int64_t column) { read_weight(column, weights[i]); });
     __pipeline_wait_prior(1);
     v.take(x.row(row), dim, added(row));
     d.take(dy.row(row), dim);
@@ -132,11 +143,10 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
-      float scale[Team::kN];
-      read_weight(column, scale);
+      if constexpr (!kEarly) read_weight(column, weights[i]);
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
-        const float g = fmaf(up[j], scale[j], up[j]);
+        const float g = fmaf(up[j], weights[i][j], up[j]);
         means[0] += g;
         means[1] = fmaf(g, (value[j] - center) * r, means[1]);
       }
@@ -237,7 +247,8 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
       const auto run = [&](auto up) {
         using D = decltype(up);
         const auto kernel = layer_norm_backward_kernel<Team, T, D>;
-        constexpr int kShared = Row<Team, float, T, true>::kStage * (2 * sizeof(float) + sizeof(T) + sizeof(D));
+        constexpr int kShared = Row<Team, float, float, true>::kStage * sizeof(float) +
+                                Row<Team, float, T, kStagedBackward<Team>>::kStage * (sizeof(float) + sizeof(T) + sizeof(D));
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "layer_norm_backward");
         kernel<<<blocks, Team::kBlock, kShared, stream_of(ctx)>>>(
             rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
