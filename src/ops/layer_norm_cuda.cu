@@ -12,9 +12,10 @@ namespace {
 constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
 constexpr int kBackwardRows = 6;  // x, dy, the residual, what is computed of them, and as much as two for addresses
 
-// Whether rows on their way lie in shared memory: but for one team registers are too few.
+// Whether rows on their way lie in shared memory: registers are too few, but for one team, and 512 threads fill more than some
+// GPUs have.
 template <class Team>
-constexpr bool kStagedBackward = !std::is_same_v<Team, RowTeam<kWarp, 3>>;
+constexpr bool kStagedBackward = Team::kThreads <= 256 && !std::is_same_v<Team, RowTeam<kWarp, 3>>;
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))

@@ -221,9 +221,10 @@ void allow_shared(const char* where, Kernel* kernel, std::size_t shared) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), where);
 }
 
-// The blocks that the GPU holds at once, no more than kMaxMultiprocessors would.
+// The blocks that the GPU holds at once, no more than kMaxMultiprocessors would. None where it has not so much shared memory.
 template <class Kernel>
 std::int64_t blocks_at_once(Context& ctx, const char* where, Kernel* kernel, std::size_t shared, int most) {
+  if (shared > gpu_of(ctx).properties().sharedMemPerBlockOptin) return 0;
   allow_shared(where, kernel, shared);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared), where);
