@@ -3,6 +3,8 @@
 // of all blocks up.
 #pragma once
 
+#include <cuda_pipeline.h>
+
 #include <algorithm>
 #include <cstddef>
 
@@ -84,10 +86,39 @@ __device__ __forceinline__ void prefetch_row(const float* row, std::int64_t dim)
   }
 }
 
-// A row of T as float32, or the sum of it and one of A: held, or for Packs 0 read where it is used. Null reads as zeros.
-template <class Team, class T, class A = T>
+// N adjacent elements on their way from memory, of 4 bytes or more together. They are kept as words, for elements of 2 bytes
+// would be put into halves of registers at once, and waited for.
+template <class T, int N>
+class Arriving {
+ public:
+  __device__ __forceinline__ void load(const T* p) { words_ = load_pack<kWords>(reinterpret_cast<const std::uint32_t*>(p)); }
+  __device__ __forceinline__ void get(float (&out)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        out[i] = __uint_as_float(words_.v[i]);
+      } else {
+        out[i] = __uint_as_float(i % 2 == 0 ? words_.v[i / 2] << 16 : words_.v[i / 2] & 0xffff0000U);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = sizeof(T) * N / 4;
+  Pack<std::uint32_t, kWords> words_;
+};
+
+// A row of T as float32, or the sum of it and one of A: held, or for Packs 0 read where it is used. Null reads as zeros. With
+// Staged what is on its way lies in shared memory, a thread's own places in it, instead of registers: `stage` and `added_stage`
+// have kStage elements each, of the whole block. Then it takes __pipeline_commit() and __pipeline_wait_prior() between fetch()
+// and take().
+template <class Team, class T, class A = T, bool Staged = false>
 class Row {
  public:
+  static constexpr int kStage = Staged && Team::kPacks > 0 ? Team::kHeld* Team::kBlock* Team::kN : 0;
+
+  __device__ __forceinline__ explicit Row(T* stage = nullptr, A* added_stage = nullptr)
+      : stage_(stage), added_stage_(added_stage) {}
   __device__ __forceinline__ void read(const T* row, std::int64_t dim, const A* added = nullptr) {
     row_ = row;
     added_ = added;
@@ -101,27 +132,41 @@ class Row {
         }
       });
       if (added == nullptr) return;
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_added_[i].load(added + column); });
       add(dim);
     }
   }
   // The same of a row that is not null in two: it is on its way, while the one before is in use, until take().
   __device__ __forceinline__ void fetch(const T* row, std::int64_t dim, const A* added = nullptr) {
-    if constexpr (Team::kPacks > 0) {
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_[i] = load_pack<Team::kN>(row + column); });
+    if constexpr (kStage > 0) {
+      for_row<Team>(dim, [&](int i, std::int64_t column) {
+        __pipeline_memcpy_async(place(stage_, i), row + column, sizeof(T) * Team::kN);
+      });
       if (added == nullptr) return;
-      for_row<Team>(dim, [&](int i, std::int64_t column) { raw_added_[i] = load_pack<Team::kN>(added + column); });
+      for_row<Team>(dim, [&](int i, std::int64_t column) {
+        __pipeline_memcpy_async(place(added_stage_, i), added + column, sizeof(A) * Team::kN);
+      });
+    } else if constexpr (Team::kPacks > 0) {
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_[i].load(row + column); });
+      if (added == nullptr) return;
+      for_row<Team>(dim, [&](int i, std::int64_t column) { next_added_[i].load(added + column); });
     }
   }
   __device__ __forceinline__ void take(const T* row, std::int64_t dim, const A* added = nullptr) {
     row_ = row;
     added_ = added;
-    if constexpr (Team::kPacks > 0) {
+    if constexpr (kStage > 0) {
+      for_row<Team>(dim, [&](int i, std::int64_t) {
+        load_f32(place(stage_, i), values_[i]);
+        if (added == nullptr) return;
+        float more[Team::kN];
+        load_f32(place(added_stage_, i), more);
 #pragma unroll
-      for (int i = 0; i < Team::kHeld; ++i) {
+        for (int j = 0; j < Team::kN; ++j) values_[i][j] += more[j];
+      });
+    } else if constexpr (Team::kPacks > 0) {
 #pragma unroll
-        for (int j = 0; j < Team::kN; ++j) values_[i][j] = to_f32(raw_[i].v[j]);
-      }
+      for (int i = 0; i < Team::kHeld; ++i) next_[i].get(values_[i]);
       if (added != nullptr) add(dim);
     }
   }
@@ -136,15 +181,26 @@ class Row {
  private:
   __device__ __forceinline__ void add(std::int64_t dim) {
     for_row<Team>(dim, [&](int i, std::int64_t) {
+      float more[Team::kN];
+      next_added_[i].get(more);
 #pragma unroll
-      for (int j = 0; j < Team::kN; ++j) values_[i][j] += to_f32(raw_added_[i].v[j]);
+      for (int j = 0; j < Team::kN; ++j) values_[i][j] += more[j];
     });
   }
 
+  template <class E>
+  static __device__ __forceinline__ E* place(E* stage, int i) {
+    return stage + (i * Team::kBlock + static_cast<int>(threadIdx.x)) * Team::kN;
+  }
+
+  static constexpr int kArriving = Team::kPacks > 0 ? Team::kN : 4;  // with Packs 0 there is nothing
+
   const T* row_;
   const A* added_;
-  Pack<T, Team::kN> raw_[Team::kHeld];
-  Pack<A, Team::kN> raw_added_[Team::kHeld];
+  T* stage_;
+  A* added_stage_;
+  Arriving<T, kArriving> next_[Team::kHeld];
+  Arriving<A, kArriving> next_added_[Team::kHeld];
   float values_[Team::kHeld][Team::kN];
 };
 

@@ -23,7 +23,7 @@ struct HeadTeam {
   static constexpr int kThreads = Threads;
   static constexpr int kBlock = Threads <= kWarp ? 256 : Threads;
   static constexpr int kTeams = kBlock / Threads;
-  static constexpr int kForwardBlocks = 768 / kBlock;
+  static constexpr int kForwardBlocks = 512 / kBlock;
   static constexpr int kBackwardBlocks = 512 / kBlock;
 };
 
@@ -86,17 +86,22 @@ class Features {
  public:
   __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) packs_[i] = load_pack<kAtOnce>(from + i * kAtOnce);
+    for (int i = 0; i < kPacks; ++i) packs_[i].load(from + i * kAtOnce);
   }
   __device__ __forceinline__ void get(float (&values)[kN]) const {
 #pragma unroll
-    for (int i = 0; i < kN; ++i) values[i] = to_f32(packs_[i / kAtOnce].v[i % kAtOnce]);
+    for (int i = 0; i < kPacks; ++i) {
+      float pack[kAtOnce];
+      packs_[i].get(pack);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) values[i * kAtOnce + j] = pack[j];
+    }
   }
 
  private:
   static constexpr int kAtOnce = 16 / sizeof(T);
   static constexpr int kPacks = kN / kAtOnce;
-  Pack<T, kAtOnce> packs_[kPacks] = {};
+  Arriving<T, kAtOnce> packs_[kPacks] = {};
 };
 
 // The sum over a team, given to each of its threads; always in the same order. All threads of a block come here equally often.
@@ -169,46 +174,52 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kForwardBlocks)
     scale_k[i] = (scale_k[i] + 1) * share;
   }
   HeadSum<Team> sum;
-  Features<T> next;
+  constexpr int kAhead = 8 / sizeof(T);  // rows on their way
+  Features<T> ahead[kAhead];
   Features<float> next_angles;
   AngleWalk<Documents> position(rotation, layout.length);
   const auto fetch_angles = [&](std::int64_t row) {
     if (!part.has_features || row >= part.end || rotation.table == nullptr) return;
     next_angles.load(rotation.table + position(row, part.rows_at_once) * layout.head_dim + part.feature);
   };
-  const auto fetch = [&](std::int64_t row) {
-    if (part.has_features && row < part.end) next.load(z.row(row) + part.column);
+  const auto fetch = [&](std::int64_t row, Features<T>& to) {
+    if (part.has_features && row < part.end) to.load(z.row(row) + part.column);
   };
   std::int64_t row = part.first_row;
   if constexpr (Documents) wait_for_previous();  // they are the pass's input, as z is
   fetch_angles(row);
   wait_for_previous();
-  fetch(row);
-  for (int step = 0; step < part.steps; ++step, row += part.rows_at_once) {
-    float v[kN], angles[kN];
-    next.get(v);
-    next_angles.get(angles);
-    fetch(row + part.rows_at_once);
-    fetch_angles(row + part.rows_at_once);
-    float squares = 0;
 #pragma unroll
-    for (int i = 0; i < kN; ++i) squares = fmaf(v[i], v[i], squares);
-    const float r = 1.0F / sqrtf(sum(squares) / static_cast<float>(layout.head_dim) + eps);
-    if (!part.has_features || row >= part.end) continue;
-    if (rstd != nullptr && part.feature == 0) rstd[row * heads + part.head] = r;
-    float query[kN], key[kN];
+  for (int i = 0; i < kAhead; ++i) fetch(row + i * part.rows_at_once, ahead[i]);
+  for (int step = 0; step < part.steps; step += kAhead) {
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      const float normed = v[i] * r;
-      query[i] = fmaf(normed, scale_q[i], shift_q[i]);
-      key[i] = fmaf(normed, scale_k[i], shift_k[i]);
+    for (int i = 0; i < kAhead; ++i, row += part.rows_at_once) {
+      if (step + i >= part.steps) break;
+      float v[kN], angles[kN];
+      ahead[i].get(v);
+      next_angles.get(angles);
+      fetch(row + kAhead * part.rows_at_once, ahead[i]);
+      fetch_angles(row + part.rows_at_once);
+      float squares = 0;
+#pragma unroll
+      for (int j = 0; j < kN; ++j) squares = fmaf(v[j], v[j], squares);
+      const float r = 1.0F / sqrtf(sum(squares) / static_cast<float>(layout.head_dim) + eps);
+      if (!part.has_features || row >= part.end) continue;
+      if (rstd != nullptr && part.feature == 0) rstd[row * heads + part.head] = r;
+      float query[kN], key[kN];
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const float normed = v[j] * r;
+        query[j] = fmaf(normed, scale_q[j], shift_q[j]);
+        key[j] = fmaf(normed, scale_k[j], shift_k[j]);
+      }
+      if (rotation.table != nullptr) {
+        turn<false>(query, angles);
+        turn<false>(key, angles);
+      }
+      store_f32(q.row(row) + part.column, query);
+      store_f32(k.row(row) + part.column, key);
     }
-    if (rotation.table != nullptr) {
-      turn<false>(query, angles);
-      turn<false>(key, angles);
-    }
-    store_f32(q.row(row) + part.column, query);
-    store_f32(k.row(row) + part.column, key);
   }
 }
 

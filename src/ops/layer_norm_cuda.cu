@@ -1,5 +1,7 @@
 #include "ops/layer_norm.h"
 
+#include <type_traits>
+
 #include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 
@@ -8,7 +10,12 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr int kForwardRows = 5;   // values a thread keeps for each of its columns: x, weight, bias, the next x and a
-constexpr int kBackwardRows = 6;  // x, dy, the next x, half of the next a and dy each, and as much as two for addresses
+constexpr int kBackwardRows = 6;  // x, dy, the residual, what is computed of them, and as much as two for addresses
+
+// Whether rows on their way lie in shared memory: registers are too few, but for one team, and 512 threads fill more than some
+// GPUs have.
+template <class Team>
+constexpr bool kStagedBackward = Team::kThreads <= 256 && !std::is_same_v<Team, RowTeam<kWarp, 3>>;
 
 template <class Team, class T>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRows))
@@ -90,8 +97,14 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
       for (int j = 0; j < Team::kN; ++j) to[j] = 0;
     }
   };
-  Row<Team, float, T> v;
-  Row<Team, D> d;
+  constexpr bool kStaged = kStagedBackward<Team>;
+  constexpr int kStage = Row<Team, float, T, kStaged>::kStage;
+  extern __shared__ __align__(16) float memory[];
+  Row<Team, float, float, true> old(memory);  // of the residual
+  float* const stage = memory + decltype(old)::kStage;
+  T* const stage_a = reinterpret_cast<T*>(stage + kStage);
+  Row<Team, float, T, kStaged> v(stage, stage_a);
+  Row<Team, D, D, kStaged> d(reinterpret_cast<D*>(stage_a + kStage));
   TeamSum<Team, 2> sum;
   ColumnSums<Team, 2, true> gradients(sums + blockIdx.x * 2 * dim, dim, dim);
   const float share = 1.0F / static_cast<float>(dim);
@@ -101,16 +114,27 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
   float next_rstd = 0;
   const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
   const auto fetch = [&](std::int64_t i) {
-    if (i < 0) return;
-    v.fetch(x.row(i), dim, added(i));
-    d.fetch(dy.row(i), dim);
-    if (residual) prefetch_row<Team>(residual.row(i), dim);  // no register is left to fetch it into
-    next_mean = mean[i];
-    next_rstd = rstd[i];
+    if (i >= 0) {
+      v.fetch(x.row(i), dim, added(i));
+      d.fetch(dy.row(i), dim);
+      next_mean = mean[i];
+      next_rstd = rstd[i];
+    }
+    __pipeline_commit();
+  };
+  // The residual has places of its own: those are in use longer.
+  const auto fetch_residual = [&](std::int64_t i) {
+    if (i >= 0 && residual) old.fetch(residual.row(i), dim);
+    __pipeline_commit();
   };
   fetch(row);
+  fetch_residual(row);
   for (; row >= 0; row -= stride) {
     float* both = residual ? residual.row(row) : nullptr;
+    float weights[Team::kHeld][Team::kN];
+    constexpr bool kEarly = Team::kPacks > 2 && Team::kThreads <= 256;  // where there are registers for them
+    if constexpr (kEarly) for_row<Team>(dim, [&](int i, std::int64_t column) { read_weight(column, weights[i]); });
+    __pipeline_wait_prior(1);
     v.take(x.row(row), dim, added(row));
     d.take(dy.row(row), dim);
     const float center = next_mean;
@@ -120,11 +144,10 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
-      float scale[Team::kN];
-      read_weight(column, scale);
+      if constexpr (!kEarly) read_weight(column, weights[i]);
 #pragma unroll
       for (int j = 0; j < Team::kN; ++j) {
-        const float g = fmaf(up[j], scale[j], up[j]);
+        const float g = fmaf(up[j], weights[i][j], up[j]);
         means[0] += g;
         means[1] = fmaf(g, (value[j] - center) * r, means[1]);
       }
@@ -134,6 +157,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     means[1] *= share;
     T* out = dx.row(row);
     T* again = y ? y.row(row) : nullptr;
+    __pipeline_wait_prior(1);
+    if (both != nullptr) old.take(both, dim);
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
       const auto& up = d.at(i, column);
@@ -159,14 +184,13 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
         for (int j = 0; j < Team::kN; ++j) output[j] += fmaf(normed[j], scale[j], normed[j]);
         store_f32(again + column, output);
       }
-      if (both != nullptr) {
-        float to[Team::kN];
-        load_f32(both + column, to);
+      if (both == nullptr) return;
+      const auto& to = old.at(i, column);
 #pragma unroll
-        for (int j = 0; j < Team::kN; ++j) result[j] += to[j];
-        store_f32(both + column, result);
-      }
+      for (int j = 0; j < Team::kN; ++j) result[j] += to[j];
+      store_f32(both + column, result);
     });
+    fetch_residual(row - stride);
   }
   gradients.write();
 }
@@ -223,7 +247,11 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
       using T = decltype(element);
       const auto run = [&](auto up) {
         using D = decltype(up);
-        layer_norm_backward_kernel<Team, T, D><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
+        const auto kernel = layer_norm_backward_kernel<Team, T, D>;
+        constexpr int kShared = Row<Team, float, float, true>::kStage * sizeof(float) +
+                                Row<Team, float, T, kStagedBackward<Team>>::kStage * (sizeof(float) + sizeof(T) + sizeof(D));
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "layer_norm_backward");
+        kernel<<<blocks, Team::kBlock, kShared, stream_of(ctx)>>>(
             rows, op.dim, pointer<const float>(weight), pointer<const float>(bias), matrix<const float>(x), matrix<const T>(a),
             pointer<const float>(saved.mean), pointer<const float>(saved.rstd), matrix<const D>(dy), matrix<T>(dx),
             matrix<float>(sum), matrix<T>(y), pointer<float>(sums));

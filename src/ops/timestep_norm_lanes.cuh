@@ -168,6 +168,30 @@ __device__ __forceinline__ int tail_of(unsigned begins, int row) {
   return after != 0 ? row + __ffs(after) - 1 : kRows - 1;
 }
 
+// Copies this lane's features of the rows of `from` from `begin` on, as many as there are before `end`, to its places in shared
+// memory, which are those of kThreads threads for each row. What there is none of becomes zeros.
+__device__ __forceinline__ void copy_rows(float (*to)[kThreads][kN], const Matrix<const float>& from, std::int64_t begin,
+                                          std::int64_t end, std::int64_t column) {
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to[0][threadIdx.x]));
+  constexpr unsigned kRow = kThreads * kN * sizeof(float);
+  const float* row = from.row(begin) + column;
+  if (begin + kRows <= end) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, row += from.pitch) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int r = 0; r < kRows; ++r, row += from.pitch) {
+    if (begin + r < end) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
+    } else {
+      store_pack<kN>(to[r][threadIdx.x], Pack<float, kN>{});
+    }
+  }
+}
+
 // What the warps of a block tell each other, by turns in one of two places: when one is written again, all have passed the
 // barrier of the other and are done with it.
 struct TileShared {
@@ -197,9 +221,10 @@ void allow_shared(const char* where, Kernel* kernel, std::size_t shared) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), where);
 }
 
-// The blocks that the GPU holds at once, no more than kMaxMultiprocessors would.
+// The blocks that the GPU holds at once, no more than kMaxMultiprocessors would. None where it has not so much shared memory.
 template <class Kernel>
 std::int64_t blocks_at_once(Context& ctx, const char* where, Kernel* kernel, std::size_t shared, int most) {
+  if (shared > gpu_of(ctx).properties().sharedMemPerBlockOptin) return 0;
   allow_shared(where, kernel, shared);
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, shared), where);

@@ -60,13 +60,8 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
   const auto fetch = [&](unsigned step, unsigned stage) {
     if (step < plan.tiles) {
       const int begin = first_row(step);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (begin + r >= length) continue;
-        const std::int64_t row = row0 + begin + r;
-        __pipeline_memcpy_async(shared.x[stage][r][threadIdx.x], p.x.row(row) + place.column, sizeof(float) * kN);
-        __pipeline_memcpy_async(shared.dy[stage][r][threadIdx.x], p.dy.row(row) + place.column, sizeof(float) * kN);
-      }
+      copy_rows(shared.x[stage], p.x, row0 + begin, row0 + length, place.column);
+      copy_rows(shared.dy[stage], p.dy, row0 + begin, row0 + length, place.column);
       const std::int64_t own = row0 + min(begin + place.row, length - 1);
       const std::int64_t from = own * p.groups + place.column / Strip::kWidth;
       next_saved = {p.mean[from], p.rstd[from]};
@@ -79,9 +74,10 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
   const auto fetch_sum = [&](unsigned step) {
     if constexpr (!Accumulate) return;
     const int begin = first_row(step);
+    const float* row = p.dx.row(row0 + begin) + place.column;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (begin + r < length) load_f32(p.dx.row(row0 + begin + r) + place.column, dx[r]);
+    for (int r = 0; r < kRows; ++r, row += p.dx.pitch) {
+      if (begin + r < length) load_f32(row, dx[r]);
     }
   };
 
@@ -105,15 +101,15 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
     __pipeline_wait_prior(1);
     __syncwarp();
 
-    float sums[kRows][2] = {};
+    float sums[kRows][2];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
       const float mean = shared.saved[half][place.warp][r][place.group].mean;
       float x[kN];
       float dy[kN];
       load_f32(shared.x[stage][r][threadIdx.x], x);
       load_f32(shared.dy[stage][r][threadIdx.x], dy);
+      sums[r][0] = sums[r][1] = 0;
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
         const float g = dy[j] * weight[j];
@@ -174,13 +170,14 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
           static_cast<float>(later.first + now.from_here.first), 0};
     }
     __syncwarp();
+    float* to = p.dx.row(row0 + begin) + place.column;
+    Half* rounded = p.rounded ? p.rounded.row(row0 + begin) + place.column : nullptr;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
+    for (int r = 0; r < kRows; ++r, to += p.dx.pitch, rounded += p.rounded.pitch) {
       const Saved s = shared.saved[now.half][place.warp][r][place.group];
       const Sums t = shared.sums[place.warp][r][place.group];
       float x[kN];
-      float dy[kN];
+      float dy[kN];  // zeros past the end
       load_f32(shared.x[now.stage][r][threadIdx.x], x);
       load_f32(shared.dy[now.stage][r][threadIdx.x], dy);
 #pragma unroll
@@ -191,9 +188,9 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
         dbias[j] += dy[j];
         dx[r][j] = Accumulate ? dx[r][j] + change : change;
       }
-      const std::int64_t row = row0 + begin + r;
-      store_f32(p.dx.row(row) + place.column, dx[r]);
-      if (p.rounded) store_f32(p.rounded.row(row) + place.column, dx[r]);
+      if (r >= rows) continue;
+      store_f32(to, dx[r]);
+      if (p.rounded) store_f32(rounded, dx[r]);
     }
   };
 

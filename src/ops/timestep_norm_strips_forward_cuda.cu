@@ -52,12 +52,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const auto fetch = [&](unsigned tile, unsigned stage) {
     if (tile < plan.tiles) {
       const int begin = first_row(tile);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (begin + r < length) {
-          __pipeline_memcpy_async(shared.x[stage][r][threadIdx.x], p.x.row(row0 + begin + r) + place.column, sizeof(float) * kN);
-        }
-      }
+      copy_rows(shared.x[stage], p.x, row0 + begin, row0 + length, place.column);
       if constexpr (Documents) next_document = p.documents[row0 + min(begin + place.row, length - 1)];
     }
     __pipeline_commit();
@@ -78,18 +73,18 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     __pipeline_wait_prior(1);
 
     // Each from the mean of the warp's first timestep, or of the document's first one that the warp has.
-    float sums[kRows][2] = {};
+    float sums[kRows][2];
     float center = 0;
     float row_center = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
       float x[kN];
       load_f32(shared.x[stage][r][threadIdx.x], x);
       if (r == 0 || (Documents && (now.begins >> r & 1) != 0)) {
         center = Strip::sum((x[0] + x[1]) + (x[2] + x[3])) / static_cast<float>(Strip::kWidth);
       }
-      if (r == place.row) row_center = center;
+      if (!Documents || r == place.row) row_center = center;
+      sums[r][0] = sums[r][1] = 0;
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
         const float d = x[j] - center;
@@ -152,18 +147,20 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       if (timestep == length - 1 && last != nullptr) last[place.at] = {mean, var};
     }
     __syncwarp();
+    const auto write = [&](const auto& to) {
+      auto* row = to.row(row0 + begin) + place.column;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
-      const TimestepScale s = shared.scales[place.warp][r][place.group];
-      float x[kN];
-      load_f32(shared.x[now.stage][r][threadIdx.x], x);
+      for (int r = 0; r < kRows; ++r, row += to.pitch) {
+        const TimestepScale s = shared.scales[place.warp][r][place.group];
+        float x[kN];
+        load_f32(shared.x[now.stage][r][threadIdx.x], x);
 #pragma unroll
-      for (int j = 0; j < kN; ++j) x[j] = fmaf(fmaf(x[j] - s.center, s.scale, s.shift), weight[j], bias[j]);
-      const std::int64_t row = row0 + begin + r;
-      store_f32(p.y.row(row) + place.column, x);
-      if (p.exact) store_f32(p.exact.row(row) + place.column, x);
-    }
+        for (int j = 0; j < kN; ++j) x[j] = fmaf(fmaf(x[j] - s.center, s.scale, s.shift), weight[j], bias[j]);
+        if (r < rows) store_f32(row, x);
+      }
+    };
+    if (p.exact) write(p.exact);
+    write(p.y);
   };
 
   fetch(place.share, 0);

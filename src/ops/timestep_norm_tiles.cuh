@@ -1,8 +1,8 @@
-// TimestepNorm's one pass over memory. A tile is some timesteps of some neighbouring groups of one batch element; the tiles of
-// the same groups, in the order of time (of reversed time in backward), are a chain. A block holds a tile while it tells the
-// others what the tile adds to the sums over time (it publishes that) and learns what all tiles before it in the chain add up to.
-// Those sums are always joined in the same order: what is before this span of kSpan tiles, which the last tile of the span before
-// has published, and then the span's tiles.
+// TimestepNorm's one pass over memory, of groups that are not lanes (timestep_norm_lanes.cuh). A tile is some timesteps of some
+// neighbouring groups of one batch element; the tiles of the same groups, in the order of time (of reversed time in backward),
+// are a chain. A block holds a tile while it tells the others what the tile adds to the sums over time (it publishes that) and
+// learns what all tiles before it in the chain add up to. Those sums are always joined in the same order: what is before this
+// span of kSpan tiles, which the last tile of the span before has published, and then the span's tiles.
 //
 // Blocks take tiles by a ticket, so that every tile is begun after all that it has to wait for, whichever blocks run at once. In
 // backward a block takes its next one when it has nothing to publish and to wait for any more: until then it would keep others
