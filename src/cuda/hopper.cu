@@ -25,13 +25,13 @@ PFN_cuTensorMapEncodeTiled_v12000 map_encoder(const char* where) {
 }  // namespace
 
 CUtensorMap make_map(const void* data, DType dtype, int rank, const cuuint64_t* extents, const cuuint64_t* strides,
-                     const cuuint32_t* box, const char* where) {
+                     const cuuint32_t* box, const char* where, CUtensorMapSwizzle swizzle) {
   constexpr cuuint32_t kSteps[] = {1, 1, 1, 1, 1};
   CUtensorMap map{};
   const CUresult status = map_encoder(where)(
       &map, dtype == DType::BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
       static_cast<cuuint32_t>(rank), const_cast<void*>(data), extents, strides, box, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorKind::Internal, "cuTensorMapEncodeTiled: error " + std::to_string(status), where);
   }

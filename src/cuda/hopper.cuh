@@ -67,6 +67,13 @@ __device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& 
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+__device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& barrier, int x, int y, int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
 // The same of adjacent bytes.
 __device__ __forceinline__ void load(void* to, const void* from, int bytes, Barrier& barrier) {
   asm volatile(
@@ -97,6 +104,11 @@ __device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async
 __device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                "r"(shared_address(from)), "r"(x), "r"(y)
+               : "memory");
+}
+__device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
@@ -215,7 +227,14 @@ __device__ __forceinline__ void store_matrices(std::uint32_t row, std::uint32_t 
                : "memory");
 }
 
-// The same from shared memory.
+// The same of their transposes.
+__device__ __forceinline__ void store_transposed(std::uint32_t row, uint4 v) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+// Four matrices like these from shared memory.
 __device__ __forceinline__ void load_matrices(std::uint32_t row, std::uint32_t (&values)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
@@ -239,10 +258,10 @@ __device__ __forceinline__ std::uint32_t pack_halves(float low, float high) {
 __device__ __forceinline__ float low_half(std::uint32_t halves) { return __uint_as_float(halves << 16); }
 __device__ __forceinline__ float high_half(std::uint32_t halves) { return __uint_as_float(halves & 0xFFFF0000U); }
 
-// Of the host: a map of `rank` extents, the innermost first; strides, in bytes and multiples of 16, are those of all but the innermost. What
-// lies outside of them reads as zero and is not written. Rows of a box are 128 bytes, and lie in shared memory as those of a
-// block.
+// Of the host: a map of `rank` extents, the innermost first; strides, in bytes and multiples of 16, are those of all but the
+// innermost. What lies outside of them reads as zero and is not written. Rows of a box are 128 bytes, and lie in shared memory as
+// those of a block; of other bytes with another swizzle.
 CUtensorMap make_map(const void* data, DType dtype, int rank, const cuuint64_t* extents, const cuuint64_t* strides,
-                     const cuuint32_t* box, const char* where);
+                     const cuuint32_t* box, const char* where, CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B);
 
 }  // namespace megalodon::cuda::hopper

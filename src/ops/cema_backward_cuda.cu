@@ -11,12 +11,12 @@
 // blocks meet in W at the beginning of the block of x:
 //   A gets q sum over blocks of S W,   dA gets q sum of (S W + S dW + dS W),   S = sum_j q^j x_j,   dS = sum_j j q^j x_j.
 // With the 16 values of x turned round S is the product with the matrix of forward's states; dS takes the one of their
-// derivative, and so does dW, which is scanned together with W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 62
-// products to 256 steps; a block of threads takes 16 channels through all of the time of its sequences, a warp two of them, and
-// keeps these sums in registers.
+// derivative, and so does dW, which is scanned after W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 61 products
+// m16n8k16 to 256 steps; a warp keeps these sums in registers.
 //
 // Counted that way a document begins with its last token. Of the pairs only those within a document count: C takes the product of
 // each document's own steps, S and dS those steps alone whose document begins before the block, as W does that it meets.
+#include "cuda/launch.cuh"
 #include "ops/cema_blocks.cuh"
 
 namespace megalodon::cuda {
@@ -25,43 +25,79 @@ namespace {
 
 using namespace cema_blocks;
 
-constexpr int kTurns = 2;  // channels of a warp, one after the other: a few warps with many registers are the faster
-constexpr int kWarps = kChannels / kTurns;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kPart = 4;    // channels that a thread moves
-constexpr int kBlocks = 2;  // of a lane
-constexpr int kPairs = kBlocks / 2;
 constexpr const char* kWhere = "cema backward";
 
-using Part = Tile<kBlocks, kPart>;
-constexpr int kTasks = Part::kTasks / kThreads;  // of a thread
-static_assert(kTasks * kThreads == Part::kTasks);
+// What a thread moves between rows of 16 channels in float32 and the words of the channels: tasks of a pair of rows of kPart
+// channels each.
+constexpr int kPart = 4;
+constexpr int kParts = kChannels / kPart;                      // of a row
+constexpr int kTasks = kSteps / 2 * kParts / kThreads;         // of a thread
+constexpr int kLater = kSteps / kTasks;                        // steps from one to the next
+constexpr int kWordsLater = kLater / (kBlock * kBlocks) * 16;  // and words
+constexpr int kWords = 64 * kBlocks;                           // of a channel
 
-template <class X, class Dy, class Dx>
+// Of a thread's first task: the first channel of its part, and its step of the tile. A warp has whole rows: four pairs of each of
+// a lane's blocks 2m and 2m + 1.
+__device__ constexpr int part_of(int thread) { return thread % kParts * kPart; }
+__device__ constexpr int step_of(int thread) {
+  const int warp = thread / kWarp;
+  const int pair = thread / 4 % 2 + thread / 8 % 2 * 4 + warp % 2 * 2;
+  return (warp / kBlocks * kBlocks + warp / 2 % kPairs * 2 + thread / 16 % 2) * kBlock + 2 * pair;
+}
+
+// Where the pair of steps 2 pair, 2 pair + 1 of a block stands among the words of all channels, and the first of the four that a
+// lane has of its blocks 2m and 2m + 1. Neither those nor the words that a warp moves meet in a bank.
+__device__ inline int turned_round(int channel) { return channel / kPart * (32 / kParts); }
+__device__ inline int word_of(int channel, int block, int pair) {
+  const int i = block % kBlocks;
+  return channel * kWords + i / 2 * 128 + ((block / kBlocks * 16 + pair % 4 * 4 + pair / 4 * 2 + i % 2) ^ turned_round(channel));
+}
+__device__ inline int lane_word(int channel, int m, int lane) {
+  return channel * kWords + m * 128 + (lane * 4 ^ turned_round(channel));
+}
+
+// If there. Said to the assembler: the compiler takes vectors apart here, and words take four times as long; nor need it branch.
+__device__ __forceinline__ void store(float* to, const unsigned (&v)[kPart], bool there) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4}; }"
+               :
+               : "l"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(there ? 1 : 0)
+               : "memory");
+}
+
 struct Backward {
-  std::int64_t batch, length, dim;
-  Matrix<const X> x;
-  Matrix<const Dy> dy;
-  Matrix<Dx> dx;
+  int batch, length, dim;
+  Matrix<const Half> x;
+  Matrix<const float> dy;
+  Matrix<float> dx;
   const float* h0;
   double *sums, *omega;  // [splits, N, 8, D], [splits, D]
 };
 
+// Where a channel's matrices stand: SetUp's, in this order.
+enum Fragment { kStates = 0, kOutput = 4, kDerivative = 8, kToeplitz = 12, kFragments = 13 };
+
 struct BackwardShared {
-  Matrices<kBackwardFragments> matrices;
-  Exchange exchanges[kWarps][2];         // of W and of dW
-  double2 before[2][kChannels][kOrder];  // sums of h_0 W and h_0 (W + dW) of the first token
+  // A tile as it lies in memory, the last token last.
+  unsigned char x[kSteps * kChannels * sizeof(Half)];
+  float dy[kSteps][kChannels];
   union {
     SetUp set_up;
-    struct {
-      unsigned high[Part::kPlane], low[Part::kPlane], x[Part::kPlane];
-      unsigned begins[Part::kSteps / kWarp];  // of documents, a bit a step
+    struct {  // the same by channels
+      unsigned high[kChannels * kWords], low[kChannels * kWords];
+      Plane turned;
+      unsigned begins[kSteps / kWarp];  // of documents, a bit a step
     } tile;
     struct {
       float lags[kChannels][kBlock][kBlock];  // of places of x (turned round) and of dy
       float4 sums[kChannels][kOrder];         // S W; S dW + dS W
+      double lag[kChannels][kBlock];
     } end;
   };
+  uint4 fragments[kChannels][kFragments][kWarp];
+  float2 step[kChannels][kOrder];  // q^16
+  Exchange exchanges[kChannels];
+  double2 before[2][kChannels][kOrder];  // sums of h_0 W and h_0 (W + dW) of the first token
+  hopper::Barrier full;                  // a tile is there
 };
 
 // What a lane sums up over all tiles.
@@ -70,233 +106,173 @@ struct LaneSums {
   float lags[2][4];
 };
 
-// What a block's own V and dW make of those with which it begins, after `steps` steps: added to what is own.
-__device__ inline void advance(Complex power, float steps, Complex from, Complex from_d, Complex& to, Complex& to_d) {
-  to = multiply_add(power, from, to);
-  to_d = multiply_add(power, {fmaf(steps, from.r, from_d.r), fmaf(steps, from.i, from_d.i)}, to_d);
-}
-
-// One channel of a tile: from the words of dy to those of dx in their place, and to the sums. The lanes that own the channel's
-// states have q^(16R) in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of its blocks;
-// with documents, which no state precedes, after all of them.
-template <bool Low, bool Wide, bool Documents>
-__device__ __forceinline__ void backward_channel(BackwardShared& shared, Exchange (&exchange)[2], int channel, int full,
-                                                 Complex leap, Complex& carry, Complex& carry_d, LaneSums& sums) {
-  constexpr int R = kBlocks;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int g = lane / 4;
+// The channels of a warp in a tile, at once: from the words of dy to those of dx in their place, and to the sums. The lanes that
+// own a state of theirs have q^64 in `leap` and in carry and carry_d W and dW before the tile, then after the first `full` of
+// its blocks; with documents, which no state precedes, after all of them.
+template <bool Documents>
+__device__ __forceinline__ void backward_channels(BackwardShared& shared, int first, Exchange* exchanges, int lane, int full,
+                                                  Complex leap, Complex& carry, Complex& carry_d, LaneSums (&sums)[kTurns]) {
   const int t = lane % 4;
-  const uint4(&fragments)[kBackwardFragments][kWarp] = shared.matrices.fragments[channel];
+  const Bounds<Documents> bounds(shared.tile.begins, lane / 4);
   uint4 a[kPairs], rest[kPairs];
-  const auto load = [&] {
+  const auto load = [&](int c) {
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
-      const int at = Part::lane_word(channel, m, lane);
+      const int at = lane_word(first + c, m, lane);
       a[m] = *reinterpret_cast<const uint4*>(shared.tile.high + at);
-      rest[m] = Low ? *reinterpret_cast<const uint4*>(shared.tile.low + at) : uint4{};
+      rest[m] = *reinterpret_cast<const uint4*>(shared.tile.low + at);
     }
   };
-  const auto load_x = [&](int m) { return *reinterpret_cast<const uint4*>(shared.tile.x + Part::lane_word(channel, m, lane)); };
-  const Bounds<R, Documents> bounds(shared.tile.begins, g);
-  const auto keep = [&](const auto& steps) { bounds.template keep_all<Low>(a, rest, steps, t); };
+  const auto load_x = [&](int c, int m) { return shared.tile.turned[first + c][m][place(c, lane)]; };
+  const auto keep = [&](const auto& steps) { bounds.template keep_all<true>(a, rest, steps, t); };
   const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
     return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
   };
-  const auto add_lags = [&](uint4 x, int m) {
+  const auto add_lags = [&](int c, uint4 x, int m) {
     const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
-    multiply(sums.lags[0], turned, transpose(a[m].x), transpose(a[m].y));
-    multiply(sums.lags[1], turned, transpose(a[m].z), transpose(a[m].w));
-    if (Low) {
-      multiply(sums.lags[0], turned, transpose(rest[m].x), transpose(rest[m].y));
-      multiply(sums.lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
-    }
+    float(&lags)[2][4] = sums[c].lags;
+    multiply(lags[0], turned, transpose(a[m].x), transpose(a[m].y));
+    multiply(lags[1], turned, transpose(a[m].z), transpose(a[m].w));
+    multiply(lags[0], turned, transpose(rest[m].x), transpose(rest[m].y));
+    multiply(lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
   };
-  if constexpr (Documents) {
-    EachDocument<R> of(bounds);
-#pragma unroll 1
-    for (int d = 0; d <= bounds.most; ++d) {
-      const auto steps = [&](int i) { return of.steps[i]; };
-      load();
-      keep(steps);
-#pragma unroll
-      for (int m = 0; m < kPairs; ++m) add_lags(keep_x(load_x(m), m, steps), m);
-      of.next();
-    }
-    load();
-    keep([&](int i) { return bounds.last(i); });
-  } else {
-    load();
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) add_lags(load_x(m), m);
-  }
 
   // W and dW at each block's end, from zero.
-  float w[kPairs][4][4], d[kPairs][4][4];
+  float w[kTurns][kPairs][4][4], d[kTurns][kPairs][4][4];
 #pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    const uint4 f = fragments[kStates + v][lane];
-    const uint4 f_d = fragments[kDerivative + v][lane];
+  for (int c = 0; c < kTurns; ++c) {
+    if constexpr (Documents) {
+      EachDocument of(bounds);
+#pragma unroll 1
+      for (int document = 0; document <= bounds.most; ++document) {
+        const auto steps = [&](int i) { return of.steps[i]; };
+        load(c);
+        keep(steps);
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      begin_multiply_all<Low>(w[m][v], a[m], rest[m], f);
-      begin_multiply_all<Low>(d[m][v], a[m], rest[m], f_d);
-    }
-  }
-
-  // Those with which the blocks begin: over the lane's blocks, over lanes, and back into the lane's blocks.
-  {
-    Complex q[4], h[4], h_d[4];
-    load_states(shared.matrices.step[channel], t, q);
-#pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      h[v] = get(w[0][v], 0);
-      h_d[v] = get(d[0][v], 0);
-#pragma unroll
-      for (int i = 1; i < R; ++i) {
-        Complex next = get(w[i / 2][v], i);
-        Complex next_d = get(d[i / 2][v], i);
-        if (!bounds.cut_block(i)) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
-        h[v] = next;
-        h_d[v] = next_d;
+        for (int m = 0; m < kPairs; ++m) add_lags(c, keep_x(load_x(c, m), m, steps), m);
+        of.next();
       }
-    }
-    __syncwarp();
-    exchange[0].put(g, t, h);
-    exchange[1].put(g, t, h_d);
-    __syncwarp();
-    if (lane < kOrder) {
-      const Exchange::Owner places = exchange[0].owner(lane);
-      const Exchange::Owner places_d = exchange[1].owner(lane);
-#pragma unroll
-      for (int half = 0; half < 8; half += 4) {
-        float2 ends[4], ends_d[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          ends[i] = places[half + i];
-          ends_d[i] = places_d[half + i];
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          places[half + i] = {carry.r, carry.i};
-          places_d[half + i] = {carry_d.r, carry_d.i};
-          Complex end = {ends[i].x, ends[i].y};
-          Complex end_d = {ends_d[i].x, ends_d[i].y};
-          if (!bounds.cut_lanes(half + i)) advance(leap, kBlocks * kBlock, carry, carry_d, end, end_d);
-          carry = end;
-          carry_d = end_d;
-        }
-      }
-    }
-    __syncwarp();
-    exchange[0].get(g, t, h);
-    exchange[1].get(g, t, h_d);
-#pragma unroll
-    for (int v = 0; v < 4; ++v) {
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-        Complex next = get(w[i / 2][v], i);
-        Complex next_d = get(d[i / 2][v], i);
-        if (i + 1 < R && !bounds.cut_block(i)) advance(q[v], kBlock, h[v], h_d[v], next, next_d);
-        set(w[i / 2][v], i, h[v]);
-        set(d[i / 2][v], i, h_d[v]);
-        h[v] = next;
-        h_d[v] = next_d;
-      }
-    }
-  }
-  if (!Documents && full != 8 * kBlocks) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-      if (full == g * R + i) {
-        Complex last[4], last_d[4];
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          last[v] = get(w[i / 2][v], i);
-          last_d[v] = get(d[i / 2][v], i);
-        }
-        exchange[0].put_words(0, t, last);
-        exchange[1].put_words(0, t, last_d);
-      }
-    }
-    __syncwarp();
-    if (lane < kOrder) {
-      const float2 last = exchange[0].owner(lane)[0];
-      const float2 last_d = exchange[1].owner(lane)[0];
-      carry = {last.x, last.y};
-      carry_d = {last_d.x, last_d.y};
-    }
-  }
-
-  load();  // again: registers are scarce in between
-  if constexpr (Documents) keep([&](int i) { return bounds.first(i); });
-  float out[kPairs][2][4];
-  const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4 f = fragments[kToeplitz + half][lane];
-#pragma unroll
-      for (int m = 0; m < kPairs; ++m) begin_multiply_all<Low>(to[m][half], a[m], rest[m], f);
-    }
-  };
-  multiply_toeplitz(out);
-#pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const uint4 f0 = fragments[kOutput + 2 * u][lane];
-    const uint4 f1 = fragments[kOutput + 2 * u + 1][lane];
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      uint4 h, h_rest;
-      split(w[m][2 * u][0], w[m][2 * u][1], h.x, h_rest.x);
-      split(w[m][2 * u][2], w[m][2 * u][3], h.y, h_rest.y);
-      split(w[m][2 * u + 1][0], w[m][2 * u + 1][1], h.z, h_rest.z);
-      split(w[m][2 * u + 1][2], w[m][2 * u + 1][3], h.w, h_rest.w);
-      multiply_all<Wide>(out[m][0], h, h_rest, f0);
-      multiply_all<Wide>(out[m][1], h, h_rest, f1);
-    }
-  }
-  if constexpr (Documents) {
-    const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
-      load();
-      keep(steps);
-      multiply_toeplitz(to);
-    };
-    choose_documents(bounds, t, multiply_alone, out);
-  }
-  uint4 x[kPairs];
-#pragma unroll
-  for (int m = 0; m < kPairs; ++m) {
-    x[m] = load_x(m);
-    if constexpr (Documents) x[m] = keep_x(x[m], m, [&](int i) { return bounds.first(i); });
-    const int at = Part::lane_word(channel, m, lane);
-    const float(&p)[4] = out[m][0];
-    const float(&q)[4] = out[m][1];
-    const auto bits = [](float v) { return __float_as_uint(v); };
-    if (Wide) {
-      *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
-      *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
+      load(c);
+      keep([&](int i) { return bounds.last(i); });
     } else {
-      *reinterpret_cast<uint4*>(shared.tile.high + at) = {narrow(p[0], p[1]), narrow(p[2], p[3]), narrow(q[0], q[1]),
-                                                          narrow(q[2], q[3])};
+      load(c);
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) add_lags(c, load_x(c, m), m);
+    }
+    const uint4(&fragments)[kFragments][kWarp] = shared.fragments[first + c];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      const uint4 f = fragments[kStates + v][lane];
+      const uint4 f_d = fragments[kDerivative + v][lane];
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) {
+        begin_multiply_all<true>(w[c][m][v], a[m], rest[m], f);
+        begin_multiply_all<true>(d[c][m][v], a[m], rest[m], f_d);
+      }
     }
   }
 
+  // Those with which the blocks begin. With W known, dW is scanned as W is: 16 q^16 W is a block's own.
+  scan<4>(shared.step + first, exchanges, bounds, lane, w, leap, carry);
 #pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    const uint4 f = fragments[kStates + v][lane];
-    const uint4 f_d = fragments[kDerivative + v][lane];
+  for (int c = 0; c < kTurns; ++c) {
+    Complex q[4];
+    load_states(shared.step[first + c], t, q);
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      float s[4], s_d[4];
-      begin_multiply_all<false>(s, x[m], x[m], f);
-      begin_multiply_all<false>(s_d, x[m], x[m], f_d);
+    for (int v = 0; v < 4; ++v) {
+      const Complex scaled = {kBlock * q[v].r, kBlock * q[v].i};
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        sums.product[v] = multiply_add(get(s, i), get(w[m][v], i), sums.product[v]);
-        sums.derivative[v] = multiply_add(get(s_d, i), get(w[m][v], i), sums.derivative[v]);
-        sums.derivative[v] = multiply_add(get(s, i), get(d[m][v], i), sums.derivative[v]);
+      for (int i = 0; i < kBlocks; ++i) {
+        if (bounds.cut_block(i)) continue;
+        set(d[c][i / 2][v], i, multiply_add(scaled, get(w[c][i / 2][v], i), get(d[c][i / 2][v], i)));
       }
     }
+  }
+  scan<4>(shared.step + first, exchanges, bounds, lane, d, leap, carry_d);
+  if (!Documents && full != 8 * kBlocks) {
+    carry = state_before(full, exchanges, lane, w);
+    carry_d = state_before(full, exchanges, lane, d);
+  }
+
+#pragma unroll
+  for (int c = 0; c < kTurns; ++c) {
+    const uint4(&fragments)[kFragments][kWarp] = shared.fragments[first + c];
+    const auto put_dx = [&] {
+      load(c);  // again: registers are scarce in between
+      if constexpr (Documents) keep([&](int i) { return bounds.first(i); });
+      float out[kPairs][2][4];
+      const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
+        const uint4 f = fragments[kToeplitz][lane];
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<true>(to[m], a[m], rest[m], f);
+      };
+      multiply_toeplitz(out);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const uint4 f0 = fragments[kOutput + 2 * u][lane];
+        const uint4 f1 = fragments[kOutput + 2 * u + 1][lane];
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) {
+          const float(&even)[4] = w[c][m][2 * u];
+          const float(&odd)[4] = w[c][m][2 * u + 1];
+          uint4 h, h_rest;
+          split(even[0], even[1], h.x, h_rest.x);
+          split(even[2], even[3], h.y, h_rest.y);
+          split(odd[0], odd[1], h.z, h_rest.z);
+          split(odd[2], odd[3], h.w, h_rest.w);
+          multiply_all<true>(out[m][0], h, h_rest, f0);
+          multiply_all<true>(out[m][1], h, h_rest, f1);
+        }
+      }
+      if constexpr (Documents) {
+        const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
+          load(c);
+          keep(steps);
+          multiply_toeplitz(to);
+        };
+        choose_documents(bounds, t, multiply_alone, out);
+      }
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) {
+        const int at = lane_word(first + c, m, lane);
+        const float(&p)[4] = out[m][0];
+        const float(&q)[4] = out[m][1];
+        const auto bits = [](float v) { return __float_as_uint(v); };
+        *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
+        *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
+      }
+    };
+    const auto sum_up = [&] {
+      uint4 x[kPairs];
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) {
+        x[m] = load_x(c, m);
+        if constexpr (Documents) x[m] = keep_x(x[m], m, [&](int i) { return bounds.first(i); });
+      }
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const uint4 f = fragments[kStates + v][lane];
+        const uint4 f_d = fragments[kDerivative + v][lane];
+        Complex(&product)[4] = sums[c].product;
+        Complex(&derivative)[4] = sums[c].derivative;
+#pragma unroll
+        for (int m = 0; m < kPairs; ++m) {
+          float s[4], s_d[4];
+          begin_multiply_all<false>(s, x[m], x[m], f);
+          begin_multiply_all<false>(s_d, x[m], x[m], f_d);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            product[v] = multiply_add(get(s, i), get(w[c][m][v], i), product[v]);
+            derivative[v] = multiply_add(get(s_d, i), get(w[c][m][v], i), derivative[v]);
+            derivative[v] = multiply_add(get(s, i), get(d[c][m][v], i), derivative[v]);
+          }
+        }
+      }
+    };
+    // In either order; these take the fewer registers.
+    if constexpr (Documents) sum_up();
+    put_dx();
+    if constexpr (!Documents) sum_up();
   }
 }
 
@@ -319,10 +295,14 @@ __device__ __noinline__ float4 begin_of_sequence(const CemaPointers& parameters,
   return {static_cast<float>(w.x), static_cast<float>(w.y), static_cast<float>(d.x), static_cast<float>(d.y)};
 }
 
+// Where the sums of a channel's state are to be, each D after the one before.
+__device__ inline double* sums_of(const Backward& to_do, int first, int thread) {
+  return to_do.sums + (static_cast<std::int64_t>(blockIdx.y) * kOrder + thread % kOrder) * kCemaSums * to_do.dim + first +
+         thread / kOrder;
+}
+
 // From the lanes' sums to those of the chain rule.
-template <class Problem>
-__device__ void finish(const CemaPointers& parameters, const Problem& to_do, std::int64_t first, BackwardShared& shared,
-                       const LaneSums (&all)[kTurns]) {
+__device__ void finish(const Backward& to_do, int first, BackwardShared& shared, const LaneSums (&all)[kTurns]) {
   const int thread = static_cast<int>(threadIdx.x);
   const int g = thread % kWarp / 4;
   const int t = thread % 4;
@@ -330,7 +310,7 @@ __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std
 #pragma unroll
   for (int k = 0; k < kTurns; ++k) {
     const LaneSums& sums = all[k];
-    const int channel = thread / kWarp + k * kWarps;
+    const int channel = thread / kWarp * kTurns + k;
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
       float4 s = {sums.product[v].r, sums.product[v].i, sums.derivative[v].r, sums.derivative[v].i};
@@ -347,36 +327,39 @@ __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int place_of_x = g / 2 * 4 + i / 2 * 2 + g % 2;
-        shared.end.lags[channel][place_of_x][4 * t + 2 * half + i % 2] = sums.lags[half][i];
+        shared.end.lags[channel][i / 2 * 8 + g][half * 8 + 2 * t + i % 2] = sums.lags[half][i];
       }
     }
   }
   __syncthreads();
-  if (thread >= kSetUp) return;
   const int c = thread / kOrder;
   const int n = thread % kOrder;
+  const bool there = first + c < to_do.dim;
   const std::int64_t dim = to_do.dim;
-  if (first + c >= dim) return;
-  const CemaCoefficients k = cema_coefficients(parameters, kOrder, first + c, n);
-  const double2 q = {k.qr, k.qi};
+  double* to = sums_of(to_do, first, thread);
+  double2 q{};
+  if (there) q = {to[0], to[dim]};
+  double sum = 0;
+  for (int x = 0; x + n < kBlock; ++x) sum += shared.end.lags[c][x][15 - n - x];
+  shared.end.lag[c][n] = sum;
+  __syncwarp();
+  if (!there) return;
   const float4 s = shared.end.sums[c][n];
   double2 a = times(q, {s.x, s.y});
   double2 e = times(q, {static_cast<double>(s.x) + s.z, static_cast<double>(s.y) + s.w});
   double2 power = {1, 0};
+#pragma unroll 4
   for (int lag = 0; lag < kBlock; ++lag) {
-    double sum = 0;
-    for (int x = 0; x + lag < kBlock; ++x) sum += shared.end.lags[c][x][15 - lag - x];
-    a.x += power.x * sum;
-    a.y += power.y * sum;
-    e.x += lag * power.x * sum;
-    e.y += lag * power.y * sum;
+    const double of_lag = shared.end.lag[c][lag];
+    a.x += power.x * of_lag;
+    a.y += power.y * of_lag;
+    e.x += lag * power.x * of_lag;
+    e.y += lag * power.y * of_lag;
     power = times(power, q);
-    if (n == 0 && lag == 0) to_do.omega[blockIdx.y * dim + first + c] = sum;
   }
+  if (n == 0) to_do.omega[blockIdx.y * dim + first + c] = sum;
   const double2 to_g = times(q, shared.before[0][c][n]);
   const double2 to_q = times(q, shared.before[1][c][n]);
-  double* to = to_do.sums + (static_cast<std::int64_t>(blockIdx.y) * kOrder + n) * kCemaSums * dim + first + c;
   to[0] = a.x;
   to[dim] = -a.y;
   to[2 * dim] = e.x;
@@ -387,148 +370,193 @@ __device__ void finish(const CemaPointers& parameters, const Problem& to_do, std
   to[7 * dim] = -to_q.y;
 }
 
-template <class X, class Dy, class Dx, bool Documents>
+template <bool Documents>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(CemaPointers parameters, Backward<X, Dy, Dx> to_do, const std::int32_t* documents) {
-  constexpr bool kLow = sizeof(Dy) == 4;
-  constexpr bool kWide = sizeof(Dx) == 4;
-  static_assert(sizeof(X) == 2);
-  extern __shared__ uint4 memory[];
+    backward_kernel(CemaPointers parameters, Backward to_do, const std::int32_t* documents,
+                    const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap dy_map) {
+  extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<BackwardShared*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChannels;
-  set_up<kBlocks>(parameters, first, to_do.dim, shared.matrices, shared.set_up);
-
-  const int part = Part::part(thread);
-  const int at = Part::step(thread);  // of the tile
-  // A thread's tasks: those after the first are the same channels, a part of the tile later.
-  constexpr int kLater = Part::kSteps / kTasks;
-  constexpr int kWordsLater = kLater / kBlock / kBlocks * 16;
-  const int word = Part::word(part, at / kBlock, at % kBlock / 2);
-  const int turned_word = Part::word(part, at / kBlock, 7 - at % kBlock / 2);
-  const bool valid = first + part < to_do.dim;
   const int warp = thread / kWarp;
   const int n = thread % kWarp;
-  const auto owns = [&](int c) { return n < kOrder && first + c < to_do.dim; };
-  if (thread < kSetUp) {
-    shared.before[0][thread / kOrder][thread % kOrder] = shared.before[1][thread / kOrder][thread % kOrder] = {};
+  const int first = static_cast<int>(blockIdx.x) * kChannels;
+  const int length = to_do.length;
+  // The tile that begins at this step, from memory.
+  const auto load = [&](int b, int begin) {
+#if MEGALODON_HOPPER
+    if (thread != 0) return;
+    hopper::arrive_expecting(shared.full, sizeof shared.x + sizeof shared.dy);
+#pragma unroll
+    for (int k = 0; k < kSteps; k += kBoxSteps) {
+      const int from = length - begin - kSteps + k;
+      hopper::load(shared.x + k * kChannels * sizeof(Half), x_map, shared.full, first, from, b);
+      hopper::load(shared.dy[k], dy_map, shared.full, first, from, b);
+    }
+#else
+    for (int k = thread; k < kSteps; k += kThreads) {
+      const int token = length - begin - kSteps + k;
+      for (int c = 0; c < kChannels; c += 4) {
+        const bool there = token >= 0 && first + c < to_do.dim;
+        const std::int64_t row = static_cast<std::int64_t>(b) * length + token;
+        if (c % 8 == 0) copy_later(shared.x + halves_at(k, c / 8), there ? to_do.x.row(row) + first + c : to_do.x.data, there);
+        copy_later(shared.dy[k] + c, there ? to_do.dy.row(row) + first + c : to_do.dy.data, there);
+      }
+    }
+#endif
+  };
+  if (MEGALODON_HOPPER && thread == 0) {
+    hopper::init(shared.full, 1);
+    hopper::fence_init();
   }
   __syncthreads();
-  const auto steps_of = [](std::int64_t length, std::int64_t begin) {
-    return static_cast<int>(min(static_cast<std::int64_t>(Part::kSteps), length - begin));
-  };
-  LaneSums sums[kTurns] = {};
-  for (std::int64_t b = blockIdx.y; b < to_do.batch; b += gridDim.y) {
-    Complex carry[kTurns] = {}, carry_d[kTurns] = {};
+  load(static_cast<int>(blockIdx.y), 0);
+  // q is kept where the sums will be: it takes long to compute.
+  const double2 q = shared.set_up.make<true>(parameters, first, to_do.dim);
+  if (first + thread / kOrder < to_do.dim) {
+    double* to = sums_of(to_do, first, thread);
+    to[0] = q.x;
+    to[to_do.dim] = q.y;
+  }
+#pragma unroll 1
+  for (int k = 0; k < kTurns; ++k) {
+    const int c = kTurns * warp + k;
+    uint4(&fragments)[kFragments][kWarp] = shared.fragments[c];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      fragments[kStates + v][n] = shared.set_up.states(c, v, n);
+      fragments[kDerivative + v][n] = shared.set_up.states(c, v, n, true);
+      fragments[kOutput + v][n] = shared.set_up.output_halves(c, v / 2, v % 2, n);
+    }
+    fragments[kToeplitz][n] = shared.set_up.toeplitz(c, n);
+  }
+  // The state that the thread owns.
+  const int own_channel = thread / kOrder;
+  const int own_state = thread % kOrder;
+  const bool owner = first + own_channel < to_do.dim;
+  shared.step[own_channel][own_state] = shared.set_up.powers[own_channel][own_state][kBlock];
+  shared.before[0][own_channel][own_state] = shared.before[1][own_channel][own_state] = {};
+  const float2 power = shared.set_up.leap[own_channel][own_state];
+  const Complex leap = {power.x, power.y};
 
-    const std::int64_t row = (b + 1) * to_do.length - 1 - at;
-    const X* from_x = to_do.x.row(row) + first + part;
-    const Dy* from_dy = to_do.dy.row(row) + first + part;
-    Dx* to = to_do.dx.row(row) + first + part;
-    RowPair<X, kPart> x[kTasks];
-    RowPair<Dy, kPart> dy[kTasks];
-    int document = -1;  // of the token after that of this thread's step of the tile
-    const auto load = [&](std::int64_t begin) {
-      if constexpr (Documents) {
-        const std::int64_t after = to_do.length - begin - thread;
-        document = -1;
-        if (0 < after && after < to_do.length) document = documents[b * to_do.length + after];
-      }
-      const int steps = valid ? steps_of(to_do.length, begin) : 0;
+  const int part = part_of(thread);
+  const int at = step_of(thread);  // of the tile
+  const int word = word_of(part, at / kBlock, at % kBlock / 2);
+  const bool valid = first + part < to_do.dim;
+  __syncthreads();
+  [[maybe_unused]] std::uint32_t phase = 0;
+  LaneSums sums[kTurns] = {};
+  const int splits = static_cast<int>(gridDim.y);
+  for (int b = static_cast<int>(blockIdx.y); b < to_do.batch; b += splits) {
+    const auto row = [&](int token) { return static_cast<std::int64_t>(b) * length + token; };
+    Complex carry{}, carry_d{};
+    for (int begin = 0; begin < length; begin += kSteps) {
+#if MEGALODON_HOPPER
+      hopper::wait(shared.full, phase);
+      phase ^= 1;
+#else
+      wait_copies();
+      __syncthreads();
+#endif
+      float4 dy[kTasks][2];
+      const int other = n / 4 % 2;  // neighbours read their two rows in another order, so that they do not meet in a bank
 #pragma unroll
       for (int k = 0; k < kTasks; ++k) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int later = k * kLater + i;
-          x[k].load(i, from_x - later * to_do.x.pitch, at + later < steps);
-          dy[k].load(i, from_dy - later * to_do.dy.pitch, at + later < steps);
+          dy[k][i] = *reinterpret_cast<const float4*>(&shared.dy[kSteps - 1 - at - k * kLater - (i ^ other)][part]);
         }
       }
-      from_x -= Part::kSteps * to_do.x.pitch;
-      from_dy -= Part::kSteps * to_do.dy.pitch;
-    };
-    load(0);
-    for (std::int64_t begin = 0; begin < to_do.length; begin += Part::kSteps) {
+      const unsigned order = other == 0 ? 0x3210 : 0x1032;
 #pragma unroll
       for (int k = 0; k < kTasks; ++k) {
+        const float even[] = {dy[k][0].x, dy[k][0].y, dy[k][0].z, dy[k][0].w};
+        const float odd[] = {dy[k][1].x, dy[k][1].y, dy[k][1].z, dy[k][1].w};
 #pragma unroll
         for (int j = 0; j < kPart; ++j) {
           unsigned high, low;
-          dy[k].pair(j, high, low);
-          shared.tile.high[word + k * kWordsLater + j * Part::kWords] = high;
-          if (kLow) shared.tile.low[word + k * kWordsLater + j * Part::kWords] = low;
-          x[k].pair(j, high, low);
-          shared.tile.x[turned_word + k * kWordsLater + j * Part::kWords] = __byte_perm(high, high, 0x1032);
+          split(even[j], odd[j], high, low);
+          shared.tile.high[word + k * kWordsLater + j * kWords] = __byte_perm(high, high, order);
+          shared.tile.low[word + k * kWordsLater + j * kWords] = __byte_perm(low, low, order);
+        }
+      }
+      // Of x the blocks 4 warp .. 4 warp + 3.
+      uint4 turned[kPairs][2];
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) {
+        const int from = kSteps - kBlock * (warp * kBlocks + 2 * m + 1 + n / 8 % 2) + n / 16 * 8 + n % 8;
+#pragma unroll
+        for (int eight = 0; eight < 2; ++eight) turned[m][eight] = load_transposed(shared.x + halves_at(from, eight));
+      }
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) {
+#pragma unroll
+        for (int eight = 0; eight < 2; ++eight) {
+          const int c = eight * 8 + n / 4;
+          shared.tile.turned[c][m][place(c, warp * 4 + n % 4)] = turned[m][eight];
         }
       }
       if constexpr (Documents) {
-        const unsigned begins = __ballot_sync(0xffffffffU, document == static_cast<int>(to_do.length - begin) - thread);
-        if (n == 0) shared.tile.begins[warp] = begins;
+        for (int step = thread; step < kSteps; step += kThreads) {
+          const int after = length - begin - step;  // the token after that of the step
+          const bool is_first = 0 < after && after < length && documents[row(after)] == after;
+          const unsigned begins = __ballot_sync(0xffffffffU, is_first);
+          if (n == 0) shared.tile.begins[step / kWarp] = begins;
+        }
       }
       __syncthreads();
-      const int steps = steps_of(to_do.length, begin);
-      load(begin + Part::kSteps);
-#pragma unroll
-      for (int k = 0; k < kTurns; ++k) {
-        const int c = warp + k * kWarps;
-        const float2 leap = shared.matrices.leap[c][n % kOrder];
-        backward_channel<kLow, kWide, Documents>(shared, shared.exchanges[warp], c, steps / kBlock, {leap.x, leap.y}, carry[k],
-                                                 carry_d[k], sums[k]);
+      if (begin + kSteps < length) {
+        load(b, begin + kSteps);
+      } else if (b + splits < to_do.batch) {
+        load(b + splits, 0);
       }
+      const int steps = min(kSteps, length - begin);
+      backward_channels<Documents>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n, steps / kBlock, leap, carry,
+                                   carry_d, sums);
       __syncthreads();
       // The beginning of the sequence, within a block: dy from memory, before dx is written there.
       if (!Documents && steps % kBlock != 0) {
-#pragma unroll
-        for (int k = 0; k < kTurns; ++k) {
-          const int c = warp + k * kWarps;
-          if (!owns(c)) continue;
+        if (owner) {
           const float4 end =
-              begin_of_sequence(parameters, first + c, n, to_do.dy.row(b * to_do.length) + first + c, to_do.dy.pitch,
-                                steps % kBlock, {carry[k].r, carry[k].i, carry_d[k].r, carry_d[k].i});
-          carry[k] = {end.x, end.y};
-          carry_d[k] = {end.z, end.w};
+              begin_of_sequence(parameters, first + own_channel, own_state, to_do.dy.row(row(0)) + first + own_channel,
+                                to_do.dy.pitch, steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
+          carry = {end.x, end.y};
+          carry_d = {end.z, end.w};
         }
         __syncthreads();
       }
+      float* to = to_do.dx.row(row(length - 1 - begin - at)) + first + part;
+      unsigned dx[kTasks][2][kPart];  // what of each pair of steps is in high and in low
 #pragma unroll
       for (int k = 0; k < kTasks; ++k) {
-        unsigned high[kPart], low[kPart];
 #pragma unroll
         for (int j = 0; j < kPart; ++j) {
-          high[j] = shared.tile.high[word + k * kWordsLater + j * Part::kWords];
-          low[j] = kWide ? shared.tile.low[word + k * kWordsLater + j * Part::kWords] : 0;
-        }
-        RowPair<Dx, kPart> dx;
-        dx.set_pairs(high, low);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int later = k * kLater + i;
-          if (valid && at + later < steps) dx.store(i, to - later * to_do.dx.pitch);
+          dx[k][0][j] = shared.tile.high[word + k * kWordsLater + j * kWords];
+          dx[k][1][j] = shared.tile.low[word + k * kWordsLater + j * kWords];
         }
       }
-      to -= Part::kSteps * to_do.dx.pitch;
-    }
 #pragma unroll
-    for (int k = 0; k < kTurns; ++k) {
-      const int c = warp + k * kWarps;
-      if (Documents || !owns(c)) continue;  // no state came before them
-      const float2 before = reinterpret_cast<const float2*>(to_do.h0)[(b * to_do.dim + first + c) * kOrder + n];
-      const double2 h0 = {before.x, before.y};
-      const double2 w = wide(carry[k]);
-      const double2 d = wide(carry_d[k]);
-      const double2 to_g = times(h0, w);
-      const double2 to_q = times(h0, {w.x + d.x, w.y + d.y});
-      shared.before[0][c][n].x += to_g.x;
-      shared.before[0][c][n].y += to_g.y;
-      shared.before[1][c][n].x += to_q.x;
-      shared.before[1][c][n].y += to_q.y;
+      for (int k = 0; k < kTasks; ++k) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) store(to - i * to_do.dx.pitch, dx[k][i], valid && at + k * kLater + i < steps);
+        to -= kLater * to_do.dx.pitch;
+      }
     }
+    if (Documents || !owner) continue;  // no state came before them
+    const std::int64_t state = (static_cast<std::int64_t>(b) * to_do.dim + first + own_channel) * kOrder + own_state;
+    const float2 before = reinterpret_cast<const float2*>(to_do.h0)[state];
+    const double2 h0 = {before.x, before.y};
+    const double2 w = wide(carry);
+    const double2 d = wide(carry_d);
+    const auto add = [](double2& sum, double2 value) { sum = {sum.x + value.x, sum.y + value.y}; };
+    add(shared.before[0][own_channel][own_state], times(h0, w));
+    add(shared.before[1][own_channel][own_state], times(h0, {w.x + d.x, w.y + d.y}));
   }
-  finish(parameters, to_do, first, shared, sums);
+  let_next_start();
+  finish(to_do, first, shared, sums);
 }
 
 struct Scratch {
-  double *sums, *omega, *angles;
+  double *sums, *omega;
 };
 
 Scratch take_scratch(Arena& arena, const Cema& op, std::int64_t splits) {
@@ -539,45 +567,46 @@ Scratch take_scratch(Arena& arena, const Cema& op, std::int64_t splits) {
   Scratch s{};
   s.sums = take({splits, kOrder, kCemaSums, op.dim});
   s.omega = take({splits, op.dim});
-  s.angles = take({kOrder, op.dim});
   return s;
 }
 
 }  // namespace
 
 bool cema_blocks_backward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& dy, const Tensor& dx) {
-  return x.dtype() == DType::BF16 && can_pack<kPart>(x) && can_pack<kPart>(dy) && can_pack<kPart>(dx) &&
+  return x.dtype() == DType::BF16 && can_pack<8>(x) && can_pack<kPart>(dy) && can_pack<kPart>(dx) &&
          cema_fills_blocks(ctx, op, x, sizeof(BackwardShared));
 }
 
-std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch) {
+std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length) {
   if (op.order != kOrder) return 0;
   Arena arena = Arena::counter();
-  take_scratch(arena, op, splits_of(op, batch));
+  take_scratch(arena, op, splits_of(op, batch, ceil_div(length, kSteps)));
   return arena.peak();
 }
 
 void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
                           const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents) {
   const std::int64_t batch = x.shape()[0];
-  const std::int64_t splits = splits_of(op, batch);
+  const std::int64_t splits = splits_of(op, batch, ceil_div(x.shape()[1], kSteps));
   ArenaScope scope(ctx.workspace());
   const Scratch scratch = take_scratch(ctx.workspace(), op, splits);
-  const auto kernel =
-      documents != nullptr ? backward_kernel<Half, float, float, true> : backward_kernel<Half, float, float, false>;
+  const auto kernel = documents != nullptr ? backward_kernel<true> : backward_kernel<false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared)), kWhere);
-  const Backward<Half, float, float> to_do{batch,
-                                           x.shape()[1],
-                                           op.dim,
-                                           {pointer<const Half>(x), x.pitch()},
-                                           {pointer<const float>(dy), dy.pitch()},
-                                           matrix<float>(dx),
-                                           h0,
-                                           scratch.sums,
-                                           scratch.omega};
-  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(parameters, to_do, documents);
+  const Backward to_do{static_cast<int>(batch),
+                       static_cast<int>(x.shape()[1]),
+                       static_cast<int>(op.dim),
+                       {pointer<const Half>(x), x.pitch()},
+                       {pointer<const float>(dy), dy.pitch()},
+                       matrix<float>(dx),
+                       h0,
+                       scratch.sums,
+                       scratch.omega};
+  const bool maps = gpu_of(ctx).properties().major == 9;
+  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(
+      parameters, to_do, documents, maps ? tile_map(x, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_32B, kWhere) : CUtensorMap{},
+      maps ? tile_map(dy, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_NONE, kWhere) : CUtensorMap{});
   check_launch(kWhere);
-  cema_add_gradients(stream_of(ctx), op, parameters, scratch.sums, scratch.omega, splits, scratch.angles, gradients);
+  cema_add_gradients(ctx, op, parameters, scratch.sums, scratch.omega, splits, gradients);
 }
 
 }  // namespace megalodon::cuda

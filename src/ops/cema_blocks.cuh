@@ -1,19 +1,34 @@
 // What the two directions of CEMA in blocks share. The arithmetic is explained in cema_forward_cuda.cu.
 //
-// A tile is 16 channels of 128 R steps, in blocks of 16 steps. In shared memory each channel has its own words, of two adjacent
-// steps in bfloat16 each. A warp takes a channel; its matrices have blocks as rows. Lane (g, t) = (lane / 4, lane % 4) holds, of
-// each of R blocks R g .. R g + R-1, the steps 4t .. 4t+3 and the states 4t .. 4t+3: the order of steps in a product's inner
-// index is free, and so chosen that a lane reads and writes adjacent words, and writes results where it read the input.
+// A block of 256 threads takes 16 channels through all of the time of its sequences, one tile of 512 steps after the other, in
+// blocks of 16 steps: nothing is read twice, and no state leaves the chip. A warp takes two channels at once: few warps with many
+// registers are the faster, for half of their instructions can go on while the other half waits, and 32 lanes own the states.
+//
+// In shared memory each channel has its own words, of two adjacent steps in bfloat16 each. A channel's matrices have blocks as
+// rows. Lane (g, t) = (lane / 4, lane % 4) holds, of each of the blocks 4g .. 4g+3, the steps 2t, 2t+1, 2t+8 and 2t+9, and the
+// states 4t .. 4t+3. What it has of two blocks, the rows of a product as it takes them, are four adjacent words; results are
+// written where the input was read.
+//
+// On Hopper the copy engine brings tiles to shared memory as they lie in memory, channels adjacent: of a load by threads each
+// line of memory keeps the first cache as busy as 128 bytes of shared memory do, and rows of 16 channels are many lines.
 #pragma once
 
+#include "cuda/hopper.cuh"
 #include "ops/cema_cuda.cuh"
 
 namespace megalodon::cuda::cema_blocks {
 
-constexpr int kOrder = 16;                  // states
-constexpr int kBlock = 16;                  // steps
-constexpr int kChannels = 16;               // of a tile
-constexpr int kSetUp = kChannels * kOrder;  // threads that own a state of a channel, outside the products
+constexpr int kOrder = 16;     // states
+constexpr int kBlock = 16;     // steps
+constexpr int kChannels = 16;  // of a tile
+constexpr int kTurns = 2;      // channels of a warp
+constexpr int kWarps = kChannels / kTurns;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kBlocks = 4;  // of a lane
+constexpr int kPairs = kBlocks / 2;
+constexpr int kSteps = 8 * kBlocks * kBlock;    // of a tile
+constexpr int kBoxSteps = 256;                  // of what the copy engine moves at once
+static_assert(kThreads == kChannels * kOrder);  // a thread owns a state of a channel
 
 __device__ inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -27,6 +42,17 @@ __device__ inline void begin_multiply(float (&c)[4], uint4 a, unsigned b0, unsig
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "f"(0.0F));
 }
 __device__ inline void multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) { multiply(c, a.x, a.y, a.z, a.w, b0, b1); }
+// The same of the first half of what is summed over.
+__device__ inline void multiply_half(float (&c)[4], uint4 a, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(b));
+}
+__device__ inline void begin_multiply_half(float (&c)[4], uint4 a, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(b), "f"(0.0F));
+}
 // Both halves of the columns' matrix, and the high half of it with what is left of the rows'.
 template <bool Low>
 __device__ void multiply_all(float (&c)[4], uint4 a, uint4 rest, uint4 f) {
@@ -39,6 +65,18 @@ __device__ void begin_multiply_all(float (&c)[4], uint4 a, uint4 rest, uint4 f) 
   begin_multiply(c, a, f.x, f.y);
   multiply(c, a, f.z, f.w);
   if (Low) multiply(c, rest, f.x, f.y);
+}
+// With the Toeplitz matrix, of which no step is after the one it gives to: the second half of steps gives nothing to the first.
+template <bool Low>
+__device__ void begin_multiply_toeplitz(float (&c)[2][4], uint4 a, uint4 rest, uint4 f) {
+  begin_multiply_half(c[0], a, f.x);
+  begin_multiply(c[1], a, f.y, f.x);
+  multiply_half(c[0], a, f.z);
+  multiply(c[1], a, f.w, f.z);
+  if (Low) {
+    multiply_half(c[0], rest, f.x);
+    multiply(c[1], rest, f.y, f.x);
+  }
 }
 __device__ inline void multiply_tf32(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                      unsigned b1) {
@@ -75,125 +113,150 @@ struct Complex {
 __device__ inline Complex multiply_add(Complex a, Complex b, Complex c) {
   return {fmaf(a.r, b.r, fmaf(-a.i, b.i, c.r)), fmaf(a.r, b.i, fmaf(a.i, b.r, c.i))};
 }
-// A thread's part of moving a tile between memory and shared memory: two rows of C channels.
-template <int R, int C>
-struct Tile {
-  static constexpr int kSteps = 8 * R * kBlock;
-  static constexpr int kWords = 64 * R;              // of a channel
-  static constexpr int kPlane = kChannels * kWords;  // words of all
-  static constexpr int kParts = kChannels / C;       // of a row
-  static constexpr int kTasks = kSteps / 2 * kParts;
 
-  static_assert(kParts == 2 || kParts == 4);
+using Plane = uint4[kChannels][kPairs][kWarp];  // of each lane, words of two blocks; lanes' where place() says
 
-  // Of a task: the first channel of its part, and its step of the tile. A warp has whole rows, for each line of memory that a
-  // load or store meets costs as much as 128 bytes of shared memory: 16 pairs of rows or, in four parts, four pairs of each of a
-  // lane's blocks 2m and 2m + 1.
-  static __device__ constexpr int part(int task) { return task % kParts * C; }
-  static __device__ constexpr int step(int task) {
-    if (kParts == 2) return 2 * (task / 2 % 16 + task / kWarp * 16);
-    const int m = task / kWarp / 2 % (R / 2);
-    const int g = task / kWarp / R;
-    return (g * R + 2 * m + task / 16 % 2) * kBlock + 2 * (task / 4 % 4 + task / kWarp % 2 * 4);
+// The thread's number, as the compiler does not know it: what is made of it in a loop takes no registers outside.
+template <int Threads>
+__device__ __forceinline__ unsigned thread_again() {
+  unsigned thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread % Threads;
+}
+
+// Where lane (g, t)'s words stand among a channel's: two channels' not in the same banks, for a warp moves those of one g.
+__device__ inline int place(int channel, int lane) { return lane ^ channel % 2 * 4; }
+
+// Of a row of a stage, where 8 channels begin in bfloat16, or four in float32. The copy engine turns the 16 bytes of rows against
+// one another, so that no eight rows' meet in a bank.
+__device__ inline int halves_at(int row, int eight) { return row * 32 + (eight ^ row / 4 % 2) * 16; }
+__device__ inline int floats_at(int row, int four) { return row * 64 + (four ^ row / 2 % 4) * 16; }
+
+// Four 8 x 8 matrices of shared memory, transposed: lane i names row i % 8 of the (i / 8)-th.
+__device__ __forceinline__ uint4 load_transposed(const unsigned char* row) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(hopper::shared_address(row))
+               : "memory");
+  return v;
+}
+#if !MEGALODON_HOPPER
+// 16 bytes of memory to shared memory, or zeros; in groups, of which all but the last N are waited for.
+__device__ __forceinline__ void copy_later(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(hopper::shared_address(to)), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
+template <int N = 0>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+#endif
+
+// What the matrices of 16 channels are made of. A lane holds of each matrix one uint4, of which 32 lanes make a fragment.
+struct SetUp {
+  float2 powers[kChannels][kOrder][kBlock + 1];  // q^j
+  float2 leap[kChannels][kOrder];                // q^64
+  float2 weights[kChannels][kOrder];             // of the outputs
+  float2 mixed[kChannels][kOrder];               // p g
+  float scales[kChannels][kOrder];               // of the states
+  float kappa[kChannels][kBlock];
+
+  // For channels [first, first + 16), by all threads of the block, which are kSetUp; gives each q of state % 16 of channel / 16.
+  // Forward has h in States, and so p in their scale; backward V, and so p in the outputs' weight.
+  template <bool Backward>
+  __device__ double2 make(const CemaPointers& parameters, std::int64_t first, std::int64_t dim);
+
+  // Of state 4t+v, high and low halves of scale q^(15-j), real and imaginary part the columns; or the derivative, (15-j) times
+  // it.
+  __device__ uint4 states(int c, int v, int lane, bool derivative = false) const {
+    const int g = lane / 4;
+    const int t = lane % 4;
+    const int n = g / 2 * 4 + v;
+    const auto at = [&](int step) {
+      const int j = 15 - step;
+      const float2 q = powers[c][n][j];
+      return (g % 2 == 0 ? q.x : q.y) * scales[c][n] * (derivative ? static_cast<float>(j) : 1.0F);
+    };
+    uint4 f;
+    split(at(2 * t), at(2 * t + 1), f.x, f.z);
+    split(at(2 * t + 8), at(2 * t + 9), f.y, f.w);
+    return f;
   }
-
-  // Where the pair of steps 2 pair, 2 pair + 1 of a block stands: the four words that a lane has of two of its blocks are the
-  // rows of a product as it takes them. Neither those nor the words that a warp moves meet in a bank.
-  static __device__ int word(int channel, int block, int pair) {
-    const int i = block % R;
-    return channel * kWords + i / 2 * 128 + ((block / R * 16 + pair * 2 + i % 2) ^ swizzle(channel));
+  // Kappa for steps of the same half of a block, then for those a half later; high halves, then low ones.
+  __device__ uint4 toeplitz(int c, int lane) const {
+    const auto at = [&](int lag) { return lag >= 0 ? kappa[c][lag] : 0.0F; };
+    const int lag = lane / 4 - lane % 4 * 2;
+    uint4 f;
+    split(at(lag), at(lag - 1), f.x, f.z);
+    split(at(lag + 8), at(lag + 7), f.y, f.w);
+    return f;
   }
-  // Of the lane's blocks 2m and 2m + 1.
-  static __device__ int lane_word(int channel, int m, int lane) {
-    return channel * kWords + m * 128 + (lane * 4 ^ swizzle(channel));
+  // Of state 4t+v, weight q^(j+1) for the columns' steps j, in tf32: those of the first half of a block, and of the second.
+  __device__ uint4 output_tf32(int c, int v, int lane) const {
+    // Products cut the states to tf32: by 0.72 of half a unit of it on average.
+    constexpr float kCut = 1 + 0.7213F * 0x1p-11F;
+    const float2 a = output(c, lane % 4 * 4 + v, lane / 4);
+    const float2 b = output(c, lane % 4 * 4 + v, lane / 4 + 8);
+    return {to_tf32(kCut * a.x), to_tf32(kCut * a.y), to_tf32(kCut * b.x), to_tf32(kCut * b.y)};
+  }
+  // The same of states 4t+2u and 4t+2u+1 for one half, high and low halves.
+  __device__ uint4 output_halves(int c, int u, int half, int lane) const {
+    const int n = lane % 4 * 4 + 2 * u;
+    const float2 a = output(c, n, lane / 4 + 8 * half);
+    const float2 b = output(c, n + 1, lane / 4 + 8 * half);
+    uint4 f;
+    split(a.x, a.y, f.x, f.z);
+    split(b.x, b.y, f.y, f.w);
+    return f;
   }
 
  private:
-  static __device__ int swizzle(int channel) { return channel / C * (32 / kParts); }
-};
-
-template <class T, int C>
-struct RowPair {
-  static constexpr int kRaw = C * static_cast<int>(sizeof(T)) / 4;
-  unsigned raw[2][kRaw];
-
-  // Row `which`, zeros where it is not there. Said to the assembler: any instruction that touches what is loaded, a choice
-  // between it and zero, would wait for the memory.
-  __device__ void load(int which, const T* from, bool there) {
-    unsigned(&v)[kRaw] = raw[which];
-    const auto* at = reinterpret_cast<const char*>(from);
-    const int go = there ? 1 : 0;
-    if constexpr (kRaw == 2) {
-      asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
-                   : "=&r"(v[0]), "=&r"(v[1])
-                   : "l"(at), "r"(go)
-                   : "memory");
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRaw; i += 4) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
-            "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
-            : "=&r"(v[i]), "=&r"(v[i + 1]), "=&r"(v[i + 2]), "=&r"(v[i + 3])
-            : "l"(at + 4 * i), "r"(go)
-            : "memory");
-      }
-    }
-  }
-  // To the assembler as well: the compiler takes vectors apart here, and words take four times as long.
-  __device__ void store(int which, T* to) const {
-    const unsigned(&v)[kRaw] = raw[which];
-    if constexpr (kRaw == 2) {
-      asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(to), "r"(v[0]), "r"(v[1]) : "memory");
-    } else {
-      const auto* at = reinterpret_cast<const char*>(to);
-#pragma unroll
-      for (int i = 0; i < kRaw; i += 4) {
-        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-                     :
-                     : "l"(at + 4 * i), "r"(v[i]), "r"(v[i + 1]), "r"(v[i + 2]), "r"(v[i + 3])
-                     : "memory");
-      }
-    }
-  }
-  // The words of a channel: two steps as bfloat16, and for float32 what the rounding left.
-  __device__ void pair(int channel, unsigned& high, unsigned& low) const {
-    if constexpr (sizeof(T) == 2) {
-      high = __byte_perm(raw[0][channel / 2], raw[1][channel / 2], channel % 2 == 0 ? 0x5410 : 0x7632);
-      low = 0;
-    } else {
-      split(__uint_as_float(raw[0][channel]), __uint_as_float(raw[1][channel]), high, low);
-    }
-  }
-  // From the words of results: bfloat16 two in one, float32 apart.
-  __device__ void set_pairs(const unsigned (&high)[C], const unsigned (&low)[C]) {
-#pragma unroll
-    for (int i = 0; i < kRaw; ++i) {
-      if constexpr (sizeof(T) == 2) {
-        raw[0][i] = __byte_perm(high[2 * i], high[2 * i + 1], 0x5410);
-        raw[1][i] = __byte_perm(high[2 * i], high[2 * i + 1], 0x7632);
-      } else {
-        raw[0][i] = high[i];
-        raw[1][i] = low[i];
-      }
-    }
+  // (Re, -Im) of weight q^(j+1)
+  __device__ float2 output(int c, int n, int j) const {
+    const float2 w = weights[c][n];
+    const float2 q = powers[c][n][j + 1];
+    return {w.x * q.x - w.y * q.y, -(w.x * q.y + w.y * q.x)};
   }
 };
 
-// A channel's matrices as lanes hold them: 32 x uint4 each.
-// States: of state 4t+v, high and low halves of scale q^(15-j), real and imaginary part the columns.
-// Output: of state 4t+v, weight q^(j+1) for the columns' steps j: forward in tf32; backward of states 4t+2u, 4t+2u+1 and half the
-// columns, high and low halves. Toeplitz: kappa for half the columns, high and low halves.
-// Derivative: (15-j) q^(15-j), as States.
-enum Fragment { kStates = 0, kOutput = 4, kToeplitz = 8, kForwardFragments = 10, kDerivative = 10, kBackwardFragments = 14 };
-
-// What a block of threads computes once.
-template <int Fragments>
-struct Matrices {
-  uint4 fragments[kChannels][Fragments][kWarp];
-  float2 step[kChannels][kOrder];  // q^16
-  float2 leap[kChannels][kOrder];  // q^(16 R)
-};
+template <bool Backward>
+__device__ double2 SetUp::make(const CemaPointers& parameters, std::int64_t first, std::int64_t dim) {
+  const int c = static_cast<int>(threadIdx.x) / kOrder;
+  const int n = static_cast<int>(threadIdx.x) % kOrder;
+  const float omega = n == 0 && first + c < dim ? parameters.omega[first + c] : 0;
+  CemaCoefficients k{};
+  if (first + c < dim) k = cema_coefficients(parameters, kOrder, first + c, n);
+  const double weight = Backward ? k.p : 1;
+  scales[c][n] = static_cast<float>(Backward ? 1 : k.p);
+  weights[c][n] = {static_cast<float>(weight * k.gr), static_cast<float>(weight * k.gi)};
+  mixed[c][n] = {static_cast<float>(k.p * k.gr), static_cast<float>(k.p * k.gi)};
+  double pr = 1, pi = 0;
+#pragma unroll 4
+  for (int j = 0; j < kBlock; ++j) {
+    powers[c][n][j] = {static_cast<float>(pr), static_cast<float>(pi)};
+    const double next = pr * k.qr - pi * k.qi;
+    pi = pr * k.qi + pi * k.qr;
+    pr = next;
+  }
+  powers[c][n][kBlock] = {static_cast<float>(pr), static_cast<float>(pi)};
+  for (int exponent = 1; exponent < kBlocks; exponent *= 2) {
+    const double next = pr * pr - pi * pi;
+    pi = 2 * pr * pi;
+    pr = next;
+  }
+  leap[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
+  __syncthreads();
+  // Of channel c, lag n.
+  float sum = omega;
+  for (int i = 0; i < kOrder; ++i) {
+    const float2 q = powers[c][i][n];
+    sum += mixed[c][i].x * q.x - mixed[c][i].y * q.y;
+  }
+  kappa[c][n] = sum;
+  __syncthreads();
+  return {k.qr, k.qi};
+}
 
 // For the scan over g: where each lane's states pass to their owners and back. No two lanes of either meet in a bank.
 struct Exchange {
@@ -234,106 +297,6 @@ struct Exchange {
   }
 };
 
-// Scratch of set_up.
-struct SetUp {
-  float2 powers[kChannels][kOrder][kBlock + 1];  // q^j
-  float2 weights[kChannels][kOrder];             // of the outputs
-  float2 mixed[kChannels][kOrder];               // p g
-  float scales[kChannels][kOrder];               // of the states
-  float kappa[kChannels][kBlock];
-};
-
-// For channels [first, first + 16). Forward has h in States, and so p in their scale; backward V, and so p in the outputs'
-// weight.
-template <int R, int Fragments>
-__device__ void set_up(const CemaPointers& parameters, std::int64_t first, std::int64_t dim, Matrices<Fragments>& shared,
-                       SetUp& scratch) {
-  constexpr bool kBackward = Fragments == kBackwardFragments;
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kSetUp) {
-    const int c = thread / kOrder;
-    const int n = thread % kOrder;
-    CemaCoefficients k{};
-    if (first + c < dim) k = cema_coefficients(parameters, kOrder, first + c, n);
-    const double weight = kBackward ? k.p : 1;
-    scratch.scales[c][n] = static_cast<float>(kBackward ? 1 : k.p);
-    scratch.weights[c][n] = {static_cast<float>(weight * k.gr), static_cast<float>(weight * k.gi)};
-    scratch.mixed[c][n] = {static_cast<float>(k.p * k.gr), static_cast<float>(k.p * k.gi)};
-    double pr = 1, pi = 0;
-#pragma unroll 4
-    for (int j = 0; j < kBlock; ++j) {
-      scratch.powers[c][n][j] = {static_cast<float>(pr), static_cast<float>(pi)};
-      const double next = pr * k.qr - pi * k.qi;
-      pi = pr * k.qi + pi * k.qr;
-      pr = next;
-    }
-    shared.step[c][n] = scratch.powers[c][n][kBlock] = {static_cast<float>(pr), static_cast<float>(pi)};
-    for (int exponent = 1; exponent < R; exponent *= 2) {
-      const double next = pr * pr - pi * pi;
-      pi = 2 * pr * pi;
-      pr = next;
-    }
-    shared.leap[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
-  }
-  __syncthreads();
-  if (thread < kSetUp) {
-    const int c = thread / kBlock;
-    const int j = thread % kBlock;
-    float sum = j == 0 && first + c < dim ? parameters.omega[first + c] : 0;
-    for (int n = 0; n < kOrder; ++n) {
-      const float2 q = scratch.powers[c][n][j];
-      sum += scratch.mixed[c][n].x * q.x - scratch.mixed[c][n].y * q.y;
-    }
-    scratch.kappa[c][j] = sum;
-  }
-  __syncthreads();
-  const int g = thread % kWarp / 4;
-  const int t = thread % 4;
-  for (int i = thread / kWarp; i < kChannels * Fragments; i += static_cast<int>(blockDim.x) / kWarp) {
-    const int c = i / Fragments;
-    const int fragment = i % Fragments;
-    uint4 f;
-    if (fragment / 2 == kToeplitz / 2) {
-      const int out = g / 2 * 4 + (fragment - kToeplitz) * 2 + g % 2;
-      const auto at = [&](int in) { return out >= in ? scratch.kappa[c][out - in] : 0.0F; };
-      split(at(4 * t), at(4 * t + 1), f.x, f.z);
-      split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
-    } else if (fragment / 4 == kOutput / 4) {
-      // (Re, -Im) of weight q^(j+1)
-      const auto at = [&](int n, int half) {
-        const float2 w = scratch.weights[c][n];
-        const float2 q = scratch.powers[c][n][g / 2 * 4 + half * 2 + g % 2 + 1];
-        return float2{w.x * q.x - w.y * q.y, -(w.x * q.y + w.y * q.x)};
-      };
-      const int v = fragment - kOutput;
-      if (kBackward) {
-        const float2 a = at(4 * t + v / 2 * 2, v % 2);
-        const float2 b = at(4 * t + v / 2 * 2 + 1, v % 2);
-        split(a.x, a.y, f.x, f.z);
-        split(b.x, b.y, f.y, f.w);
-      } else {
-        // Products cut the states to tf32: by 0.72 of half a unit of it on average.
-        constexpr float kCut = 1 + 0.7213F * 0x1p-11F;
-        const float2 a = at(4 * t + v, 0);
-        const float2 b = at(4 * t + v, 1);
-        f = {to_tf32(kCut * a.x), to_tf32(kCut * a.y), to_tf32(kCut * b.x), to_tf32(kCut * b.y)};
-      }
-    } else {
-      const bool derivative = fragment >= kDerivative;
-      const int n = g / 2 * 4 + fragment - (derivative ? kDerivative : kStates);
-      const auto at = [&](int step) {
-        const int j = 15 - step;
-        const float2 q = scratch.powers[c][n][j];
-        return (g % 2 == 0 ? q.x : q.y) * scratch.scales[c][n] * (derivative ? static_cast<float>(j) : 1.0F);
-      };
-      split(at(4 * t), at(4 * t + 1), f.x, f.z);
-      split(at(4 * t + 2), at(4 * t + 3), f.y, f.w);
-    }
-    shared.fragments[c][fragment][thread % kWarp] = f;
-  }
-  __syncthreads();
-}
-
 // The lane's four states, 4t .. 4t+3.
 __device__ inline void load_states(const float2* from, int t, Complex (&to)[4]) {
   const float4 a = reinterpret_cast<const float4*>(from)[2 * t];
@@ -355,7 +318,7 @@ __device__ inline void set(float (&rows)[4], int i, Complex v) {
 // `begins`, the even block's the lower ones; a document's steps of a block are such bits too, of which those above are any.
 // Where documents begin in a block its products are taken of one document's steps at a time, all others zero. Without documents
 // none begins.
-template <int R, bool Documents>
+template <bool Documents>
 struct Bounds {
   const unsigned* words;  // of the lane
   int most = 0;           // documents that begin in one block of the tile, at most
@@ -363,10 +326,10 @@ struct Bounds {
   unsigned cuts = 0;      // bit 4g: one begins in a block of the lanes g
 
   // All lanes of a warp come here.
-  __device__ __forceinline__ Bounds(const unsigned* tile, int g) : words(tile + g * R / 2) {
+  __device__ __forceinline__ Bounds(const unsigned* tile, int g) : words(tile + g * kPairs) {
     if constexpr (Documents) {
 #pragma unroll
-      for (int i = 0; i < R; ++i) {
+      for (int i = 0; i < kBlocks; ++i) {
         cut |= begins(i) != 0 ? 1U << i : 0;
         most = max(most, __popc(begins(i)));
       }
@@ -385,15 +348,15 @@ struct Bounds {
   // The lane's words of blocks 2m and 2m + 1 without steps of other documents than these.
   static __device__ __forceinline__ uint4 keep(uint4 words, unsigned even, unsigned odd, int t) {
     const auto mask = [](unsigned steps) { return ((steps & 1) | (steps & 2) << 15) * 0xffffU; };
-    even >>= 4 * t;
-    odd >>= 4 * t;
-    return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 2), words.w & mask(odd >> 2)};
+    even >>= 2 * t;
+    odd >>= 2 * t;
+    return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 8), words.w & mask(odd >> 8)};
   }
   // The same of all its blocks, and of what rounding left of them: steps(i) are to be kept of block i.
   template <bool Low, class Steps>
-  static __device__ __forceinline__ void keep_all(uint4 (&words)[R / 2], uint4 (&rest)[R / 2], const Steps& steps, int t) {
+  static __device__ __forceinline__ void keep_all(uint4 (&words)[kPairs], uint4 (&rest)[kPairs], const Steps& steps, int t) {
 #pragma unroll
-    for (int m = 0; m < R / 2; ++m) {
+    for (int m = 0; m < kPairs; ++m) {
       const unsigned even = steps(2 * m);
       const unsigned odd = steps(2 * m + 1);
       words[m] = keep(words[m], even, odd, t);
@@ -407,28 +370,27 @@ struct Bounds {
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if ((i < 2 ? even : odd) >> (4 * t + 2 * half + i % 2) & 1) to[half][i] = from[half][i];
+        if ((i < 2 ? even : odd) >> (2 * t + 8 * half + i % 2) & 1) to[half][i] = from[half][i];
       }
     }
   }
 };
 
 // Over the documents of the blocks: first those that begin before them, then those that begin within, one after the other.
-template <int R>
 struct EachDocument {
-  unsigned steps[R];
-  unsigned left[R];
+  unsigned steps[kBlocks];
+  unsigned left[kBlocks];
 
-  __device__ __forceinline__ explicit EachDocument(const Bounds<R, true>& bounds) {
+  __device__ __forceinline__ explicit EachDocument(const Bounds<true>& bounds) {
 #pragma unroll
-    for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < kBlocks; ++i) {
       steps[i] = bounds.first(i);
       left[i] = bounds.begins(i);
     }
   }
   __device__ __forceinline__ void next() {
 #pragma unroll
-    for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < kBlocks; ++i) {
       const unsigned begin = left[i] & -left[i];
       left[i] ^= begin;
       steps[i] = (left[i] & -left[i]) - begin;
@@ -436,37 +398,129 @@ struct EachDocument {
   }
 };
 
+// The scan of the channels of a warp over blocks: from each block's own state at its end, made from zero, to that with which it
+// begins, in place: over the lane's blocks, over lanes, and back into the lane's blocks. `steps` are the channels' q^16. The lane
+// that owns state % 16 of channel / 16 has q^64 in `leap` and in `carry` the state before the tile, then that after it.
+// Owners read as many ends AtOnce.
+template <int AtOnce, bool Documents>
+__device__ __forceinline__ void scan(const float2 (*steps)[kOrder], Exchange* exchanges, const Bounds<Documents>& bounds,
+                                     int lane, float (&own)[kTurns][kPairs][4][4], Complex leap, Complex& carry) {
+  const int g = lane / 4;
+  const int t = lane % 4;
+  Complex q[kTurns][4];
+#pragma unroll
+  for (int c = 0; c < kTurns; ++c) load_states(steps[c], t, q[c]);
+  __syncwarp();
+#pragma unroll
+  for (int c = 0; c < kTurns; ++c) {
+    Complex h[4];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      h[v] = get(own[c][0][v], 0);
+#pragma unroll
+      for (int i = 1; i < kBlocks; ++i) {
+        const Complex end = get(own[c][i / 2][v], i);
+        h[v] = bounds.cut_block(i) ? end : multiply_add(q[c][v], h[v], end);
+      }
+    }
+    exchanges[c].put(g, t, h);
+  }
+  __syncwarp();
+  const Exchange::Owner places = exchanges[lane / kOrder].owner(lane % kOrder);
+#pragma unroll
+  for (int first = 0; first < 8; first += AtOnce) {
+    float2 ends[AtOnce];
+#pragma unroll
+    for (int i = 0; i < AtOnce; ++i) ends[i] = places[first + i];
+#pragma unroll
+    for (int i = 0; i < AtOnce; ++i) {
+      places[first + i] = {carry.r, carry.i};
+      const Complex end = {ends[i].x, ends[i].y};
+      carry = bounds.cut_lanes(first + i) ? end : multiply_add(leap, carry, end);
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int c = 0; c < kTurns; ++c) {
+    Complex h[4];
+    exchanges[c].get(g, t, h);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const Complex end = get(own[c][i / 2][v], i);
+        const Complex next = bounds.cut_block(i) ? end : multiply_add(q[c][v], h[v], end);
+        set(own[c][i / 2][v], i, h[v]);
+        h[v] = next;
+      }
+    }
+  }
+}
+
+// The state with which block `block` of the tile begins, to the lane that owns it, of what scan() left.
+__device__ __forceinline__ Complex state_before(int block, Exchange* exchanges, int lane,
+                                                const float (&states)[kTurns][kPairs][4][4]) {
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    if (block == lane / 4 * kBlocks + i) {
+#pragma unroll
+      for (int c = 0; c < kTurns; ++c) {
+        Complex last[4];
+#pragma unroll
+        for (int v = 0; v < 4; ++v) last[v] = get(states[c][i / 2][v], i);
+        exchanges[c].put_words(0, lane % 4, last);
+      }
+    }
+  }
+  __syncwarp();
+  const float2 state = exchanges[lane / kOrder].owner(lane % kOrder)[0];
+  return {state.x, state.y};
+}
+
 // Results that take a state are right for the documents that begin before the blocks. Those of the others, which take none, are
 // put in their place: multiply(steps, to) gives the products of these steps of each block alone.
-template <int R, class Multiply>
-__device__ __forceinline__ void choose_documents(const Bounds<R, true>& bounds, int t, const Multiply& multiply,
-                                                 float (&results)[R / 2][2][4]) {
-  EachDocument<R> of(bounds);
+template <class Multiply>
+__device__ __forceinline__ void choose_documents(const Bounds<true>& bounds, int t, const Multiply& multiply,
+                                                 float (&results)[kPairs][2][4]) {
+  EachDocument of(bounds);
 #pragma unroll 1
   for (int d = 0; d < bounds.most; ++d) {
     of.next();
-    float own[R / 2][2][4];
+    float own[kPairs][2][4];
     multiply([&](int i) { return of.steps[i]; }, own);
 #pragma unroll
-    for (int m = 0; m < R / 2; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, results[m]);
+    for (int m = 0; m < kPairs; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, results[m]);
   }
 }
 
 // Parts of the batch, each with blocks of threads of its own: as many as take the fewest turns, of 132 blocks of threads at
-// once, where setting up costs one sequence's. Fixed by the sizes alone: the sums of backward depend on it.
-inline std::int64_t splits_of(const Cema& op, std::int64_t batch) {
+// once, where a sequence is `tiles` and setting up costs as much as kSetUpTiles. Fixed by the sizes alone: the sums of backward
+// depend on it.
+inline std::int64_t splits_of(const Cema& op, std::int64_t batch, std::int64_t tiles) {
   constexpr std::int64_t kAtOnce = 132;
+  constexpr std::int64_t kSetUpTiles = 3;
   const std::int64_t groups = ceil_div(op.dim, kChannels);
   std::int64_t best = 1;
   std::int64_t least = 0;
   for (std::int64_t splits = 1; splits <= batch && splits <= kAtOnce; ++splits) {
-    const std::int64_t turns = ceil_div(groups * splits, kAtOnce) * (ceil_div(batch, splits) + 1);
+    const std::int64_t turns = ceil_div(groups * splits, kAtOnce) * (ceil_div(batch, splits) * tiles + kSetUpTiles);
     if (splits == 1 || turns < least) {
       best = splits;
       least = turns;
     }
   }
   return best;
+}
+
+// Boxes of 16 channels by so many steps of a tensor [B, L, D]: coordinates are channel, step, sequence.
+inline CUtensorMap tile_map(const Tensor& tensor, const Cema& op, int steps, CUtensorMapSwizzle swizzle, const char* where) {
+  const auto length = static_cast<cuuint64_t>(tensor.shape()[1]);
+  const cuuint64_t pitch = static_cast<cuuint64_t>(tensor.pitch()) * size_of(tensor.dtype());
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(op.dim), length, static_cast<cuuint64_t>(tensor.shape()[0])};
+  const cuuint64_t strides[] = {pitch, length * pitch};
+  const cuuint32_t box[] = {kChannels, static_cast<cuuint32_t>(steps), 1};
+  return hopper::make_map(tensor.raw(), tensor.dtype(), 3, extents, strides, box, where, swizzle);
 }
 
 inline dim3 grid_of(const Cema& op, std::int64_t splits) {

@@ -88,7 +88,7 @@ void few_steps(Context& ctx, const Cema& op, const CemaPointers& parameters, con
 }  // namespace
 
 std::size_t cema_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length) {
-  return std::max(cema_recurrence_workspace_bytes(op, batch, length), cema_blocks_workspace_bytes(op, batch));
+  return std::max(cema_recurrence_workspace_bytes(op, batch, length), cema_blocks_workspace_bytes(op, batch, length));
 }
 
 void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters, const Tensor& x, const CemaState& state,

@@ -28,14 +28,20 @@ struct CemaCoefficients {
 
 __device__ inline CemaCoefficients cema_coefficients(const CemaPointers& parameters, int order, std::int64_t channel, int n) {
   const std::int64_t i = channel * order + n;
-  const double p = cema_sigmoid(parameters.alpha[i]);
-  const double d = cema_sigmoid(parameters.delta[i]);
-  const double turns = (n + 1) * cema_sigmoid(parameters.theta[channel]) / order;
+  // All at once, for each may be far away.
+  const float alpha = parameters.alpha[i];
+  const float delta = parameters.delta[i];
+  const float theta = parameters.theta[channel];
+  const float real = parameters.gamma[2 * i];
+  const float imaginary = parameters.gamma[2 * i + 1];
+  const double p = cema_sigmoid(alpha);
+  const double d = cema_sigmoid(delta);
+  const double turns = (n + 1) * cema_sigmoid(theta) / order;
   double sine, cosine;
   sincospi(2 * turns, &sine, &cosine);
   const double modulus = 1 - p * d;
   const double scale = rsqrt(static_cast<double>(order));
-  return {p, d, modulus * cosine, modulus * sine, scale * parameters.gamma[2 * i], scale * parameters.gamma[2 * i + 1]};
+  return {p, d, modulus * cosine, modulus * sine, scale * real, scale * imaginary};
 }
 
 // Sums that backward leaves for the chain rule: of each slot (a part of the batch or of the time), state and channel, real and
@@ -43,9 +49,9 @@ __device__ inline CemaCoefficients cema_coefficients(const CemaPointers& paramet
 // conj(h_0) conj(q) V and of conj(h_0) conj(q) (conj(q) M + V), with V and M of the first token.
 constexpr int kCemaSums = 8;
 
-// Adds the gradients from `slots` sums [slots, N, 8, D] and `omega` [slots, D]; `angles` [N, D] is scratch.
-void cema_add_gradients(cudaStream_t stream, const Cema& op, const CemaPointers& parameters, const double* sums,
-                        const double* omega, std::int64_t slots, double* angles, const CemaPointers& gradients);
+// Adds the gradients from `slots` sums [slots, N, 8, D] and `omega` [slots, D].
+void cema_add_gradients(Context& ctx, const Cema& op, const CemaPointers& parameters, const double* sums, const double* omega,
+                        std::int64_t slots, const CemaPointers& gradients);
 
 // Below, documents [B, L] may be null; with them no state is read or written, but for h0, which becomes zero.
 
@@ -69,7 +75,7 @@ void cema_blocks_forward(Context& ctx, const Cema& op, const CemaPointers& param
 bool cema_blocks_backward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& dy, const Tensor& dx);
 void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& parameters, const Tensor& x, const float* h0,
                           const Tensor& dy, const Tensor& dx, const CemaPointers& gradients, const std::int32_t* documents);
-std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch);
+std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length);
 // Whether channels, sequences and steps are enough for blocks of threads that need this much shared memory.
 inline bool cema_fills_blocks(Context& ctx, const Cema& op, const Tensor& x, std::size_t shared_bytes) {
   const auto& gpu = gpu_of(ctx).properties();

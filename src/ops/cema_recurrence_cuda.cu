@@ -13,6 +13,7 @@
 // registers does not depend on the order.
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "ops/cema_cuda.cuh"
 
 namespace megalodon::cuda {
@@ -351,57 +352,63 @@ __global__ void __launch_bounds__(kThreads) backward_scan_kernel(Problem problem
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    gradients_kernel(CemaPointers parameters, std::int64_t dim, int order, const double* sums, std::int64_t slots, double* angles,
-                     CemaPointers gradients) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= dim * order) return;
-  const std::int64_t channel = i % dim;
-  const int n = static_cast<int>(i / dim);
-  double s[kCemaSums] = {};
-  for (std::int64_t slot = 0; slot < slots; ++slot) {
-#pragma unroll
-    for (int k = 0; k < kCemaSums; ++k) s[k] += sums[((slot * order + n) * kCemaSums + k) * dim + channel];
-  }
-  const CemaCoefficients c = cema_coefficients(parameters, order, channel, n);
-  // to_g = p A + ..., conj(q) to_q = conj(g) conj(q) (p E + ...) = m (dm + i dphi / m)
-  const double to_gr = c.p * s[0] + s[4];
-  const double to_gi = c.p * s[1] + s[5];
-  double along_r = c.p * s[2] + s[6];
-  double along_i = c.p * s[3] + s[7];
-  multiply(along_r, along_i, c.gr, -c.gi);
-  const double modulus = 1 - c.p * c.d;
-  const double dm = modulus > 0 ? along_r / modulus : 0;  // at 0 both sigmoids are 1, and flat
-  const double dp = c.gr * s[0] + c.gi * s[1] - c.d * dm;
-  const double scale = rsqrt(static_cast<double>(order));
-  const std::int64_t to = channel * order + n;
-  const auto add = [](float& v, double by) { v = static_cast<float>(static_cast<double>(v) + by); };
-  add(gradients.alpha[to], dp * c.p * (1 - c.p));
-  add(gradients.delta[to], -c.p * dm * c.d * (1 - c.d));
-  add(gradients.gamma[2 * to], scale * to_gr);
-  add(gradients.gamma[2 * to + 1], scale * to_gi);
-  angles[n * dim + channel] = (n + 1) * along_i;
-}
+// A block of threads has kGradientChannels channels; a thread every kLanes'th state of one of them.
+constexpr int kGradientChannels = 8;
+constexpr int kLanes = kThreads / kGradientChannels;
 
 __global__ void __launch_bounds__(kThreads)
-    channel_gradients_kernel(CemaPointers parameters, std::int64_t dim, int order, const double* angles, const double* omega,
-                             std::int64_t slots, CemaPointers gradients) {
-  const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (channel >= dim) return;
+    gradients_kernel(CemaPointers parameters, std::int64_t dim, int order, const double* sums, const double* omega,
+                     std::int64_t slots, CemaPointers gradients) {
+  __shared__ double angles[kLanes][kGradientChannels];
+  const int column = static_cast<int>(threadIdx.x) % kGradientChannels;
+  const int lane = static_cast<int>(threadIdx.x) / kGradientChannels;
+  const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * kGradientChannels + column;
+  const bool there = channel < dim;
   double angle = 0;
-  for (int n = 0; n < order; ++n) angle += angles[n * dim + channel];
+  const auto add = [](float& v, double by) { v = static_cast<float>(static_cast<double>(v) + by); };
+  for (int n = lane; there && n < order; n += kLanes) {
+    const CemaCoefficients c = cema_coefficients(parameters, order, channel, n);
+    wait_for_previous();
+    double s[kCemaSums] = {};
+#pragma unroll 4
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+#pragma unroll
+      for (int k = 0; k < kCemaSums; ++k) s[k] += sums[((slot * order + n) * kCemaSums + k) * dim + channel];
+    }
+    // to_g = p A + ..., conj(q) to_q = conj(g) conj(q) (p E + ...) = m (dm + i dphi / m)
+    const double to_gr = c.p * s[0] + s[4];
+    const double to_gi = c.p * s[1] + s[5];
+    double along_r = c.p * s[2] + s[6];
+    double along_i = c.p * s[3] + s[7];
+    multiply(along_r, along_i, c.gr, -c.gi);
+    const double modulus = 1 - c.p * c.d;
+    const double dm = modulus > 0 ? along_r / modulus : 0;  // at 0 both sigmoids are 1, and flat
+    const double dp = c.gr * s[0] + c.gi * s[1] - c.d * dm;
+    const double scale = rsqrt(static_cast<double>(order));
+    const std::int64_t to = channel * order + n;
+    add(gradients.alpha[to], dp * c.p * (1 - c.p));
+    add(gradients.delta[to], -c.p * dm * c.d * (1 - c.d));
+    add(gradients.gamma[2 * to], scale * to_gr);
+    add(gradients.gamma[2 * to + 1], scale * to_gi);
+    angle += (n + 1) * along_i;
+  }
+  angles[lane][column] = angle;
+  __syncthreads();
+  if (lane != 0 || !there) return;
+  wait_for_previous();
+  for (int i = 1; i < kLanes; ++i) angle += angles[i][column];
   double domega = 0;
   for (std::int64_t slot = 0; slot < slots; ++slot) domega += omega[slot * dim + channel];
   const double s = cema_sigmoid(parameters.theta[channel]);
   const double turn = 2 * 3.14159265358979323846 / order;
-  gradients.theta[channel] = static_cast<float>(gradients.theta[channel] + angle * turn * s * (1 - s));
-  gradients.omega[channel] = static_cast<float>(gradients.omega[channel] + domega);
+  add(gradients.theta[channel], angle * turn * s * (1 - s));
+  add(gradients.omega[channel], domega);
 }
 
 unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kThreads)); }
 
 struct Scratch {
-  double *coefficients, *states, *omega, *angles;
+  double *coefficients, *states, *omega;
 };
 
 Scratch take_scratch(Arena& arena, const Cema& op, const CemaSegments& cut, bool backward) {
@@ -412,10 +419,7 @@ Scratch take_scratch(Arena& arena, const Cema& op, const CemaSegments& cut, bool
   Scratch s{};
   s.coefficients = take({op.order, kCoefficients, op.dim});
   s.states = take({cut.slots(), op.order, backward ? kCemaSums : 2, op.dim});
-  if (backward) {
-    s.omega = take({cut.slots(), op.dim});
-    s.angles = take({op.order, op.dim});
-  }
+  if (backward) s.omega = take({cut.slots(), op.dim});
   return s;
 }
 
@@ -493,7 +497,7 @@ void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& 
     check_launch(kWhere);
   };
   with_type(x.dtype(), [&](auto in) { run(in, float(), float()); });
-  cema_add_gradients(stream_of(ctx), op, parameters, scratch.states, scratch.omega, cut.slots(), scratch.angles, gradients);
+  cema_add_gradients(ctx, op, parameters, scratch.states, scratch.omega, cut.slots(), gradients);
 }
 
 std::size_t cema_recurrence_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length) {
@@ -502,15 +506,10 @@ std::size_t cema_recurrence_workspace_bytes(const Cema& op, std::int64_t batch, 
   return arena.peak();
 }
 
-void cema_add_gradients(cudaStream_t stream, const Cema& op, const CemaPointers& parameters, const double* sums,
-                        const double* omega, std::int64_t slots, double* angles, const CemaPointers& gradients) {
-  const int order = static_cast<int>(op.order);
-  gradients_kernel<<<blocks_for(op.dim * op.order), kThreads, 0, stream>>>(parameters, op.dim, order, sums, slots, angles,
-                                                                           gradients);
-  check_launch(kWhere);
-  channel_gradients_kernel<<<blocks_for(op.dim), kThreads, 0, stream>>>(parameters, op.dim, order, angles, omega, slots,
-                                                                        gradients);
-  check_launch(kWhere);
+void cema_add_gradients(Context& ctx, const Cema& op, const CemaPointers& parameters, const double* sums, const double* omega,
+                        std::int64_t slots, const CemaPointers& gradients) {
+  launch(ctx, kWhere, gradients_kernel, static_cast<unsigned>(ceil_div(op.dim, kGradientChannels)), kThreads, 0, parameters,
+         op.dim, static_cast<int>(op.order), sums, omega, slots, gradients);
 }
 
 }  // namespace megalodon::cuda

@@ -223,9 +223,9 @@ std::vector<std::vector<std::int64_t>> times(std::size_t count, const std::vecto
   return std::vector<std::vector<std::int64_t>>(count, lengths);
 }
 
-// In blocks: one token, at and beside the edges of blocks of 16 steps and of tiles, which are 512 steps from the first and 256
-// from the last, several in a block, over several tiles. Then the recurrence: beside the edges of its segments of 128 and of 137
-// steps, without segments, few steps, few states.
+// In blocks: one token, at and beside the edges of blocks of 16 steps and of tiles, which are 512 steps, forward from the first
+// and backward from the last, several in a block, over several tiles. Then the recurrence: beside the edges of its segments of
+// 128 and of 137 steps, without segments, few steps, few states.
 const std::vector<std::int64_t> kSingle(600, 1);
 INSTANTIATE_TEST_SUITE_P(
     Documents, CemaPackedOnGpu,
@@ -242,6 +242,9 @@ INSTANTIATE_TEST_SUITE_P(
                                 {344, 256},
                                 {343, 257},
                                 {345, 255},
+                                {88, 512},
+                                {87, 513},
+                                {89, 511},
                                 {3, 3, 3, 3, 3, 3, 3, 3, 576},
                                 {592, 7, 1},
                                 {1, 599}}},
