@@ -76,6 +76,14 @@ struct AttentionPairs {
 // Whether this window goes by these kernels: chosen by sizes, addresses and the GPU.
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors);
 
+// Whether these kernels multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
+// rows that see few keys do not have. (H200: with chunks of 512 o and its gate take 0.21 ms so and 0.19 in two ops, with 2,048
+// 0.77 and 0.78, with 4,096 2.32 and 2.52.)
+inline bool attention_multiplies(const Attention& op, std::int64_t length) {
+  constexpr std::int64_t kLeastKeys = 2048;
+  return std::min(op.chunk, length) >= kLeastKeys;
+}
+
 // attention_tiles_forward_cuda.cu, attention_tiles_backward_cuda.cu: the pieces, in as much workspace as the second says.
 void attention_forward_tiles(Context& ctx, const AttentionForward& a, const AttentionChunks& pieces);
 std::size_t attention_forward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
@@ -311,7 +319,7 @@ struct AttentionEnd {
 
 // Where a tile of results goes: its first row, and the first of its bytes in rows of a head.
 struct AttentionPlace {
-  const AttentionEnd* end;
+  const AttentionEnd& end;
   int piece, head, row, byte;
 };
 
@@ -337,94 +345,93 @@ __device__ __forceinline__ void write_block(const unsigned char* results, const 
   const int thread = static_cast<int>(threadIdx.x) % hopper::kGroup - kWarp;
   const int first = thread / kPieces;
   const int piece = thread % kPieces;
-  const AttentionRows& rows = to.end->result.data != nullptr ? to.end->result : to.end->product;
+  const AttentionRows& rows = to.end.result.data != nullptr ? to.end.result : to.end.product;
   const int lines = min(hopper::kBlock, rows.rows - row);
   byte += piece * 16;
   if (byte >= rows.width || first >= lines) return;
-  // All of a thread's lines at once, with no branch among them: three warps have but that to hide how long each takes.
-  constexpr int kLinesEach = static_cast<int>(ceil_div(hopper::kBlock, kStep));
-  const auto read = [&](const unsigned char* block, uint4(&values)[kLinesEach]) {
+  // Two of a thread's lines at once, with no branch among them, in a short loop: all of them at once are more instructions than
+  // come in time beside the products'.
+  constexpr int kAtOnce = 2;
+  static_assert(ceil_div(hopper::kBlock, kStep) % kAtOnce == 0);
+  const auto read = [&](const unsigned char* block, int line, uint4(&values)[kAtOnce]) {
 #pragma unroll
-    for (int i = 0; i < kLinesEach; ++i) {
-      const int line = min(first + i * kStep, hopper::kBlock - 1);
-      values[i] = *reinterpret_cast<const uint4*>(block + line * 128 + (piece ^ line % 8) * 16);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = min(line + i * kStep, hopper::kBlock - 1);
+      values[i] = *reinterpret_cast<const uint4*>(block + at * 128 + (piece ^ at % 8) * 16);
     }
   };
-  const auto write = [&](const AttentionRows& out, const uint4(&values)[kLinesEach]) {
-    unsigned char* at = out.at(to.piece, to.head, row + first, byte);
+  const auto write = [&](unsigned char*& at, std::int64_t step, int line, const uint4(&values)[kAtOnce]) {
 #pragma unroll
-    for (int i = 0; i < kLinesEach; ++i, at += kStep * out.pitch) {
+    for (int i = 0; i < kAtOnce; ++i, at += step) {
       asm volatile(
           "{\n"
           ".reg .pred exists;\n"
           "setp.ne.b32 exists, %5, 0;\n"
           "@exists st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
           "}" ::"l"(at),
-          "r"(values[i].x), "r"(values[i].y), "r"(values[i].z), "r"(values[i].w), "r"(static_cast<int>(first + i * kStep < lines))
+          "r"(values[i].x), "r"(values[i].y), "r"(values[i].z), "r"(values[i].w), "r"(static_cast<int>(line + i * kStep < lines))
           : "memory");
     }
   };
-  uint4 values[kLinesEach];
-  read(results, values);
-  if (to.end->result.data != nullptr) write(to.end->result, values);
-  if (factors == nullptr) return;
-  uint4 a[kLinesEach];
-  read(factors, a);
+  unsigned char* result_to = to.end.result.at(to.piece, to.head, row + first, byte);
+  unsigned char* product_to = to.end.product.at(to.piece, to.head, row + first, byte);
+  const std::int64_t result_step = kStep * to.end.result.pitch;
+  const std::int64_t product_step = kStep * to.end.product.pitch;
+  const bool kept = to.end.result.data != nullptr;
+#pragma unroll 1
+  for (int line = first; line < lines; line += kAtOnce * kStep) {
+    uint4 values[kAtOnce];
+    read(results, line, values);
+    if (kept) write(result_to, result_step, line, values);
+    if (factors == nullptr) continue;
+    uint4 a[kAtOnce];
+    read(factors, line, a);
 #pragma unroll
-  for (int i = 0; i < kLinesEach; ++i) {
-    values[i] = make_uint4(attention_product<Of>(values[i].x, a[i].x), attention_product<Of>(values[i].y, a[i].y),
-                           attention_product<Of>(values[i].z, a[i].z), attention_product<Of>(values[i].w, a[i].w));
+    for (int i = 0; i < kAtOnce; ++i) {
+      values[i] = make_uint4(attention_product<Of>(values[i].x, a[i].x), attention_product<Of>(values[i].y, a[i].y),
+                             attention_product<Of>(values[i].z, a[i].z), attention_product<Of>(values[i].w, a[i].w));
+    }
+    write(product_to, product_step, line, values);
   }
-  write(to.end->product, values);
 }
 
 // The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go.
 template <Factor Of, class Tile, class Count, class Place>
 __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
-  constexpr int kBlocks = 2 * ResultShared<Tile>::kParts;
-  const auto multiplied = [](const AttentionPlace& to) { return to.end->product.data != nullptr; };
-  // Of a result's factors the n'th block.
-  const auto fetch = [&](const AttentionPlace& to, int n) {
-    if (!multiplied(to) || threadIdx.x % hopper::kGroup != kWarp) return;
-    hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
-    to.end->factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % (kBlocks / 2) * hopper::kBlock,
-                         to.head, to.row + n / (kBlocks / 2) * hopper::kBlock, to.piece);
-  };
+  constexpr int kParts = ResultShared<Tile>::kParts;
   std::uint32_t phase = 0;
-  Tile tile = shared.next(0);
-  if (tile.pair < 0) return;
-  AttentionPlace to = place(tile, 0);
-  fetch(to, 0);
-  fetch(to, 1);
-  for (int tiles = 1, i = 0;; phase ^= 1) {
-    AttentionPlace next{};
-#pragma unroll 1
-    for (int n = 0; n < kBlocks; ++n) {
-      const int group = n / (kBlocks / 2);
-      const int part = n % (kBlocks / 2);
-      if (part == 0) hopper::wait(shared.ready[group], phase);
-      if (multiplied(to)) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
-      write_block<Of>(shared.ring.out[group][part], multiplied(to) ? shared.factors[n % 2] : nullptr, to,
-                      to.row + group * hopper::kBlock, to.byte + part * 128);
-      if (multiplied(to)) hopper::wait_for_threads<kWritingWarps * kWarp>();
-      if (n == kBlocks - 2) {
-        // What follows is known already: all of this tile's operands have been fetched.
-        if (++i == count(tile)) {
-          i = 0;
-          tile = shared.next(tiles++);
-        }
-        if (tile.pair >= 0) next = place(tile, i);
-      }
-      if (n < kBlocks - 2) {
-        fetch(to, n + 2);
-      } else if (tile.pair >= 0) {
-        fetch(next, n + 2 - kBlocks);
-      }
-      __syncwarp();
-      if (part == kBlocks / 2 - 1 && threadIdx.x % kWarp == 0) hopper::arrive(shared.taken[group]);
-    }
+  for (int tiles = 0;; ++tiles) {
+    const Tile tile = shared.next(tiles);
     if (tile.pair < 0) return;
-    to = next;
+    const int results = count(tile);
+    for (int i = 0; i < results; ++i, phase ^= 1) {
+      const AttentionPlace to = place(tile, i);
+      const bool multiplied = to.end.product.data != nullptr;
+      // Of the factors the n'th block.
+      const auto fetch = [&](int n) {
+        if (!multiplied || n >= 2 * kParts || threadIdx.x % hopper::kGroup != kWarp) return;
+        hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
+        to.end.factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
+                            to.row + n / kParts * hopper::kBlock, to.piece);
+      };
+      fetch(0);
+      fetch(1);
+#pragma unroll 1
+      for (int n = 0; n < 2 * kParts; ++n) {
+        const int group = n / kParts;
+        const int part = n % kParts;
+        if (part == 0) hopper::wait(shared.ready[group], phase);
+        if (multiplied) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
+        write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
+                        to.row + group * hopper::kBlock, to.byte + part * 128);
+        if (multiplied) {
+          hopper::wait_for_threads<kWritingWarps * kWarp>();
+          fetch(n + 2);
+        }
+        __syncwarp();
+        if (part == kParts - 1 && threadIdx.x % kWarp == 0) hopper::arrive(shared.taken[group]);
+      }
+    }
   }
 }
 

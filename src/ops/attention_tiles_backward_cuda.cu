@@ -240,9 +240,9 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
           [&](const ResultTile& tile, int i) {
             const bool of_values = tile.result < a.columns;
             const bool of_keys = tile.result <= a.columns;
-            return AttentionPlace{of_values ? &a.dv
-                                  : of_keys ? &a.dk
-                                            : &a.dq,
+            return AttentionPlace{of_values ? a.dv
+                                  : of_keys ? a.dk
+                                            : a.dq,
                                   a.pairs.piece(tile.pair), a.pairs.head(tile.pair),
                                   (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile, (of_values ? tile.result : i) * 512};
           });
@@ -374,7 +374,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
                   next + 1,
                   ends};
   AttentionEnd of_values{rows(a.dv), {}, {}};
-  if (a.a) {
+  if (a.a && attention_multiplies(op, length)) {
     of_values = {{}, rows(a.dv), attention_columns(a.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1)};
   }
   const bool narrow = op.z_head_dim <= 128;

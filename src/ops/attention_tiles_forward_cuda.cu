@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
       return write_results<Factor::Silu>(
           shared, [](const AttendTile&) { return 1; },
           [&](const AttendTile& tile, int) {
-            return AttentionPlace{&a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile, tile.column * 2};
+            return AttentionPlace{a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile, tile.column * 2};
           });
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;
@@ -343,7 +343,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
   Weights first{of_rows(a.q), of_keys(k), part, weights, scales, a.saved.lse ? pointer<float>(a.saved.lse) : nullptr, next};
   const auto rows = [&](const Tensor& tensor) { return attention_rows(tensor, pieces, op.heads); };
   AttentionEnd end{rows(a.o), {}, {}};
-  if (a.gate.a) {
+  if (a.gate.a && attention_multiplies(op, a.length())) {
     if (!a.gate.gated) end.result = {};
     end.product = rows(a.gate.gated ? a.gate.gated : a.o);
     end.factors = attention_columns(a.gate.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1);

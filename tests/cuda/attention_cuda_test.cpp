@@ -193,6 +193,7 @@ INSTANTIATE_TEST_SUITE_P(InAChunk, PackedAttentionOnGpu,
                                          Packed{{1, 96, 768, 512}, {{63, 2, 64, 127, 129, 126}, {255, 1, 255}}, 8},
                                          Packed{{2, 256, 2048, 2048}, {{300, 1, 356}, {127, 530}}},
                                          Packed{{1, 16, 24, 1300}, {{900, 378}, {1, 1277}}, 8},
+                                         Packed{{1, 16, 72, 2100}, {{900, 1200}, {1, 2099}}, 8},
                                          Packed{{3, 64, 72, 400}, {std::vector<std::int64_t>(300, 1), {299, 1}}, 8}));
 
 // Documents longer than a chunk that begin off the window's own grid of chunks; several tiles to a band.
