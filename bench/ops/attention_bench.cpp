@@ -74,6 +74,8 @@ const Register kBench("attention", [](Bench& bench) {
   for (const DType dtype : bench.multiplied()) {
     measure(bench, {1, 96, 768, 512}, 8, 512, dtype, true);
     if (bench.on_gpu()) {
+      measure(bench, {1, 96, 768, 512}, 128, 512, dtype, false);
+      measure(bench, {4, 256, 2048, 4096}, 1, 8192, dtype, false);
       measure(bench, {4, 256, 2048, 4096}, 1, 32768, dtype, false);
       measure(bench, {2, 256, 2048, 2048}, 1, 32768, dtype, false);
       for (const std::int64_t batch : {8, 32}) measure_decode(bench, {4, 256, 2048, 4096}, batch, dtype);

@@ -74,7 +74,14 @@ __device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& 
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-// The same of adjacent bytes.
+__device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& barrier, int x, int y, int z, int w, int v) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v)
+      : "memory");
+}
+// Adjacent bytes, to shared memory.
 __device__ __forceinline__ void load(void* to, const void* from, int bytes, Barrier& barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
@@ -139,6 +146,11 @@ __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
+// Until as many threads of the block, whole warps, are here. The others may not wait this way.
+template <int Threads>
+__device__ __forceinline__ void wait_for_threads() {
+  asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
+}
 // Registers of a thread, for all of a group at once.
 template <int N>
 __device__ __forceinline__ void more_registers() {

@@ -96,7 +96,14 @@ __device__ V block_sum(V v) {
   return total;
 }
 
-__device__ inline float sigmoid(float x) { return __fdividef(1.0F, 1.0F + __expf(-x)); }
+// Without care for numbers below the least normal one, which neither 1 + exp(-x) nor its inverse can tell from 0.
+__device__ inline float sigmoid(float x) {
+  float power = 0;
+  float inverse = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634F));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0F + power));
+  return inverse;
+}
 __device__ inline float silu(float x) { return x * sigmoid(x); }
 
 // core/rng.h's philox, word for word.

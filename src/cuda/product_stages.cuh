@@ -29,9 +29,10 @@ struct RingPlace {
 constexpr int kLines = 16;
 constexpr int kLinesBytes = kLines * 128;
 
-// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 256 columns.
-struct ProductStages {
-  static constexpr int kStages = 4;
+// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 256 columns, and what leaves.
+template <int Stages, class Out>
+struct OperandStages {
+  static constexpr int kStages = Stages;
   static constexpr int kB = 4;
   using Place = RingPlace<kStages>;
   using Block = unsigned char[hopper::kBlockBytes];
@@ -40,7 +41,7 @@ struct ProductStages {
     Block a[2], b[kB];
   };
   Stage stages[kStages];
-  unsigned char out[kProductWarps][2][kLinesBytes];
+  Out out;
   hopper::Barrier full[kStages], empty[kStages];
 
   // releases: how many arrivals empty a stage. All threads must be waited for after it.
@@ -54,9 +55,13 @@ struct ProductStages {
   }
 };
 
-// sums = A B over `steps` stages of a ring, which is ProductStages with release(stage): that this warp has read it.
+// With lines of each multiplying warp, in turns.
+using ProductLines = unsigned char[kProductWarps][2][kLinesBytes];
+using ProductStages = OperandStages<4, ProductLines>;
+
+// sums = A B over `steps` stages of a ring, which is OperandStages with release(stage): that this warp has read it.
 template <bool TransposeA, bool TransposeB, class Ring, int N>
-__device__ __forceinline__ void multiply(Ring& ring, ProductStages::Place& at, int steps, float (&sums)[N]) {
+__device__ __forceinline__ void multiply(Ring& ring, typename Ring::Place& at, int steps, float (&sums)[N]) {
   int before = 0;
   for (int i = 0; i < steps; ++i) {
     hopper::wait(ring.full[at.stage], at.phase);

@@ -120,13 +120,12 @@ void block_forward(Context& ctx, const BlockOps& op, const BlockParameters& p, c
   if (backward_follows) {  // it reads v before its silu, and o before its gate
     linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v, /*keep=*/true);
     head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
-    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention);
-    silu_gate_forward(ctx, a.r, s.o, t.gated);
+    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, s.o, s.attention, {a.r, t.gated});
     masks.apply(ctx, Site::Gated, c.hidden_dropout, t.gated);
   } else {
     linear_gate_forward(ctx, op.wv, p.wv, p.bv, s.tn, s.v, t.v);
     head_norm_forward(ctx, op.head, p.gamma, p.beta, rotation_of(window), a.z, t.q, t.k, s.head);
-    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, t.gated, s.attention, a.r);
+    attention_forward(ctx, attention, window.positions, t.q, t.k, t.v, state.attention, t.gated, s.attention, {a.r, {}});
   }
 
   // y = x + mx Wh1 + bh1 + (o * silu(r)) Wh2
@@ -206,7 +205,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   if (!t.kept) queries_keys_values(ctx, op, p, window, a, s, t);
   attention_backward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k,
-                     d.d_gated);
+                     d.d_gated, s.v);
   head_norm_backward(ctx, op.head, p.gamma, rotation_of(window), a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx; d_b = gradient of ce, then of tn.
@@ -216,7 +215,6 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   mask_again(Site::Average, t.mx);
   linear_backward_weight(ctx, op.wzrh, t.mx, d.d_zrh, g.wzrh, g.bzrh);
   cema_backward(ctx, op.cema, p.cema, s.tn, s.cema, d.d_b, d.d_b, g.cema, window.documents);
-  silu_gate_backward(ctx, s.v, Tensor(), d.d_gated, d.d_gated, Tensor());
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
   timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d_out, g.timenorm_weight, g.timenorm_bias,

@@ -56,7 +56,7 @@ void check_positions(const Attention& op, const Tensor& positions, bool inside_c
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
-                       const Tensor& gate) {
+                       const AttentionGate& gate) {
   check(op, positions, q, k, v, o, saved);
   require(static_cast<bool>(state.k) == static_cast<bool>(state.v), kName, "state.k goes with state.v");
   require(!op.documents || !state.k, kName, "documents begin anew: there is no state to go on from");
@@ -65,11 +65,13 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
     require_contiguous(state.k, q.dtype(), {batch, op.chunk, op.heads * op.z_head_dim}, kName, "state.k");
     require_contiguous(state.v, q.dtype(), {batch, op.chunk, op.heads * op.v_head_dim}, kName, "state.v");
   }
-  if (gate) require_matrix(gate, o.dtype(), o.rows(), o.cols(), kName, "gate");
+  require(gate.a || !gate.gated, kName, "gate.gated goes with gate.a");
+  if (gate.a) require_matrix(gate.a, o.dtype(), o.rows(), o.cols(), kName, "gate.a");
+  if (gate.gated) require_matrix(gate.gated, o.dtype(), o.rows(), o.cols(), kName, "gate.gated");
   check_positions(op, positions, static_cast<bool>(state.k));
   const auto on_cpu = [&] {
     cpu::attention_forward(ctx, op, positions, q, k, v, state, o, saved);
-    if (gate) cpu::silu_gate_forward(ctx, gate, o, o);
+    if (gate.a) cpu::silu_gate_forward(ctx, gate.a, o, gate.gated ? gate.gated : o);
   };
   dispatch(ctx, q.dtype(), "attention_forward", on_cpu,
            [&] { cuda::attention_forward(ctx, op, positions, q, k, v, state, o, saved, gate); });
@@ -77,7 +79,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                         const Tensor& v, const Tensor& o, const AttentionSaved& saved, const Tensor& do_, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv) {
+                        const Tensor& dk, const Tensor& dv, const Tensor& a) {
   check(op, positions, q, k, v, o, saved);
   check_positions(op, positions, false);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
@@ -85,9 +87,13 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& positio
   require_tensor(dq, DType::F32, q.shape(), kName, "dq");
   require_tensor(dk, DType::F32, k.shape(), kName, "dk");
   require_tensor(dv, q.dtype(), v.shape(), kName, "dv");
-  dispatch(
-      ctx, q.dtype(), "attention_backward", [&] { cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); },
-      [&] { cuda::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv); });
+  if (a) require_tensor(a, q.dtype(), v.shape(), kName, "a");
+  const auto on_cpu = [&] {
+    cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv);
+    if (a) cpu::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
+  };
+  dispatch(ctx, q.dtype(), "attention_backward", on_cpu,
+           [&] { cuda::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv, a); });
 }
 
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t /*length*/, int threads) {

@@ -43,6 +43,12 @@ struct AttentionSaved {
   Tensor lse;  // [B, L, H] f32: log of the sum of exp of the logits; null when there will be no backward
 };
 
+// What multiplies o on its way out: gated = o * silu(a) (ops/silu_gate.h), of o as it is rounded to T.
+struct AttentionGate {
+  Tensor a;      // [B, L, V] T; null: there is no gate
+  Tensor gated;  // [B, L, V] T; null: it takes o's place
+};
+
 // Writes o and saved.lse, and brings the state to position + L.
 // Throws Error(InvalidArgument) naming the tensor whose shape or dtype does not fit, for a position inside a chunk without a
 // state, and for positions that are not at op.begin, if that is given.
@@ -53,12 +59,12 @@ void attention_forward(Context& ctx, const Attention& op,
                        const Tensor& v,              // [B, L, V] T
                        const AttentionState& state,  // read and updated; null: positions are multiples of C, nothing is kept
                        const Tensor& o,              // [B, L, V] T
-                       const AttentionSaved& saved,
-                       const Tensor& gate = {});  // [B, L, V] T, of which silu (ops/silu_gate.h) is a factor of o; null: none
+                       const AttentionSaved& saved, const AttentionGate& gate = {});
 
 // With w the weights as above (m their dropout factor, 1 without dropout) and do the gradient of o:
 //   dv_j = sum_i m_ij w_ij do_i,  ds_ij = w_ij (m_ij do_i . v_j - do_i . o_i),  dq_i = sum_j ds_ij k_j,  dk_j = sum_i ds_ij q_i
-// Overwrites dq, dk and dv, which may be pitched. w is computed again from lse. Windows start at a chunk's first token.
+// Overwrites dq, dk and dv, which may be pitched. w is computed again from lse. Windows start at a chunk's first token. Where v
+// is silu(a), dv times silu's slope is the gradient of a, of dv as it is rounded to T.
 void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& positions,  // [B] i64, multiples of C; null: 0
                         const Tensor& q,          // [B, L, Z] T
@@ -66,10 +72,11 @@ void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& v,          // [B, L, V] T
                         const Tensor& o,          // [B, L, V] T
                         const AttentionSaved& saved,
-                        const Tensor& do_,  // [B, L, V] T
-                        const Tensor& dq,   // [B, L, Z] f32
-                        const Tensor& dk,   // [B, L, Z] f32
-                        const Tensor& dv);  // [B, L, V] T
+                        const Tensor& do_,      // [B, L, V] T
+                        const Tensor& dq,       // [B, L, Z] f32
+                        const Tensor& dk,       // [B, L, Z] f32
+                        const Tensor& dv,       // [B, L, V] T
+                        const Tensor& a = {});  // [B, L, V] T: dv is to be the gradient of a; null: that of v
 
 // Bytes of workspace that the two take for windows of up to `length` tokens.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t length, int threads);
@@ -85,9 +92,10 @@ std::size_t attention_workspace_bytes(const Attention& op, int threads);
 namespace cuda {
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
-                       const Tensor& gate);
+                       const AttentionGate& gate);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                        const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv);
+                        const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& a);
 // Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences, of whatever documents.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda

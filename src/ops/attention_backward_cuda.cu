@@ -3,6 +3,7 @@
 // take their places. dq is the sum over blocks: the first of a chunk, which all queries see, overwrites it, the others add, in
 // order. What attention_tiles.cuh is for goes there.
 #include "ops/attention_tiles.cuh"
+#include "ops/silu_gate.h"
 
 namespace megalodon::cuda {
 
@@ -255,7 +256,8 @@ struct Backward {
 }  // namespace
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                        const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
+                        const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                        const Tensor& a) {
   if (q.rows() == 0) return;
   const std::int64_t batch = q.shape()[0];
   const std::int64_t length = q.shape()[1];
@@ -263,11 +265,15 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
   ArenaScope scope(ctx.workspace());
   const Tensor delta = take_delta(ctx.workspace(), op, batch, length);
   take_deltas(ctx, op, do_, o, delta);
-  if (attention_fits_tiles(ctx, op, {&q, &k, &v, &do_, &dq, &dk, &dv})) {
-    const AttentionBackward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv};
+  const auto through_silu = [&] {
+    if (a) cuda::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
+  };
+  if (attention_fits_tiles(ctx, op, {&q, &k, &v, &do_, &dq, &dk, &dv, &a})) {
+    const AttentionBackward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv, a};
     for (const AttentionChunks& pieces : attention_chunks(op, batch, length, 0)) {
       attention_backward_tiles(ctx, backward, pieces);
     }
+    if (!attention_multiplies(op, length)) through_silu();
     return;
   }
   const Scratch scratch = take_scratch(ctx.workspace(), op, batch, length, band);
@@ -288,6 +294,7 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
       }
     });
   }
+  through_silu();
 }
 
 std::size_t attention_backward_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {

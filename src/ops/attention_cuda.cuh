@@ -201,14 +201,15 @@ struct AttentionForward {
   const AttentionState& state;
   const Tensor& o;
   const AttentionSaved& saved;
-  const Tensor& gate;
+  const AttentionGate& gate;
 
   std::int64_t batch() const { return q.shape()[0]; }
   std::int64_t length() const { return q.shape()[1]; }
 };
 
 // attention_rows_cuda.cu: row by row. Rows stand where positions say, or at `begin` when that is not negative. The state is
-// read; attention_keep moves it on, except for windows of one token, which do it themselves. The gate is applied.
+// read; attention_keep moves it on, except for windows of one token, which do it themselves. A gate is applied where it takes o's
+// place.
 void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t begin);
 std::size_t attention_by_rows_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 

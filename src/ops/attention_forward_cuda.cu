@@ -238,12 +238,7 @@ void by_products(Context& ctx, const AttentionForward& a, std::int64_t begin, co
   const Attention& op = a.op;
   const bool band = attention_is_band(op, a.length());
   const std::int64_t most = most_at_once(op, a.batch(), a.length(), band);
-  const bool by_tiles = attention_fits_tiles(ctx, op, {&a.q, &a.k, &a.v, &a.o, &a.state.k, &a.state.v});
   for (const AttentionChunks& pieces : attention_chunks(op, a.batch(), a.length(), begin)) {
-    if (by_tiles) {
-      attention_forward_tiles(ctx, a, pieces);
-      continue;
-    }
     const ArenaScope of_piece(ctx.workspace());
     const std::int64_t at_once = std::min(most, std::max(op.heads, pieces.count));
     const auto logits = pointer<float>(ctx.workspace().allocate(DType::F32, {at_once, cut.stride}));
@@ -262,19 +257,30 @@ void by_products(Context& ctx, const AttentionForward& a, std::int64_t begin, co
 
 void attention_forward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                        const Tensor& v, const AttentionState& state, const Tensor& o, const AttentionSaved& saved,
-                       const Tensor& gate) {
+                       const AttentionGate& gate) {
   if (q.rows() == 0) return;
   const AttentionForward a{op, positions, q, k, v, state, o, saved, gate};
   // Without a state positions are multiples of C, whatever they are.
   const std::int64_t begin = !positions || !state.k ? 0 : op.begin;
   const Cut cut(op, attention_is_band(op, a.length()));
+  const auto gate_alone = [&] {
+    if (gate.a) cuda::silu_gate_forward(ctx, gate.a, o, gate.gated ? gate.gated : o);
+  };
   if (begin >= 0 && a.length() > kFewRows && cut.fits_softmax()) {
     if (state.k && begin > 0) attention_keep(ctx, a, begin, false);
-    by_products(ctx, a, begin, cut);
-    if (gate) cuda::silu_gate_forward(ctx, gate, o, o);
+    if (attention_fits_tiles(ctx, op, {&q, &k, &v, &o, &state.k, &state.v, &gate.a, &gate.gated})) {
+      for (const AttentionChunks& pieces : attention_chunks(op, a.batch(), a.length(), begin)) {
+        attention_forward_tiles(ctx, a, pieces);
+      }
+      if (!attention_multiplies(op, a.length())) gate_alone();
+    } else {
+      by_products(ctx, a, begin, cut);
+      gate_alone();
+    }
     if (state.k && (begin == 0 || begin + a.length() >= op.chunk)) attention_keep(ctx, a, begin, true);
   } else {
     attention_by_rows(ctx, a, begin);
+    if (gate.gated) gate_alone();
     if (state.k && a.length() > 1) attention_keep(ctx, a, begin, true);
   }
 }

@@ -384,7 +384,7 @@ void attention_by_rows(Context& ctx, const AttentionForward& a, std::int64_t beg
       rows.state_v = matrix<T>(a.state.v);
     }
     rows.o = matrix<T>(a.o);
-    rows.gate = matrix<const T>(a.gate);
+    if (!a.gate.gated) rows.gate = matrix<const T>(a.gate.a);
     rows.lse = a.saved.lse ? pointer<float>(a.saved.lse) : nullptr;
     rows.sums = pointer<float>(parts.sums);
     rows.totals = pointer<float2>(parts.totals);

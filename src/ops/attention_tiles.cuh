@@ -12,6 +12,7 @@
 
 #include "cuda/product_stages.cuh"
 #include "ops/attention_cuda.cuh"
+#include "ops/silu_gate.cuh"
 
 namespace megalodon::cuda {
 
@@ -75,21 +76,44 @@ struct AttentionPairs {
 // Whether this window goes by these kernels: chosen by sizes, addresses and the GPU.
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors);
 
+// Whether these kernels multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
+// rows that see few keys do not have. (H200: with chunks of 512 o and its gate take 0.21 ms so and 0.19 in two ops, with 2,048
+// 0.77 and 0.78, with 4,096 2.32 and 2.52.)
+inline bool attention_multiplies(const Attention& op, std::int64_t length) {
+  constexpr std::int64_t kLeastKeys = 2048;
+  return std::min(op.chunk, length) >= kLeastKeys;
+}
+
 // attention_tiles_forward_cuda.cu, attention_tiles_backward_cuda.cu: the pieces, in as much workspace as the second says.
 void attention_forward_tiles(Context& ctx, const AttentionForward& a, const AttentionChunks& pieces);
 std::size_t attention_forward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 
 struct AttentionBackward {
   const Attention& op;
-  const Tensor &q, &k, &v, &lse, &delta, &do_, &dq, &dk, &dv;
+  const Tensor &q, &k, &v, &lse, &delta, &do_, &dq, &dk, &dv, &a;
 };
 void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const AttentionChunks& pieces);
 std::size_t attention_backward_tiles_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 
-// Boxes of 64 rows by 128 bytes of a tensor's pieces: coordinates are column, head, row, piece; what lies outside reads as zero
-// and is not written.
+// Boxes of a tile's rows by 64 columns of a tensor's pieces: coordinates are column, head, row, piece; what lies outside reads as
+// zero.
 CUtensorMap attention_map(const Tensor& tensor, std::int64_t row, std::int64_t rows, std::int64_t row_step, std::int64_t pieces,
                           std::int64_t heads);
+
+// The same of 64 rows and up to 256 columns, as blocks: at once where heads are whole blocks, else one by one. A thread that
+// fetches has little time for a step.
+struct AttentionColumns {
+  CUtensorMap map;
+  bool at_once;
+
+  __device__ __forceinline__ void load(unsigned char (*to)[hopper::kBlockBytes], hopper::Barrier& barrier, int blocks, int column,
+                                       int head, int row, int piece) const {
+    if (at_once) return hopper::load(to, map, barrier, 0, row, column / hopper::kBlock, head, piece);
+    for (int n = 0; n < blocks; ++n) hopper::load(to[n], map, barrier, column + n * hopper::kBlock, row, 0, head, piece);
+  }
+};
+AttentionColumns attention_columns(const Tensor& tensor, std::int64_t row, std::int64_t rows, std::int64_t row_step,
+                                   std::int64_t pieces, std::int64_t heads, int blocks);
 
 // How many pairs go at once when each takes `each` bytes, and what they all take then.
 struct AttentionAtOnce {
@@ -101,47 +125,43 @@ inline AttentionAtOnce attention_at_once(std::int64_t pairs, std::int64_t each) 
   return {ceil_div(pairs, calls), std::max(std::min(kMost, pairs * each), each)};
 }
 
-// Shared memory of the kernels whose operands come step by step, 64 to sum over at a time: A of 128 rows, B of up to 256 columns.
-struct ProductRing : ProductStages {
-  int tile[kStages];   // whose operands these are; -1 after the last
-  int steps[kStages];  // of that tile, with documents
+// The operands of the kernels that get them step by step; a Tile says what they are for, its `pair` is -1 after the last.
+template <int Stages, class Out, class Tile>
+struct ProductRing : OperandStages<Stages, Out> {
+  using Base = OperandStages<Stages, Out>;
+  using Base::empty;
+  using Base::full;
+  using typename Base::Place;
+  using typename Base::Stage;
+  Tile tiles[Stages];
 
   __device__ void init() {
-    ProductStages::init(kProductWarps);
+    Base::init(kProductWarps);
     __syncthreads();
   }
   // The fetching thread: the next stage, emptied, and to be filled with B of `columns` columns.
-  __device__ __forceinline__ Stage& fill(const Place& at, int columns, int of_tile, int of_steps = 0) {
+  __device__ __forceinline__ Stage& fill(const Place& at, int columns, const Tile& tile) {
     hopper::wait(empty[at.stage], at.phase ^ 1);
-    tile[at.stage] = of_tile;
-    if (of_steps > 0) steps[at.stage] = of_steps;
+    tiles[at.stage] = tile;
     hopper::arrive_expecting(full[at.stage], (2 + columns / hopper::kBlock) * hopper::kBlockBytes);
-    return stages[at.stage];
+    return this->stages[at.stage];
   }
   __device__ __forceinline__ void finish(const Place& at) {
     hopper::wait(empty[at.stage], at.phase ^ 1);
-    tile[at.stage] = -1;
+    tiles[at.stage].pair = -1;
     hopper::arrive(full[at.stage]);
   }
   // The multiplying threads: what is next, and that a stage has been read.
-  __device__ __forceinline__ int next(const Place& at) {
+  __device__ __forceinline__ Tile next(const Place& at) {
     hopper::wait(full[at.stage], at.phase);
-    // Read by the lane that releases the stage.
-    int of_tile = threadIdx.x % kWarp == 0 ? tile[at.stage] : 0;
-    of_tile = __shfl_sync(0xffffffffU, of_tile, 0);
-    return of_tile;
-  }
-  // How many steps that tile has, with documents.
-  __device__ __forceinline__ int next_steps(const Place& at) {
-    const int of_steps = threadIdx.x % kWarp == 0 ? steps[at.stage] : 0;
-    return __shfl_sync(0xffffffffU, of_steps, 0);
+    const Tile tile = tiles[at.stage];
+    __syncwarp();  // before one of them releases the stage
+    return tile;
   }
   __device__ __forceinline__ void release(int stage) {
     if (threadIdx.x % kWarp == 0) hopper::arrive(empty[stage]);
   }
 };
-constexpr int kProductShared = sizeof(ProductRing);
-
 __device__ __forceinline__ int attention_group() { return product_group(); }
 
 // This thread's first row of its group's 64, and the first of its columns of every eight.
@@ -159,24 +179,14 @@ __device__ __forceinline__ void copy_lines(const unsigned char* lines, unsigned 
   }
 }
 
-// Where results go: rows of a head of a piece, the rows' ends and the piece's cut off.
-struct AttentionResult {
-  unsigned char* data;       // row 0 of piece 0
+// The rows of a head of a piece in memory, of whole 16 bytes.
+struct AttentionRows {
+  unsigned char* data;       // row 0 of piece 0; null: none
   std::int64_t pitch, step;  // bytes from a row to the next, and from a piece
   int rows, width;           // rows of a piece, bytes of a head's row
 
-  // The lines' rows, from `row` on, to the bytes from `begin` on.
-  __device__ __forceinline__ void write(const unsigned char* lines, int piece, int head, int row, int begin) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int at = begin + lane % 8 * 16;
-    if (at >= width) return;
-    unsigned char* const to = data + piece * step + static_cast<std::int64_t>(head) * width + at;
-#pragma unroll
-    for (int i = lane / 8; i < kLines; i += kWarp / 8) {
-      if (row + i >= rows) continue;
-      *reinterpret_cast<uint4*>(to + (row + i) * pitch) =
-          *reinterpret_cast<const uint4*>(lines + i * 128 + (lane % 8 ^ i % 8) * 16);
-    }
+  __device__ __forceinline__ unsigned char* at(int piece, int head, int row, int byte) const {
+    return data + piece * step + row * pitch + static_cast<std::int64_t>(head) * width + byte;
   }
 };
 
@@ -192,52 +202,236 @@ inline AttentionPairs attention_pairs(const Attention& op, const AttentionChunks
           attention_documents(op)};
 }
 
-inline AttentionResult attention_result(const Tensor& tensor, const AttentionChunks& pieces, std::int64_t heads) {
+inline AttentionRows attention_rows(const Tensor& tensor, const AttentionChunks& pieces, std::int64_t heads) {
+  if (!tensor) return {};
   const auto size = static_cast<std::int64_t>(size_of(tensor.dtype()));
   return {reinterpret_cast<unsigned char*>(attention_at(tensor, pieces.row, 0)), tensor.pitch() * size,
           pieces.row_step * tensor.pitch() * size, static_cast<int>(pieces.rows), static_cast<int>(tensor.cols() / heads * size)};
 }
 
-// This warp of the multiplying ones, and its first row of a tile.
+// This warp of the multiplying ones.
 __device__ __forceinline__ int attention_warp() { return product_warp(); }
 
-// Writes a warp's rows of the sums, times their rows' factors, in bfloat16.
-template <int N>
-__device__ __forceinline__ void write_halves(ProductRing& ring, const float (&sums)[N], float scale, float scale_below,
-                                             const AttentionResult& to, int column, int head, int row, int piece) {
-#pragma unroll
-  for (int part = 0; part < N / 32; ++part) {
-    unsigned char* const lines = ring.out[attention_warp()][part % 2];
-    std::uint32_t values[16];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float* const four = sums + 32 * part + 4 * j;
-      values[2 * j] = hopper::pack_halves(four[0] * scale, four[1] * scale);
-      values[2 * j + 1] = hopper::pack_halves(four[2] * scale_below, four[3] * scale_below);
+// The kernels whose sums are results. Two groups multiply; what they have summed they leave in shared memory, and go on while
+// three warps of the third group take it to memory. A thread of that group's other warp fetches, and announces to them each tile.
+constexpr int kWritingWarps = hopper::kGroup / kWarp - 1;
+template <class Tile>
+struct ResultShared {
+  static constexpr int kParts = 4;  // blocks side by side: of a row 512 bytes
+  static constexpr int kTiles = 8;  // more than lie between a tile that is fetched and one that is written
+
+  unsigned char factors[2][hopper::kBlockBytes];  // of what is to be multiplied, a block after the other
+  // Of each multiplying group, 64 rows.
+  ProductRing<3, unsigned char[2][kParts][hopper::kBlockBytes], Tile> ring;
+  hopper::Barrier fetched[2], ready[2], taken[2], announced[kTiles];
+  Tile tiles[kTiles];
+
+  __device__ void init() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) {
+        hopper::init(fetched[i], 1);
+        hopper::init(ready[i], hopper::kGroup / kWarp);
+        hopper::init(taken[i], kWritingWarps);
+      }
+      for (hopper::Barrier& barrier : announced) hopper::init(barrier, 1);
     }
-    put_lines(lines, values);
-    __syncwarp();  // and what was read of the other lines has been
-    to.write(lines, piece, head, row + attention_warp() * kLines, (column + part * hopper::kBlock) * 2);
+    ring.init();
+  }
+  // The fetching thread: the count'th tile; then one of pair -1.
+  __device__ __forceinline__ void announce(int count, const Tile& tile) {
+    tiles[count % kTiles] = tile;
+    hopper::arrive(announced[count % kTiles]);
+  }
+  __device__ __forceinline__ Tile next(int count) {
+    hopper::wait(announced[count % kTiles], count / kTiles % 2);
+    return tiles[count % kTiles];
+  }
+};
+// Registers of a thread that multiplies, and of the others.
+constexpr int kMultiplyingRegisters = 200;
+constexpr int kOtherRegisters = 104;
+
+// The multiplying group's side.
+template <class Tile>
+struct ResultGiver {
+  ResultShared<Tile>& shared;
+  std::uint32_t phase = 0;
+
+  static constexpr int kParts = ResultShared<Tile>::kParts;
+
+  // This warp's lines of a part, once what was there before has been taken.
+  __device__ __forceinline__ unsigned char* lines(int part) const {
+    return shared.ring.out[attention_group()][part] + attention_warp() % (hopper::kGroup / kWarp) * kLinesBytes;
+  }
+  __device__ __forceinline__ void wait() const { hopper::wait(shared.taken[attention_group()], phase ^ 1); }
+  __device__ __forceinline__ void give() {
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) hopper::arrive(shared.ready[attention_group()]);
+    phase ^= 1;
+  }
+  // The sums, times their rows' factors, in bfloat16.
+  template <int N>
+  __device__ __forceinline__ void give_halves(const float (&sums)[N], float scale, float scale_below) {
+    static_assert(N == kParts * 32);
+    wait();
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      std::uint32_t values[16];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float* const four = sums + 32 * part + 4 * j;
+        values[2 * j] = hopper::pack_halves(four[0] * scale, four[1] * scale);
+        values[2 * j + 1] = hopper::pack_halves(four[2] * scale_below, four[3] * scale_below);
+      }
+      put_lines(lines(part), values);
+    }
+    give();
+  }
+  // The sums in float32, 128 columns at a time.
+  template <int N>
+  __device__ __forceinline__ void give_floats(const float (&sums)[N]) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+    for (int half = 0; half < N / 64; ++half) {
+      wait();
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        unsigned char* const to = lines(part);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* const four = sums + 64 * half + 16 * part + 4 * j;
+          const int at = ((2 * j + lane % 4 / 2) ^ (lane / 4)) * 16 + lane % 2 * 8;
+          *reinterpret_cast<float2*>(to + lane / 4 * 128 + at) = make_float2(four[0], four[1]);
+          *reinterpret_cast<float2*>(to + (lane / 4 + 8) * 128 + at) = make_float2(four[2], four[3]);
+        }
+      }
+      give();
+    }
+  }
+};
+
+// What becomes of results on their way to memory.
+struct AttentionEnd {
+  AttentionRows result;   // null: not kept
+  AttentionRows product;  // result times silu, or its slope, of `factors`; null: there is none
+  AttentionColumns factors;
+};
+
+// Where a tile of results goes: its first row, and the first of its bytes in rows of a head.
+struct AttentionPlace {
+  const AttentionEnd& end;
+  int piece, head, row, byte;
+};
+
+enum class Factor { Silu, Slope };
+
+// Of two results in bfloat16 and as many of a.
+template <Factor Of>
+__device__ __forceinline__ std::uint32_t attention_product(std::uint32_t result, std::uint32_t a) {
+  const auto product = [](float of, float x) {
+    return Of == Factor::Silu ? silu_gate(x, of) : silu_gate_gradients(x, 1.0F, of).da;
+  };
+  return hopper::pack_halves(product(hopper::low_half(result), hopper::low_half(a)),
+                             product(hopper::high_half(result), hopper::high_half(a)));
+}
+
+// A block, which is a part of what a group gave, and of factors or null; what is past the ends of rows is left out.
+template <Factor Of>
+__device__ __forceinline__ void write_block(const unsigned char* results, const unsigned char* factors, const AttentionPlace& to,
+                                            int row, int byte) {
+  constexpr int kThreads = kWritingWarps * kWarp;
+  constexpr int kPieces = 8;  // of 16 bytes in a line
+  constexpr int kStep = kThreads / kPieces;
+  const int thread = static_cast<int>(threadIdx.x) % hopper::kGroup - kWarp;
+  const int first = thread / kPieces;
+  const int piece = thread % kPieces;
+  const AttentionRows& rows = to.end.result.data != nullptr ? to.end.result : to.end.product;
+  const int lines = min(hopper::kBlock, rows.rows - row);
+  byte += piece * 16;
+  if (byte >= rows.width || first >= lines) return;
+  // Two of a thread's lines at once, with no branch among them, in a short loop: all of them at once are more instructions than
+  // come in time beside the products'.
+  constexpr int kAtOnce = 2;
+  static_assert(ceil_div(hopper::kBlock, kStep) % kAtOnce == 0);
+  const auto read = [&](const unsigned char* block, int line, uint4(&values)[kAtOnce]) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = min(line + i * kStep, hopper::kBlock - 1);
+      values[i] = *reinterpret_cast<const uint4*>(block + at * 128 + (piece ^ at % 8) * 16);
+    }
+  };
+  const auto write = [&](unsigned char*& at, std::int64_t step, int line, const uint4(&values)[kAtOnce]) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, at += step) {
+      asm volatile(
+          "{\n"
+          ".reg .pred exists;\n"
+          "setp.ne.b32 exists, %5, 0;\n"
+          "@exists st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
+          "}" ::"l"(at),
+          "r"(values[i].x), "r"(values[i].y), "r"(values[i].z), "r"(values[i].w), "r"(static_cast<int>(line + i * kStep < lines))
+          : "memory");
+    }
+  };
+  unsigned char* result_to = to.end.result.at(to.piece, to.head, row + first, byte);
+  unsigned char* product_to = to.end.product.at(to.piece, to.head, row + first, byte);
+  const std::int64_t result_step = kStep * to.end.result.pitch;
+  const std::int64_t product_step = kStep * to.end.product.pitch;
+  const bool kept = to.end.result.data != nullptr;
+#pragma unroll 1
+  for (int line = first; line < lines; line += kAtOnce * kStep) {
+    uint4 values[kAtOnce];
+    read(results, line, values);
+    if (kept) write(result_to, result_step, line, values);
+    if (factors == nullptr) continue;
+    uint4 a[kAtOnce];
+    read(factors, line, a);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      values[i] = make_uint4(attention_product<Of>(values[i].x, a[i].x), attention_product<Of>(values[i].y, a[i].y),
+                             attention_product<Of>(values[i].z, a[i].z), attention_product<Of>(values[i].w, a[i].w));
+    }
+    write(product_to, product_step, line, values);
   }
 }
 
-// The same in float32.
-template <int N>
-__device__ __forceinline__ void write_floats(ProductRing& ring, const float (&sums)[N], const AttentionResult& to, int head,
-                                             int row, int piece) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-#pragma unroll
-  for (int part = 0; part < N / 16; ++part) {
-    unsigned char* const lines = ring.out[attention_warp()][part % 2];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float* const four = sums + 16 * part + 4 * j;
-      const int at = ((2 * j + lane % 4 / 2) ^ (lane / 4)) * 16 + lane % 2 * 8;
-      *reinterpret_cast<float2*>(lines + lane / 4 * 128 + at) = make_float2(four[0], four[1]);
-      *reinterpret_cast<float2*>(lines + (lane / 4 + 8) * 128 + at) = make_float2(four[2], four[3]);
+// The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go.
+template <Factor Of, class Tile, class Count, class Place>
+__device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
+  constexpr int kParts = ResultShared<Tile>::kParts;
+  std::uint32_t phase = 0;
+  for (int tiles = 0;; ++tiles) {
+    const Tile tile = shared.next(tiles);
+    if (tile.pair < 0) return;
+    const int results = count(tile);
+    for (int i = 0; i < results; ++i, phase ^= 1) {
+      const AttentionPlace to = place(tile, i);
+      const bool multiplied = to.end.product.data != nullptr;
+      // Of the factors the n'th block.
+      const auto fetch = [&](int n) {
+        if (!multiplied || n >= 2 * kParts || threadIdx.x % hopper::kGroup != kWarp) return;
+        hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
+        to.end.factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
+                            to.row + n / kParts * hopper::kBlock, to.piece);
+      };
+      fetch(0);
+      fetch(1);
+#pragma unroll 1
+      for (int n = 0; n < 2 * kParts; ++n) {
+        const int group = n / kParts;
+        const int part = n % kParts;
+        if (part == 0) hopper::wait(shared.ready[group], phase);
+        if (multiplied) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
+        write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
+                        to.row + group * hopper::kBlock, to.byte + part * 128);
+        if (multiplied) {
+          hopper::wait_for_threads<kWritingWarps * kWarp>();
+          fetch(n + 2);
+        }
+        __syncwarp();
+        if (part == kParts - 1 && threadIdx.x % kWarp == 0) hopper::arrive(shared.taken[group]);
+      }
     }
-    __syncwarp();
-    to.write(lines, piece, head, row + attention_warp() * kLines, part * 128);
   }
 }
 

@@ -15,7 +15,7 @@ struct Gradients {
   unsigned char *weights, *gradients;
   const float *lse, *delta;  // [rows of the window, heads]
   int* next;                 // set to 0 for the kernel that follows
-  int* taken;                // 0 at first, with documents
+  int* taken;                // 0 at first
   int* ends;                 // [pieces, tiles of rows], with documents: those before it see the tile of keys
 };
 
@@ -31,33 +31,31 @@ __host__ __device__ constexpr int gradient_tiles(const AttentionTiles& tiles) {
   return half * (half + 1) + tiles.rows % 2 * (half + 1);
 }
 
+struct GradientTile {
+  int pair, r, key;  // its first tile of keys; the second is above the diagonal where key == r
+};
+
+using GradientRing = ProductRing<4, ProductLines, GradientTile>;
 #if MEGALODON_HOPPER
 
 // The i'th of them.
 template <bool Documents>
-struct GradientTile {
-  int pair, r, key;  // its first tile of keys; the second is above the diagonal where key == r
-
-  __device__ GradientTile(int tile, int of_pair, const AttentionTiles& tiles) : pair(tile / of_pair) {
-    const int i = tile % of_pair;
-    int half = 0;
-    if constexpr (Documents) {
-      const int most = (tiles.width + 1) / 2;
-      while (half + 1 < most && (half + 1) * (half + 2) <= i) ++half;
-      const int of_row = half + 1;
-      const int rest = i - half * of_row;
-      half += rest / (2 * of_row);  // 0 until rows have as many as they may
-      r = 2 * half + rest / of_row % 2;
-      key = 2 * (half - rest % of_row);
-    } else {
-      while ((half + 1) * (half + 2) <= i) ++half;
-      const int rest = i - half * (half + 1);
-      r = 2 * half + rest / (half + 1);
-      key = rest % (half + 1) * 2;
-    }
+__device__ __forceinline__ GradientTile gradient_tile(int tile, int of_pair, const AttentionTiles& tiles) {
+  const int i = tile % of_pair;
+  int half = 0;
+  if constexpr (Documents) {
+    const int most = (tiles.width + 1) / 2;
+    while (half + 1 < most && (half + 1) * (half + 2) <= i) ++half;
+    const int of_row = half + 1;
+    const int rest = i - half * of_row;
+    half += rest / (2 * of_row);  // 0 until rows have as many as they may
+    return {tile / of_pair, 2 * half + rest / of_row % 2, 2 * (half - rest % of_row)};
+  } else {
+    while ((half + 1) * (half + 2) <= i) ++half;
+    const int rest = i - half * (half + 1);
+    return {tile / of_pair, 2 * half + rest / (half + 1), rest % (half + 1) * 2};
   }
-  __device__ int keys() const { return key == r ? kTile : 2 * kTile; }
-};
+}
 
 // Of `ends`, those of the pieces at hand: found by halving, since no row sees keys before those that an earlier row sees.
 __device__ __forceinline__ void find_ends(const Gradients& a) {
@@ -82,8 +80,8 @@ __device__ __forceinline__ void find_ends(const Gradients& a) {
 }
 
 template <int Keys, bool Documents>
-__device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& ring, ProductRing::Place& at,
-                                               const GradientTile<Documents>& tile) {
+__device__ __forceinline__ void gradients_tile(const Gradients& a, GradientRing& ring, GradientRing::Place& at,
+                                               const GradientTile& tile) {
   const int group = attention_group();
   const int row = tile.r * kTile + group * hopper::kBlock + attention_row();
   // Rows past the last weigh nothing.
@@ -95,11 +93,15 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
     if constexpr (Documents) first_seen[i] = a.pairs.first_seen(a.pairs.piece(tile.pair), row + 8 * i);
     if (row + 8 * i >= a.pairs.rows) continue;
     const std::int64_t value = a.pairs.at(tile.pair, row + 8 * i);
-    lse[i] = a.lse[value] * kLog2E;
+    lse[i] = a.lse[value];
     delta[i] = a.delta[value];
   }
   float s[Keys / 2] = {};
   multiply<false, false>(ring, at, a.z_blocks, s);
+  // Here and no earlier, or the first products wait for memory.
+  asm volatile("" : "+f"(lse[0]), "+f"(lse[1]));
+  lse[0] *= kLog2E;
+  lse[1] *= kLog2E;
   const std::int64_t first = (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.count<Documents>() +
                               a.pairs.tiles.before<Documents>(tile.r) + tile.key) *
                                  kTileBytes +
@@ -111,21 +113,24 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
     copy_lines(lines, tiles + first + part * 2LL * hopper::kBlockBytes);
   };
   constexpr int kParts = Keys / hopper::kBlock;
+  if (tile.key * kTile + Keys > tile.r * kTile || (Documents && first_seen[1] > tile.key * kTile)) {
+    const int last = row - tile.key * kTile - attention_column();  // of this thread's columns that its first row sees
+#pragma unroll
+    for (int j = 0; j < Keys / 2; ++j) {
+      const int column = j / 4 * 8 + j % 2;
+      bool seen = column <= last + j / 2 % 2 * 8;
+      if constexpr (Documents) seen = seen && column >= first_seen[j / 2 % 2] - tile.key * kTile - attention_column();
+      if (!seen) s[j] = -INFINITY;
+    }
+  }
   std::uint32_t weights[kParts][16];
-  const int column = tile.key * kTile + attention_column();
-  const bool all_seen = tile.key * kTile + Keys <= tile.r * kTile;
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
-      float w[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        bool seen = all_seen || column + part * hopper::kBlock + j / 2 * 8 + i <= row + j % 2 * 8;
-        if constexpr (Documents) seen = seen && column + part * hopper::kBlock + j / 2 * 8 + i >= first_seen[j % 2];
-        w[i] = seen ? hopper::exp2_fast(s[32 * part + 2 * j + i] * kLog2E - lse[j % 2]) : 0.0F;
-      }
-      weights[part][j] = hopper::pack_halves(w[0], w[1]);
+      const float* const two = s + 32 * part + 2 * j;
+      weights[part][j] =
+          hopper::pack_halves(hopper::exp2_fast(two[0] * kLog2E - lse[j % 2]), hopper::exp2_fast(two[1] * kLog2E - lse[j % 2]));
     }
     write(weights[part], a.weights, part);
   }
@@ -149,12 +154,12 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, ProductRing& 
 template <bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __grid_constant__ Gradients a) {
 #if MEGALODON_HOPPER
-  extern __shared__ __align__(1024) unsigned char shared[];
-  auto& ring = *reinterpret_cast<ProductRing*>(shared);
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& ring = *reinterpret_cast<GradientRing*>(memory);
   ring.init();
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.next = 0;
   if constexpr (Documents) find_ends(a);
-  ProductRing::Place at;
+  GradientRing::Place at;
   const AttentionTiles& tiles = a.pairs.tiles;
   const int of_pair = gradient_tiles<Documents>(tiles);
   if (attention_group() == 2) {
@@ -162,21 +167,19 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
     if (threadIdx.x != 2 * hopper::kGroup) return;
     const int blocks = static_cast<int>(gridDim.x);
     for (int i = static_cast<int>(blockIdx.x), next = 0; i < of_pair * a.pairs.count; i = next) {
-      next = blocks + (Documents ? atomicAdd(a.taken, 1) : i);  // who has what nobody sees takes more
-      const GradientTile<Documents> tile(i, of_pair, tiles);
+      next = blocks + atomicAdd(a.taken, 1);  // some are half as long, and what nobody sees is none
+      const GradientTile tile = gradient_tile<Documents>(i, of_pair, tiles);
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
-      const int keys = tile.keys();
+      const int keys = tile.key == tile.r ? kTile : 2 * kTile;
       if (Documents && a.pairs.first_tile(piece, tile.r) > tile.key + 1) continue;  // nothing of it is seen
       const auto fetch = [&](const CUtensorMap& rows, const CUtensorMap& columns, int steps) {
         for (int step = 0; step < steps; ++step, at.next()) {
-          ProductRing::Stage& stage = ring.fill(at, keys, i);
+          auto& stage = ring.fill(at, keys, tile);
           hopper::Barrier& full = ring.full[at.stage];
-          for (int n = 0; n < 2; ++n) {
-            hopper::load(stage.a[n], rows, full, step * hopper::kBlock, head, tile.r * kTile + n * hopper::kBlock, piece);
-          }
-          for (int n = 0; n < keys / hopper::kBlock; ++n) {
-            hopper::load(stage.b[n], columns, full, step * hopper::kBlock, head, tile.key * kTile + n * hopper::kBlock, piece);
+          hopper::load(stage.a, rows, full, step * hopper::kBlock, head, tile.r * kTile, piece);
+          for (int n = 0; n < keys / kTile; ++n) {
+            hopper::load(stage.b[2 * n], columns, full, step * hopper::kBlock, head, (tile.key + n) * kTile, piece);
           }
         }
       };
@@ -186,12 +189,11 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
     ring.finish(at);
   } else {
     hopper::more_registers<232>();
-    for (int i = 0; (i = ring.next(at)) >= 0;) {
-      const GradientTile<Documents> tile(i, of_pair, tiles);
-      if (tile.keys() == kTile) {
-        gradients_tile<kTile>(a, ring, at, tile);
+    for (GradientTile tile{}; (tile = ring.next(at)).pair >= 0;) {
+      if (tile.key == tile.r) {
+        gradients_tile<kTile, Documents>(a, ring, at, tile);
       } else {
-        gradients_tile<2 * kTile>(a, ring, at, tile);
+        gradients_tile<2 * kTile, Documents>(a, ring, at, tile);
       }
     }
   }
@@ -202,8 +204,8 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
 
 // dv = weights^T do, dk = gradients^T q, dq = gradients k.
 struct Results {
-  CUtensorMap q, k, do_;
-  AttentionResult dq, dk, dv;
+  AttentionColumns q, k, do_;
+  AttentionEnd dq, dk, dv;
   AttentionPairs pairs;
   int columns;  // tiles of dv's columns
   const unsigned char *weights, *gradients;
@@ -212,98 +214,102 @@ struct Results {
   const int* ends;
 };
 
-#if MEGALODON_HOPPER
-
 // The results' tiles of a pair in the order of their lengths: tiles `at` of keys of dv and dk, and the at'th row tile from the
 // end of dq, sum over as many.
 struct ResultTile {
   int pair, at, result;  // below `columns` a tile of dv's columns, then dk, then dq
-
-  __device__ ResultTile(int tile, const Results& a) {
-    const int of_tile = a.columns + 2;
-    pair = tile / of_tile / a.pairs.tiles.rows;
-    at = tile / of_tile % a.pairs.tiles.rows;
-    result = tile % of_tile;
-  }
+  int steps;
 };
-
-#endif
 
 // Z: columns of dq and dk, rounded up to 128 or 256.
 template <int Z, bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __grid_constant__ Results a) {
 #if MEGALODON_HOPPER
-  extern __shared__ __align__(1024) unsigned char shared[];
-  auto& ring = *reinterpret_cast<ProductRing*>(shared);
-  ring.init();
-  if (Documents && blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
-  ProductRing::Place place;
-  const AttentionTiles& tiles = a.pairs.tiles;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<ResultShared<ResultTile>*>(memory);
+  auto& ring = shared.ring;
+  shared.init();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
+  RingPlace<3> place;
   if (attention_group() == 2) {
-    hopper::fewer_registers<40>();
+    hopper::fewer_registers<kOtherRegisters>();
+    const AttentionTiles& tiles = a.pairs.tiles;
+    if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
+      return write_results<Factor::Slope>(
+          shared, [&](const ResultTile& tile) { return tile.result < a.columns ? 1 : Z / 128; },
+          [&](const ResultTile& tile, int i) {
+            const bool of_values = tile.result < a.columns;
+            const bool of_keys = tile.result <= a.columns;
+            return AttentionPlace{of_values ? a.dv
+                                  : of_keys ? a.dk
+                                            : a.dq,
+                                  a.pairs.piece(tile.pair), a.pairs.head(tile.pair),
+                                  (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile, (of_values ? tile.result : i) * 512};
+          });
+    }
     if (threadIdx.x != 2 * hopper::kGroup) return;
-    const int all = (a.columns + 2) * tiles.rows * a.pairs.count;
+    const int of_tile = a.columns + 2;
+    const int all = of_tile * tiles.rows * a.pairs.count;
+    int count = 0;
     for (int i = static_cast<int>(blockIdx.x); i < all; i = static_cast<int>(gridDim.x) + atomicAdd(a.next, 1)) {
-      const ResultTile tile(i, a);
+      ResultTile tile{i / of_tile / tiles.rows, i / of_tile % tiles.rows, i % of_tile, 0};
       const int head = a.pairs.head(tile.pair);
       const int piece = a.pairs.piece(tile.pair);
       const std::int64_t of_pair = static_cast<std::int64_t>(tile.pair) * tiles.count<Documents>();
-      int steps = 2 * (tiles.rows - tile.at);
+      tile.steps = 2 * (tiles.rows - tile.at);
       if (tile.result == a.columns + 1) {
         const int r = tiles.rows - 1 - tile.at;
         const int first = Documents ? a.pairs.first_tile(piece, r) : 0;  // tile of keys
-        if constexpr (Documents) steps -= 2 * first;
-        const unsigned char* const from = a.gradients + (of_pair + tiles.before<Documents>(r) + first) * kTileBytes;
-        for (int step = 0; step < steps; ++step, place.next()) {
-          ProductRing::Stage& stage = ring.fill(place, Z, i, Documents ? steps : 0);
-          hopper::Barrier& full = ring.full[place.stage];
-          hopper::load(stage.a, from + step * 2LL * hopper::kBlockBytes, 2 * hopper::kBlockBytes, full);
-          for (int n = 0; n < Z / hopper::kBlock; ++n) {
-            hopper::load(stage.b[n], a.k, full, n * hopper::kBlock, head, (2 * first + step) * hopper::kBlock, piece);
-          }
+        if constexpr (Documents) tile.steps -= 2 * first;
+        shared.announce(count++, tile);
+        const unsigned char* from = a.gradients + (of_pair + tiles.before<Documents>(r) + first) * kTileBytes;
+        for (int step = 0; step < tile.steps; ++step, place.next(), from += 2 * hopper::kBlockBytes) {
+          auto& stage = ring.fill(place, Z, tile);
+          hopper::load(stage.a, from, 2 * hopper::kBlockBytes, ring.full[place.stage]);
+          a.k.load(stage.b, ring.full[place.stage], Z / hopper::kBlock, 0, head, (2 * first + step) * hopper::kBlock, piece);
         }
       } else {
         const bool of_values = tile.result < a.columns;
-        const int width = of_values ? kColumns : Z;
         const int column = of_values ? tile.result * kColumns : 0;
-        if constexpr (Documents) steps = 2 * (a.ends[piece * tiles.rows + tile.at] - tile.at);
-        for (int step = 0; step < steps; ++step, place.next()) {
+        if constexpr (Documents) tile.steps = 2 * (a.ends[piece * tiles.rows + tile.at] - tile.at);
+        shared.announce(count++, tile);
+        for (int step = 0; step < tile.steps; ++step, place.next()) {
           const int r = tile.at + step / 2;
           const unsigned char* const from = (of_values ? a.weights : a.gradients) +
                                             (of_pair + tiles.before<Documents>(r) + tile.at) * kTileBytes +
                                             step % 2 * hopper::kBlockBytes;
-          ProductRing::Stage& stage = ring.fill(place, width, i, Documents ? steps : 0);
+          auto& stage = ring.fill(place, of_values ? kColumns : Z, tile);
           hopper::Barrier& full = ring.full[place.stage];
           for (int n = 0; n < 2; ++n) {
             hopper::load(stage.a[n], from + n * 2LL * hopper::kBlockBytes, hopper::kBlockBytes, full);
           }
-          for (int n = 0; n < width / hopper::kBlock; ++n) {
-            hopper::load(stage.b[n], of_values ? a.do_ : a.q, full, column + n * hopper::kBlock, head,
-                         r * kTile + step % 2 * hopper::kBlock, piece);
+          const int row = r * kTile + step % 2 * hopper::kBlock;
+          if (of_values) {
+            a.do_.load(stage.b, full, ring.kB, column, head, row, piece);
+          } else {
+            a.q.load(stage.b, full, Z / hopper::kBlock, 0, head, row, piece);
           }
         }
       }
     }
+    shared.announce(count, {-1, 0, 0, 0});
     ring.finish(place);
   } else {
-    hopper::more_registers<232>();
-    for (int i = 0; (i = ring.next(place)) >= 0;) {
-      const ResultTile tile(i, a);
-      const int head = a.pairs.head(tile.pair);
-      const int piece = a.pairs.piece(tile.pair);
-      const int steps = Documents ? ring.next_steps(place) : 2 * (tiles.rows - tile.at);
+    hopper::more_registers<kMultiplyingRegisters>();
+    ResultGiver<ResultTile> results{shared};
+    for (ResultTile tile{}; (tile = ring.next(place)).pair >= 0;) {
       if (tile.result < a.columns) {
         float sums[kColumns / 2] = {};
-        multiply<true, true>(ring, place, steps, sums);
-        write_halves(ring, sums, 1, 1, a.dv, tile.result * kColumns, head, tile.at * kTile, piece);
-      } else if (tile.result == a.columns) {
-        float sums[Z / 2] = {};
-        multiply<true, true>(ring, place, steps, sums);
-        write_floats(ring, sums, a.dk, head, tile.at * kTile, piece);
+        multiply<true, true>(ring, place, tile.steps, sums);
+        results.give_halves(sums, 1, 1);
       } else {
         float sums[Z / 2] = {};
-        multiply<false, true>(ring, place, steps, sums);
-        write_floats(ring, sums, a.dq, head, (tiles.rows - 1 - tile.at) * kTile, piece);
+        if (tile.result == a.columns) {
+          multiply<true, true>(ring, place, tile.steps, sums);
+        } else {
+          multiply<false, true>(ring, place, tile.steps, sums);
+        }
+        results.give_floats(sums);
       }
     }
   }
@@ -351,7 +357,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
   const auto map = [&](const Tensor& tensor) {
     return attention_map(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads);
   };
-  const auto result = [&](const Tensor& tensor) { return attention_result(tensor, pieces, op.heads); };
+  const auto rows = [&](const Tensor& tensor) { return attention_rows(tensor, pieces, op.heads); };
   AttentionPairs part = attention_pairs(op, pieces, tiles);
   Gradients first{map(a.q),
                   map(a.k),
@@ -367,28 +373,45 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
                   next,
                   next + 1,
                   ends};
-  Results second{first.q,      first.k,      first.do_, result(a.dq),
-                 result(a.dk), result(a.dv), part,      static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
-                 weights,      gradients,    next,      next + 1,
+  AttentionEnd of_values{rows(a.dv), {}, {}};
+  if (a.a && attention_multiplies(op, length)) {
+    of_values = {{}, rows(a.dv), attention_columns(a.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1)};
+  }
+  const bool narrow = op.z_head_dim <= 128;
+  const auto columns = [&](const Tensor& tensor, int width) {
+    return attention_columns(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, width / hopper::kBlock);
+  };
+  Results second{columns(a.q, narrow ? 128 : 256),
+                 columns(a.k, narrow ? 128 : 256),
+                 columns(a.do_, kColumns),
+                 {rows(a.dq), {}, {}},
+                 {rows(a.dk), {}, {}},
+                 of_values,
+                 part,
+                 static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
+                 weights,
+                 gradients,
+                 next,
+                 next + 1,
                  ends};
   const auto weigh = documents ? gradients_kernel<true> : gradients_kernel<false>;
-  const bool narrow = op.z_head_dim <= 128;
   const auto results = documents ? (narrow ? results_kernel<128, true> : results_kernel<256, true>)
                                  : (narrow ? results_kernel<128, false> : results_kernel<256, false>);
-  check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
-  check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
-  if (documents) gpu_of(ctx).zero(next + 1, sizeof(int));
+  check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(GradientRing)), kName);
+  check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(ResultShared<ResultTile>)), kName);
+  gpu_of(ctx).zero(next + 1, sizeof(int));
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
     first.pairs = part;
     second.pairs = part;
-    const auto launch = [&](auto kernel, const auto& arguments, int all) {
-      kernel<<<std::min(gpu_of(ctx).multiprocessors(), all), kProductThreads, kProductShared, stream_of(ctx)>>>(arguments);
+    const auto launch = [&](auto kernel, const auto& arguments, int threads, std::size_t shared, int all) {
+      kernel<<<std::min(gpu_of(ctx).multiprocessors(), all), threads, shared, stream_of(ctx)>>>(arguments);
       check_launch(kName);
     };
-    launch(weigh, first, (documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles)) * part.count);
-    launch(results, second, (second.columns + 2) * tiles.rows * part.count);
+    launch(weigh, first, kProductThreads, sizeof(GradientRing),
+           (documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles)) * part.count);
+    launch(results, second, kProductThreads, sizeof(ResultShared<ResultTile>), (second.columns + 2) * tiles.rows * part.count);
   }
 }
 

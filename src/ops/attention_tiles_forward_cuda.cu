@@ -103,8 +103,9 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
   unsigned char* const k = q + kZBytes;
   unsigned char* const out = k + kWeightStages * kZBytes;
   auto& bars = *reinterpret_cast<WeightBarriers*>(out + 2 * hopper::kBlockBytes);
-  const int pair = static_cast<int>(blockIdx.x) / a.pairs.tiles.rows;
-  const int r = a.pairs.tiles.rows - 1 - static_cast<int>(blockIdx.x) % a.pairs.tiles.rows;
+  // The longest of all pairs first: none of them begins when little else is left to do.
+  const int pair = static_cast<int>(blockIdx.x) % a.pairs.count;
+  const int r = a.pairs.tiles.rows - 1 - static_cast<int>(blockIdx.x) / a.pairs.count;
   const int head = a.pairs.head(pair);
   const int piece = a.pairs.piece(pair);
   const int first = Documents ? a.pairs.first_tile(piece, r) : 0;  // of the tiles of keys
@@ -136,17 +137,16 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
       if (threadIdx.x == 2 * hopper::kGroup) {
         if (!exact) {
           hopper::arrive_expecting(bars.q, kZBytes);
-          for (int i = 0; i < 2 * ZBlocks; ++i) {
-            hopper::load(q + i * hopper::kBlockBytes, a.q, bars.q, i / 2 * hopper::kBlock, head,
-                         r * kTile + i % 2 * hopper::kBlock, piece);
+          for (int i = 0; i < ZBlocks; ++i) {
+            hopper::load(q + i * 2 * hopper::kBlockBytes, a.q, bars.q, i * hopper::kBlock, head, r * kTile, piece);
           }
         }
         for (int t = 0; t < tiles * (exact ? 2 : 1); ++t) {
           hopper::wait(bars.empty[at.stage], at.phase ^ 1);
           hopper::arrive_expecting(bars.full[at.stage], kZBytes);
-          for (int i = 0; i < 2 * ZBlocks; ++i) {
-            hopper::load(k + at.stage * kZBytes + i * hopper::kBlockBytes, a.k, bars.full[at.stage], i / 2 * hopper::kBlock, head,
-                         (first + t % tiles) * kTile + i % 2 * hopper::kBlock, piece);
+          for (int i = 0; i < ZBlocks; ++i) {
+            hopper::load(k + at.stage * kZBytes + i * 2 * hopper::kBlockBytes, a.k, bars.full[at.stage], i * hopper::kBlock, head,
+                         (first + t % tiles) * kTile, piece);
           }
           at.next();
         }
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
 
 // o = the pairs' weights times the values, divided by the weights' sums.
 struct Attend {
-  CUtensorMap v;
-  AttentionResult o;
+  AttentionColumns v;
+  AttentionEnd o;
   AttentionPairs pairs;
   int columns;  // tiles of 256 columns
   const unsigned char* tiles;
@@ -228,51 +228,61 @@ struct Attend {
 
 constexpr int kColumns = 256;
 
+struct AttendTile {
+  int pair, r, column, steps;
+};
+
 template <bool Documents>
 __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid_constant__ Attend a) {
 #if MEGALODON_HOPPER
-  extern __shared__ __align__(1024) unsigned char shared[];
-  auto& ring = *reinterpret_cast<ProductRing*>(shared);
-  ring.init();
-  ProductRing::Place at;
-  const AttentionTiles& tiles = a.pairs.tiles;
-  const int of_pair = tiles.rows * a.columns;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<ResultShared<AttendTile>*>(memory);
+  auto& ring = shared.ring;
+  shared.init();
+  RingPlace<3> at;
   if (attention_group() == 2) {
-    hopper::fewer_registers<40>();
+    hopper::fewer_registers<kOtherRegisters>();
+    if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
+      return write_results<Factor::Silu>(
+          shared, [](const AttendTile&) { return 1; },
+          [&](const AttendTile& tile, int) {
+            return AttentionPlace{a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile, tile.column * 2};
+          });
+    }
     if (threadIdx.x != 2 * hopper::kGroup) return;
-    for (int tile = static_cast<int>(blockIdx.x); tile < of_pair * a.pairs.count;
-         tile = static_cast<int>(gridDim.x) + atomicAdd(a.next, 1)) {
-      const int pair = tile / of_pair;
-      const int r = tiles.rows - 1 - tile % of_pair / a.columns;
-      const int column = tile % a.columns * kColumns;
-      const int first = Documents ? a.pairs.first_tile(a.pairs.piece(pair), r) : 0;  // tile of keys
-      const unsigned char* const weights =
-          a.tiles +
-          (static_cast<std::int64_t>(pair) * tiles.count<Documents>() + tiles.before<Documents>(r) + first) * kTileBytes;
-      const int steps = 2 * (tiles.keys(r) - first);
-      for (int i = 0; i < steps; ++i, at.next()) {
-        ProductRing::Stage& stage = ring.fill(at, kColumns, tile, Documents ? steps : 0);
-        hopper::load(stage.a, weights + i * 2LL * hopper::kBlockBytes, 2 * hopper::kBlockBytes, ring.full[at.stage]);
-        for (int n = 0; n < ProductRing::kB; ++n) {
-          hopper::load(stage.b[n], a.v, ring.full[at.stage], column + n * hopper::kBlock, a.pairs.head(pair),
-                       (2 * first + i) * hopper::kBlock, a.pairs.piece(pair));
-        }
+    const AttentionTiles& tiles = a.pairs.tiles;
+    const int of_pair = tiles.rows * a.columns;
+    int count = 0;
+    for (int i = static_cast<int>(blockIdx.x); i < of_pair * a.pairs.count;
+         i = static_cast<int>(gridDim.x) + atomicAdd(a.next, 1)) {
+      AttendTile tile{i / of_pair, tiles.rows - 1 - i % of_pair / a.columns, i % a.columns * kColumns, 0};
+      const int head = a.pairs.head(tile.pair);
+      const int piece = a.pairs.piece(tile.pair);
+      const int first = Documents ? a.pairs.first_tile(piece, tile.r) : 0;  // tile of keys
+      const unsigned char* weights =
+          a.tiles + (static_cast<std::int64_t>(tile.pair) * tiles.count<Documents>() + tiles.before<Documents>(tile.r) + first) *
+                        kTileBytes;
+      tile.steps = 2 * (tiles.keys(tile.r) - first);
+      shared.announce(count++, tile);
+      for (int step = 0; step < tile.steps; ++step, at.next(), weights += 2 * hopper::kBlockBytes) {
+        auto& stage = ring.fill(at, kColumns, tile);
+        hopper::load(stage.a, weights, 2 * hopper::kBlockBytes, ring.full[at.stage]);
+        a.v.load(stage.b, ring.full[at.stage], ring.kB, tile.column, head, (2 * first + step) * hopper::kBlock, piece);
       }
     }
+    shared.announce(count, {-1, 0, 0, 0});
     ring.finish(at);
   } else {
-    hopper::more_registers<232>();
-    for (int tile = 0; (tile = ring.next(at)) >= 0;) {
-      const int pair = tile / of_pair;
-      const int r = tiles.rows - 1 - tile % of_pair / a.columns;
-      const float* const scales = a.scales + (static_cast<std::int64_t>(pair) * tiles.rows + r) * kTile +
+    hopper::more_registers<kMultiplyingRegisters>();
+    ResultGiver<AttendTile> results{shared};
+    for (AttendTile tile{}; (tile = ring.next(at)).pair >= 0;) {
+      const float* const scales = a.scales + (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.rows + tile.r) * kTile +
                                   attention_group() * hopper::kBlock + attention_row();
       const float scale = scales[0];
       const float scale_below = scales[8];
       float sums[kColumns / 2] = {};
-      multiply<false, true>(ring, at, Documents ? ring.next_steps(at) : 2 * tiles.keys(r), sums);
-      write_halves(ring, sums, scale, scale_below, a.o, tile % a.columns * kColumns, a.pairs.head(pair), r * kTile,
-                   a.pairs.piece(pair));
+      multiply<false, true>(ring, at, tile.steps, sums);
+      results.give_halves(sums, scale, scale_below);
     }
   }
 #else
@@ -331,12 +341,22 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
                                : (narrow ? weights_kernel<2, false> : weights_kernel<4, false>);
   const auto attend = documents ? attend_kernel<true> : attend_kernel<false>;
   Weights first{of_rows(a.q), of_keys(k), part, weights, scales, a.saved.lse ? pointer<float>(a.saved.lse) : nullptr, next};
-  Attend second{of_keys(v), attention_result(a.o, pieces, op.heads),
-                part,       static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
-                weights,    scales,
+  const auto rows = [&](const Tensor& tensor) { return attention_rows(tensor, pieces, op.heads); };
+  AttentionEnd end{rows(a.o), {}, {}};
+  if (a.gate.a && attention_multiplies(op, a.length())) {
+    if (!a.gate.gated) end.result = {};
+    end.product = rows(a.gate.gated ? a.gate.gated : a.o);
+    end.factors = attention_columns(a.gate.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1);
+  }
+  Attend second{attention_columns(v, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads, kColumns / hopper::kBlock),
+                end,
+                part,
+                static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
+                weights,
+                scales,
                 next};
   check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), kName);
-  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, kProductShared), kName);
+  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(ResultShared<AttendTile>)), kName);
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
@@ -345,7 +365,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
     weigh<<<part.count * tiles.rows, kWeightThreads, shared, stream_of(ctx)>>>(first);
     check_launch(kName);
     const int blocks = std::min(gpu_of(ctx).multiprocessors(), part.count * tiles.rows * second.columns);
-    attend<<<blocks, kProductThreads, kProductShared, stream_of(ctx)>>>(second);
+    attend<<<blocks, kProductThreads, sizeof(ResultShared<AttendTile>), stream_of(ctx)>>>(second);
     check_launch(kName);
   }
 }

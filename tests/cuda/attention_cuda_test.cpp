@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/silu_gate.h"
 #include "support/both_devices.h"
 #include "support/documents.h"
 
@@ -62,6 +63,8 @@ void expect_agreement(std::int64_t batch, std::int64_t length, const Attention& 
     const auto dv = both.output("dv", w, product_bound(dtype, tolerance::kGradient), dtype, gap);
     const auto gate = both.input(normal(w.numel(), 5), w, dtype, gap);
     const auto gated = both.output("o * silu(gate)", w, product_bound(dtype, 2 * tolerance::kForward), dtype, gap);
+    const auto gated_too = both.output("o * silu(gate) beside o", w, product_bound(dtype, 2 * tolerance::kForward), dtype, gap);
+    const auto before = both.input(normal(w.numel(), 6, 2), w, dtype, 2 * gap);
     const auto documents = begins_of(both, lengths);
     // The gradients of one key's logit are 0 up to rounding, whose share of the CPU's says nothing: then this tells what was not
     // written.
@@ -71,9 +74,9 @@ void expect_agreement(std::int64_t batch, std::int64_t length, const Attention& 
     both.run([&](Context& ctx, const Tensors& t) {
       const AttentionSaved saved{t(lse)};
       const Attention with = with_documents(op, t(documents));
-      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(gated), saved, t(gate));
-      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved);
-      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv));
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(gated), saved, {t(gate), {}});
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved, {t(gate), t(gated_too)});
+      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv), t(before));
     });
   }
 }
@@ -106,6 +109,68 @@ INSTANTIATE_TEST_SUITE_P(Masks, AttentionOnGpu,
                                          Case{1, 13, {2, 8, 12, 40, 0.3, 0.4, 7, 3}},
                                          Case{2, 601, {2, 8, 16, 290, 0.2, 0.3, 7, 3}, 2}));
 
+class GatedAttentionOnGpu : public OnGpu, public testing::WithParamInterface<Case> {};
+
+// What a gate after attention, and silu before it, make of o and dv: the bits of ops of their own.
+TEST_P(GatedAttentionOnGpu, HasTheBitsOfOpsOfTheirOwn) {
+  const auto& [batch, length, op, gap] = GetParam();
+  const std::int64_t rows = batch * length;
+  const bool by_rows = length <= 16;  // they round once, after the gate
+  const Shape z{batch, length, op.heads * op.z_head_dim};
+  const Shape w{batch, length, op.heads * op.v_head_dim};
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    BothDevices both = devices(op, batch, length);
+    const auto q = both.input(queries(op, rows), z, dtype);
+    const auto k = both.input(keys(op, rows), z, dtype);
+    const auto before = both.input(values(op, rows), w, dtype, gap);
+    const auto do_ = both.input(normal(w.numel(), 4), w, dtype);
+    const auto gate = both.input(normal(w.numel(), 5, 3), w, dtype, gap);
+    const double bound = product_bound(dtype, 2 * tolerance::kGradient);
+    const auto output = [&](const char* name) { return both.output(name, w, bound, dtype); };
+    const auto v = output("silu");
+    const auto o = output("o");
+    const auto gated = output("o * silu(gate)");
+    const auto d_before = output("silu' dv");
+    const auto o_alone = output("o alone");
+    const auto gated_alone = output("o * silu(gate) alone");
+    const auto dv_alone = output("dv, then silu' dv");
+    const auto in_place = output("o * silu(gate) in o's place");
+    const auto lse = both.output("lse", {batch, length, op.heads}, tolerance::kForward);
+    const auto dq = both.output("dq", z, bound);
+    const auto dk = both.output("dk", z, bound);
+    both.run([&, &with = op](Context& ctx, const Tensors& t) {
+      const AttentionSaved saved{t(lse)};
+      silu_gate_forward(ctx, t(before), Tensor(), t(v));
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o_alone), saved);
+      silu_gate_forward(ctx, t(gate), t(o_alone), t(gated_alone));
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(in_place), saved, {t(gate), {}});
+      attention_forward(ctx, with, {}, t(q), t(k), t(v), {}, t(o), saved, {t(gate), t(gated)});
+      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv_alone));
+      silu_gate_backward(ctx, t(before), Tensor(), t(dv_alone), t(dv_alone), Tensor());
+      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(d_before), t(before));
+      if (ctx.device() == Device::Cpu) return;
+      const auto bytes = [&](Handle handle) {
+        const Tensor all = t(handle);
+        std::vector<std::byte> copied(all.bytes());
+        ctx.copy(all, Tensor(copied.data(), all.dtype(), all.shape()));
+        return copied;
+      };
+      EXPECT_EQ(bytes(o), bytes(o_alone));
+      EXPECT_EQ(bytes(gated), bytes(gated_alone));
+      EXPECT_EQ(bytes(d_before), bytes(dv_alone));
+      if (!by_rows) {
+        EXPECT_EQ(bytes(in_place), bytes(gated_alone));
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, GatedAttentionOnGpu,
+                         testing::Values(Case{2, 9, {2, 8, 16, 16}}, Case{2, 53, {3, 5, 7, 16}},
+                                         Case{3, 512, {1, 96, 768, 512}, 16}, Case{2, 511, {3, 64, 256, 512}, 8},
+                                         Case{1, 513, {2, 256, 520, 300}, 8}, Case{1, 700, {2, 32, 40, 300}},
+                                         Case{2, 90, {2, 8, 16, 80, 0.3, 0.1, 7, 3}}));
+
 struct Packed {
   Attention op;
   Lengths lengths;  // of each sequence's documents
@@ -128,6 +193,7 @@ INSTANTIATE_TEST_SUITE_P(InAChunk, PackedAttentionOnGpu,
                                          Packed{{1, 96, 768, 512}, {{63, 2, 64, 127, 129, 126}, {255, 1, 255}}, 8},
                                          Packed{{2, 256, 2048, 2048}, {{300, 1, 356}, {127, 530}}},
                                          Packed{{1, 16, 24, 1300}, {{900, 378}, {1, 1277}}, 8},
+                                         Packed{{1, 16, 72, 2100}, {{900, 1200}, {1, 2099}}, 8},
                                          Packed{{3, 64, 72, 400}, {std::vector<std::int64_t>(300, 1), {299, 1}}, 8}));
 
 // Documents longer than a chunk that begin off the window's own grid of chunks; several tiles to a band.

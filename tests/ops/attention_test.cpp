@@ -8,6 +8,7 @@
 
 #include "cpu/matmul.h"
 #include "megalodon/error.h"
+#include "ops/silu_gate.h"
 #include "reference/attention.h"
 #include "support/compare.h"
 #include "support/pitched.h"
@@ -192,6 +193,59 @@ void check_split(Context& ctx, const Attention& op, DType dtype, const std::vect
   if (length > 0) feed(0, batch, length);
   for (std::int64_t i = 0; i < singles; ++i) feed(0, batch, 1);
 }
+
+class GatedAttentionTest : public testing::TestWithParam<DType> {};
+
+// A gate after attention, and silu before it: the bits of ops of their own.
+TEST_P(GatedAttentionTest, HasTheBitsOfOpsOfTheirOwn) {
+  const DType dtype = GetParam();
+  if (dtype == DType::BF16 && !cpu::has_bfloat16_products()) GTEST_SKIP() << "this processor has no bfloat16 products";
+  const Attention op{2, 8, 12, 40};
+  const std::int64_t length = 70;
+  Context ctx(2, attention_workspace_bytes(op, length, 2));
+  const Shape z{1, length, op.heads * op.z_head_dim};
+  const Shape w{1, length, op.heads * op.v_head_dim};
+  Pitched q(queries(op, length), z, 1, dtype);
+  Pitched k(keys(op, length), z, 0, dtype);
+  Pitched before(values(op, length), w, 2, dtype);
+  Pitched gate(normal(w.numel(), 5, 3), w, 1, dtype);
+  Pitched gradient(normal(w.numel(), 4), w, 0, dtype);
+  Pitched v(w, 0, dtype);
+  Pitched o(w, 1, dtype);
+  Pitched gated(w, 0, dtype);
+  Pitched in_place(w, 3, dtype);
+  Pitched o_alone(w, 0, dtype);
+  Pitched gated_alone(w, 1, dtype);
+  Pitched d_before(w, 1, dtype);
+  Pitched dv_alone(w, 0, dtype);
+  Pitched dq(z, 0);
+  Pitched dk(z, 0);
+  auto lse = unwritten(length * op.heads);
+  const AttentionSaved saved{Tensor(lse.data(), {1, length, op.heads})};
+  const auto forward = [&](const Tensor& to, const AttentionGate& with) {
+    attention_forward(ctx, op, {}, q.tensor(), k.tensor(), v.tensor(), {}, to, saved, with);
+  };
+  const auto backward = [&](const Tensor& to, const Tensor& a) {
+    attention_backward(ctx, op, {}, q.tensor(), k.tensor(), v.tensor(), o.tensor(), saved, gradient.tensor(), dq.tensor(),
+                       dk.tensor(), to, a);
+  };
+  silu_gate_forward(ctx, before.tensor(), Tensor(), v.tensor());
+  forward(o_alone.tensor(), {});
+  silu_gate_forward(ctx, gate.tensor(), o_alone.tensor(), gated_alone.tensor());
+  forward(o.tensor(), {gate.tensor(), gated.tensor()});
+  forward(in_place.tensor(), {gate.tensor(), {}});
+  EXPECT_EQ(o.values(), o_alone.values());
+  EXPECT_EQ(gated.values(), gated_alone.values());
+  EXPECT_EQ(in_place.values(), gated_alone.values());
+  backward(dv_alone.tensor(), {});
+  silu_gate_backward(ctx, before.tensor(), Tensor(), dv_alone.tensor(), dv_alone.tensor(), Tensor());
+  backward(d_before.tensor(), before.tensor());
+  EXPECT_EQ(d_before.values(), dv_alone.values());
+  EXPECT_THROW(forward(o.tensor(), {Tensor(), gated.tensor()}), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, GatedAttentionTest, testing::Values(DType::F32, DType::BF16),
+                         [](const auto& param) { return to_string(param.param); });
 
 class AttentionStateTest : public testing::TestWithParam<DType> {
  protected:
