@@ -162,8 +162,12 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
 
 bool linear_gates(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& x, const Tensor& products, const Tensor& y,
                   bool keep) {
-  if (x.rows() <= kFewRows) return !keep && x.rows() > 0 && (y.cols() == op.out || op.out % kPairs == 0);
-  return linear_fits_tiles(ctx, {&x, &weight, &y, keep ? &products : &y});
+  // Products that are kept beside their silu take as long to write as silu by itself does, where there is much to sum over.
+  constexpr std::int64_t kMostOfKept = 1024;
+  const bool pairs = y.cols() != op.out;
+  if (x.rows() <= kFewRows) return !keep && x.rows() > 0 && (!pairs || op.out % kPairs == 0);
+  if (keep && !pairs && op.in > kMostOfKept) return false;
+  return linear_fills_tiles(ctx, x.rows(), op.out) && linear_fits_tiles(ctx, {&x, &weight, &y, keep ? &products : &y});
 }
 
 void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
@@ -174,7 +178,7 @@ void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, c
 
 bool linear_gates_backward(Context& ctx, const Tensor& weight, const Tensor& dy, const Tensor& a, const Tensor& b,
                            const Tensor& da, const Tensor& db, const Tensor& y) {
-  return linear_fits_tiles(ctx, {&dy, &weight, &a, &b, &da, &db, &y});
+  return linear_fills_tiles(ctx, dy.rows(), a.cols()) && linear_fits_tiles(ctx, {&dy, &weight, &a, &b, &da, &db, &y});
 }
 
 void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,

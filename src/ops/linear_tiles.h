@@ -9,8 +9,10 @@
 
 namespace megalodon::cuda {
 
-// Whether what follows takes these tensors, x or dy first, null ones aside: chosen by sizes, dtypes, addresses and the GPU.
+// Whether what follows takes these tensors, null ones aside: dtypes, widths, pitches, addresses and the GPU.
 bool linear_fits_tiles(Context& ctx, std::initializer_list<const Tensor*> tensors);
+// Whether a result of this size is enough work for all of the GPU, in tiles as large as these.
+bool linear_fills_tiles(Context& ctx, std::int64_t rows, std::int64_t columns);
 
 // products = x W^T + b,  y = silu(products),  or where y has half as many columns  silu(their first half) * their second.
 void linear_tiles_forward(Context& ctx, const Linear& op,

@@ -323,15 +323,17 @@ void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, s
 }  // namespace
 
 bool linear_fits_tiles(Context& ctx, std::initializer_list<const Tensor*> tensors) {
-  constexpr std::int64_t kFewest = 256;  // rows; tiles as large as these leave most of a GPU idle where there are few
-  constexpr std::int64_t kWhole = 8;     // elements of 16 bytes
-  if ((*tensors.begin())->rows() < kFewest) return false;
+  constexpr std::int64_t kWhole = 8;  // elements of 16 bytes
   for (const Tensor* tensor : tensors) {
     if (!*tensor) continue;
     if (tensor->dtype() != DType::BF16 || tensor->cols() % kWhole != 0 || tensor->pitch() % kWhole != 0) return false;
     if (reinterpret_cast<std::uintptr_t>(tensor->raw()) % 16 != 0) return false;
   }
   return gpu_of(ctx).code().hopper;
+}
+
+bool linear_fills_tiles(Context& ctx, std::int64_t rows, std::int64_t columns) {
+  return ceil_div(rows, kCluster * kTileRows) * ceil_div(columns, kTileColumns) >= gpu_of(ctx).multiprocessors();
 }
 
 void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,

@@ -87,6 +87,8 @@ class LinearTilesCudaTest : public OnGpu, public testing::WithParamInterface<Cas
   }
 };
 
+using LinearTilesCudaOpTest = OnGpu;
+
 TEST_P(LinearTilesCudaTest, ForwardIsProductAndGate) {
   const Case c = GetParam();
   const Linear op{c.in, c.out};
@@ -106,8 +108,8 @@ TEST_P(LinearTilesCudaTest, ForwardIsProductAndGate) {
       for (const bool keep : {false, true}) {
         const Tensor kept = t.unwritten(c.rows, c.out, c.gap);
         const Tensor y = t.unwritten(c.rows, width, 2 * c.gap);
-        ASSERT_TRUE(cuda::linear_gates(ctx, op, weight, x, kept, y, keep));
-        linear_gate_forward(ctx, op, weight, bias, x, kept, y, keep);
+        ASSERT_TRUE(cuda::linear_fits_tiles(ctx, {&weight, &x, &kept, &y}));
+        cuda::linear_tiles_forward(ctx, op, weight, bias, x, keep ? kept : Tensor(), y);
         expect_same(y, wanted, keep ? "y where products are kept" : "y");
         if (keep) expect_same(kept, products, "products");
       }
@@ -136,8 +138,8 @@ TEST_P(LinearTilesCudaTest, BackwardIsProductAndGate) {
         if (again) y[i] = t.unwritten(c.rows, c.in, c.gap);
       }
       silu_gate_backward(ctx, a, b, dx, da[0], db[0], y[0]);
-      ASSERT_TRUE(cuda::linear_gates_backward(ctx, weight, dy, a, b, da[1], db[1], y[1]));
-      linear_gate_backward_input(ctx, op, weight, dy, dx, a, b, da[1], db[1], y[1]);
+      ASSERT_TRUE(cuda::linear_fits_tiles(ctx, {&weight, &dy, &a, &b, &da[1], &db[1], &y[1]}));
+      cuda::linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da[1], db[1], y[1]);
       expect_same(da[1], da[0], "da");
       if (b) expect_same(db[1], db[0], "db");
       if (again) expect_same(y[1], y[0], "y");
@@ -163,22 +165,63 @@ TEST_P(LinearTilesCudaTest, AgreesWithTheCpu) {
   const auto da = both.output("da", {c.rows, c.in}, gated, dtype, c.gap);
   const auto db = both.output("db", {c.rows, c.in}, gated, dtype, c.gap);
   both.run([&](Context& ctx, const BothDevices::Tensors& t) {
-    linear_gate_forward(ctx, op, t(weight), t(bias), t(x), t(products), t(y), /*keep=*/true);
-    if (pairs != BothDevices::kNone) {
-      linear_gate_forward(ctx, op, t(weight), t(bias), t(x), t(products), t(pairs), /*keep=*/true);
+    const auto forward = [&](const Tensor& gate) {
+      if (ctx.device() == Device::Cpu) {
+        linear_gate_forward(ctx, op, t(weight), t(bias), t(x), t(products), gate, /*keep=*/true);
+      } else {
+        cuda::linear_tiles_forward(ctx, op, t(weight), t(bias), t(x), t(products), gate);
+      }
+    };
+    forward(t(y));
+    if (pairs != BothDevices::kNone) forward(t(pairs));
+    if (ctx.device() == Device::Cpu) {
+      std::vector<float> dx(static_cast<std::size_t>(c.rows * c.in));
+      linear_gate_backward_input(ctx, op, t(weight), t(dy), Tensor(dx.data(), {c.rows, c.in}), t(a), t(b), t(da), t(db));
+    } else {
+      cuda::linear_tiles_gate_backward(ctx, op, t(weight), t(dy), t(a), t(b), t(da), t(db), Tensor());
     }
-    const Tensor like = t(a);
-    const Buffer memory(static_cast<std::size_t>(like.numel()) * size_of(like.dtype()), "test", ctx.accelerator());
-    const Tensor dx(memory.data(), like.dtype(), like.shape(), ctx.device());
-    linear_gate_backward_input(ctx, op, t(weight), t(dy), dx, like, t(b), t(da), t(db));
   });
 }
 
 // One tile and less; ragged rows, columns and sums; more tiles than there are clusters, in more groups than one; a last group of
-// fewer.
+// fewer; fewer steps to a tile than there are stages, and many more.
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTilesCudaTest,
-                         testing::Values(Case{256, 64, 256, 0}, Case{256, 8, 16, 0}, Case{257, 72, 264, 8}, Case{500, 320, 96, 0},
-                                         Case{1031, 384, 1536, 16}, Case{3000, 136, 1808, 8}, Case{2304, 768, 384, 0}));
+                         testing::Values(Case{128, 64, 256, 0}, Case{1, 8, 16, 0}, Case{257, 72, 264, 8}, Case{500, 320, 96, 0},
+                                         Case{1031, 384, 1536, 16}, Case{3000, 136, 1808, 8}, Case{2304, 768, 384, 0},
+                                         Case{3000, 384, 1808, 8}, Case{2500, 1032, 1040, 0}, Case{700, 2120, 272, 8},
+                                         Case{4500, 2560, 912, 0}));
+
+// The ops choose: a result that keeps all of the GPU busy is gated at once, by both names.
+TEST_F(LinearTilesCudaOpTest, LargeResultsAreGatedAtOnce) {
+  const std::int64_t rows = 8192;
+  const Linear op{256, 1536};
+  Context ctx(the_gpu(), 1, cuda::linear_workspace_bytes(op, rows));
+  Tensors t;
+  const Tensor x = t.values(rows, op.in, 0, 1);
+  if (!cuda::linear_fits_tiles(ctx, {&x})) GTEST_SKIP() << "the GPU has no such kernels";
+  const Tensor weight = t.values(op.out, op.in, 0, 2);
+  const Tensor a = t.values(rows, op.out, 8, 3);
+  const Tensor products = t.unwritten(rows, op.out, 0);
+  const Tensor y = t.unwritten(rows, op.out / 2, 0);
+  EXPECT_TRUE(cuda::linear_gates(ctx, op, weight, x, products, y, true));
+  EXPECT_FALSE(cuda::linear_gates(ctx, op, weight, x.row_range(0, 100), products.row_range(0, 100), y.row_range(0, 100), true));
+  const Linear back{op.out, op.in};
+  const Tensor across = t.values(op.in, op.out, 0, 4);
+  const Tensor da = t.unwritten(rows, op.out, 0);
+  EXPECT_TRUE(cuda::linear_gates_backward(ctx, across, x, a, Tensor(), da, Tensor(), Tensor()));
+  EXPECT_FALSE(cuda::linear_gates_backward(ctx, across, x, a.column_range(1, 1528), Tensor(), da, Tensor(), Tensor()));
+
+  linear_gate_forward(ctx, op, weight, Tensor(), x, products, y);
+  const auto untouched = Tensors::bits(t.unwritten(rows, op.out, 0));
+  const auto after = Tensors::bits(products);
+  EXPECT_EQ(std::memcmp(after.data(), untouched.data(), after.size() * sizeof after[0]), 0) << "products that nobody keeps";
+  linear_gate_backward_input(ctx, back, across, x, products, a, Tensor(), da, Tensor());
+  const Tensor dx = t.unwritten(rows, op.out, 0);
+  const Tensor wanted = t.unwritten(rows, op.out, 0);
+  linear_backward_input(ctx, back, across, x, dx);
+  silu_gate_backward(ctx, a, Tensor(), dx, wanted, Tensor());
+  expect_same(da, wanted, "da");
+}
 
 }  // namespace
 }  // namespace megalodon
