@@ -27,7 +27,7 @@ constexpr int kEight = 8;                 // channels of which a warp moves step
 constexpr int kSlices = kEight / kTurns;  // warps that share these
 constexpr int kLanes = 8 / kSlices;       // of (g, t), the g whose steps a warp moves
 constexpr int kSlice = kLanes * kBlocks * kBlock;
-constexpr int kRing = 3;  // planes that take turns
+constexpr int kRing = 3;  // planes, and stages of y, that take turns
 constexpr const char* kWhere = "cema forward";
 
 struct Forward {
@@ -49,8 +49,7 @@ struct Place {
 
 template <bool Low>
 struct ForwardShared {
-  static constexpr int kStages = Low ? 2 : 4;  // of x
-  static constexpr int kYStages = Low ? 2 : kRing;
+  static constexpr int kStages = Low ? 3 : 4;
   static constexpr CUtensorMapSwizzle kSwizzle = Low ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B;  // of x
   static constexpr int kPlanes = Low ? 2 : 1;  // what is rounded to bfloat16, and what that left
   unsigned char x[kStages][kSteps * kChannels * (Low ? 4 : 2)];
@@ -62,11 +61,11 @@ struct ForwardShared {
       unsigned begins[kRing][kSteps / kWarp];  // of documents, a bit a step
     };
   };
-  float2 step[kChannels][kOrder];                                   // q^16
-  float2 leap[kChannels][kOrder];                                   // q^64
-  hopper::Barrier full[kStages];                                    // a tile of x is there
-  hopper::Barrier moved;                                            // all warps have moved what they move in a round
-  alignas(1024) unsigned char y[kYStages][kSteps * kChannels * 2];  // for the copy engine, the last member
+  float2 step[kChannels][kOrder];  // q^16
+  float2 leap[kChannels][kOrder];  // q^64
+  hopper::Barrier full[kStages];   // a tile of x is there
+  hopper::Barrier moved;           // all warps have moved what they move in a round
+  alignas(1024) unsigned char y[Low ? 1 : kRing][Low ? 1 : kSteps * kChannels * 2];  // for the copy engine, the last member
 
   static std::size_t bytes(Context& ctx) {
     return gpu_of(ctx).properties().major == 9 ? sizeof(ForwardShared) : offsetof(ForwardShared, y);
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kLow = sizeof(X) == 4;
   using Shared = ForwardShared<kLow>;
   constexpr int kStages = Shared::kStages;
-  constexpr bool kStaged = MEGALODON_HOPPER;  // y leaves by way of shared memory
+  constexpr bool kStaged = MEGALODON_HOPPER && !kLow;  // y in bfloat16 leaves by way of shared memory
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared*>(memory);
   const int first = static_cast<int>(blockIdx.x) * kChannels;
@@ -252,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   const auto store_tile = [&](unsigned tile) {
     move_boxes(tile, [&](int step, int from, int sequence) {
-      hopper::store(y_map, shared.y[tile % Shared::kYStages] + step * kChannels * 2, first, from, sequence);
+      hopper::store(y_map, shared.y[tile % kRing] + step * kChannels * 2, first, from, sequence);
     });
     hopper::commit_stores();
   };
@@ -361,7 +360,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kStaged) {
 #pragma unroll
       for (int i = 0; i < kLanes * kPairs; ++i) {
-        unsigned char* to = shared.y[tile % Shared::kYStages] + halves_at(row(), eight()) + i * 2 * kBlock * 32;
+        unsigned char* to = shared.y[tile % kRing] + halves_at(row(), eight()) + i * 2 * kBlock * 32;
         hopper::store_transposed(hopper::shared_address(to), words[i]);
       }
     } else {
@@ -411,18 +410,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto tell = [&] {
 #if MEGALODON_HOPPER
       const auto leads = [&](unsigned of) { return threadIdx.x == of % kWarps * kWarp; };
-      const auto lead = [&] {
-        if (!leads(round)) return;
-        if (finished - 1 < static_cast<unsigned>(tiles)) store_tile(finished - 1);
-        if (kLow) hopper::wait_stores<0>();
-        if (round > 0 && round - 1 + kStages < static_cast<unsigned>(tiles)) load_tile(round - 1 + kStages);
-      };
-      hopper::fence_stores();
-      // What is stored now has left its stage in this round, where there are two, or in the next, where there are three.
-      if (kLow) lead();
-      if (!kLow && leads(round - 1)) hopper::wait_stores<0>();
+      if (kStaged) hopper::fence_stores();
+      if (kStaged && leads(round - 1)) hopper::wait_stores<0>();
       hopper::arrive(shared.moved);
-      if (!kLow) lead();
+      if (leads(round)) {
+        if (kStaged && finished - 1 < static_cast<unsigned>(tiles)) store_tile(finished - 1);
+        if (round > 0 && round - 1 + kStages < static_cast<unsigned>(tiles)) load_tile(round - 1 + kStages);
+      }
       __syncwarp();
 #endif
     };
