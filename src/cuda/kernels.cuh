@@ -80,20 +80,41 @@ __device__ inline float warp_max(float v) {
   return v;
 }
 
-// The sum over all threads of a block of Threads, given to each; always in the same order. Every thread must come here.
-template <int Threads, class V>
-__device__ V block_sum(V v) {
-  static_assert(Threads % kWarp == 0 && Threads <= kWarp * kWarp);
-  if constexpr (Threads == kWarp) return warp_sum(v);
-  __shared__ V sums[Threads / kWarp];
+// A block's threads, which meet where all must have come. Where only a block's first threads work together, another struct of
+// these two names stands for them.
+template <int Threads>
+struct WholeBlock {
+  static constexpr int kThreads = Threads;
+  __device__ static void meet() { __syncthreads(); }
+};
+
+// The sum over all threads of a team, given to each; always in the same order. Every thread must come here.
+template <class Team, class V>
+__device__ V team_sum(V v) {
+  constexpr int kThreads = Team::kThreads;
+  static_assert(kThreads % kWarp == 0 && kThreads <= kWarp * kWarp);
+  if constexpr (kThreads == kWarp) return warp_sum(v);
+  __shared__ V sums[kThreads / kWarp];
   v = warp_sum(v);
-  __syncthreads();  // whoever still reads the sums of the call before
+  Team::meet();  // whoever still reads the sums of the call before
   if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = v;
-  __syncthreads();
+  Team::meet();
   V total = 0;
 #pragma unroll
-  for (int i = 0; i < Threads / kWarp; ++i) total += sums[i];
+  for (int i = 0; i < kThreads / kWarp; ++i) total += sums[i];
   return total;
+}
+template <int Threads, class V>
+__device__ V block_sum(V v) {
+  return team_sum<WholeBlock<Threads>>(v);
+}
+
+// c [16, 8] += a [16, 16] b [16, 8]. Of a thread whose lane is 4 * g + t, a holds two k of row g and two of row g + 8, then again
+// of either; b twice two k of column g; c columns 2 t and 2 t + 1 of row g, then of row g + 8.
+__device__ inline void multiply_add(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Without care for numbers below the least normal one, which neither 1 + exp(-x) nor its inverse can tell from 0.

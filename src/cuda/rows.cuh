@@ -26,6 +26,9 @@ struct RowTeam {
   static constexpr int kBlock = Threads <= kWarp ? 256 : Threads;
   static constexpr int kTeams = kBlock / Threads;  // of a block
 
+  // Where all of a team of more than a warp must have come.
+  __device__ static void meet() { __syncthreads(); }
+
   // Blocks that fit on a multiprocessor, when each thread keeps `rows` values for each of its columns.
   static constexpr int blocks_at_once(int rows) {
     const int registers = rows * kHeld * kN + 24;
@@ -226,7 +229,7 @@ class TeamSum {
 #pragma unroll
         for (int k = 0; k < K; ++k) sums[turn_][k][threadIdx.x / kWarp] = v[k];
       }
-      __syncthreads();
+      Team::meet();
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         v[k] = 0;

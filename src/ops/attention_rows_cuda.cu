@@ -4,7 +4,7 @@
 // are share the grid's splits does, and blocks that get none leave at once, before the kernel before has ended. Positions are
 // therefore to be what they are before the pass begins (cuda/launch.cuh).
 #include "cuda/launch.cuh"
-#include "ops/attention_cuda.cuh"
+#include "ops/attention_rows.cuh"
 
 namespace megalodon::cuda {
 
@@ -12,13 +12,9 @@ namespace {
 
 constexpr const char* kName = "attention_rows";
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kMostKeys = 256;             // of a split
-constexpr int kFewestKeys = 8;             // of a split: so many values are under way together
 constexpr std::int64_t kBlocks = 132 * 4;  // of a GPU at once: a row's keys are cut until there are as many
 constexpr std::int64_t kPartialBytes = 64 << 20;
-constexpr int kJoinColumns = 64;  // of a block that joins splits
-constexpr int kJoinPack = 4;
+using Team = WholeBlock<kThreads>;
 
 // How rows are cut; a function of sizes alone.
 struct Cut {
@@ -87,105 +83,13 @@ struct PlaceOf : Place {
   }
 };
 
-// Rows `first + j` of a chunk's keys or values, wherever they lie.
+// Rows `first` and on of a chunk's keys or values.
 template <class T>
-struct Source {
-  const T *state, *window;
-  std::int64_t pitch_state, pitch_window;
-  int in_state;  // j below this are in the state
-
-  __device__ Source(const Matrix<T>& of_state, const Matrix<const T>& of_window, const Place& place, std::int64_t chunk,
-                    std::int64_t length, std::int64_t first, std::int64_t column)
-      : state(of_state.data + (place.b * chunk + first) * of_state.pitch + column),
-        window(of_window.data + (place.b * length + place.t - place.own + first) * of_window.pitch + column),
-        pitch_state(of_state.pitch),
-        pitch_window(of_window.pitch),
-        in_state(static_cast<int>(place.in_state - first)) {}
-  __device__ const T* row(int j) const { return j < in_state ? state + j * pitch_state : window + j * pitch_window; }
-};
-
-// Asks for the first `count` rows of those that are in the state.
-template <class T>
-__device__ void prefetch_rows(const Source<T>& from, int count, int columns) {
-  constexpr int kLine = 128 / sizeof(T);
-  for (int j = static_cast<int>(threadIdx.x) / kWarp; j < min(count, from.in_state); j += kWarps) {
-    for (int i = static_cast<int>(threadIdx.x) % kWarp * kLine; i < columns; i += kWarp * kLine) prefetch(from.row(j) + i);
-  }
-}
-
-// The logits of keys [0, count) of a split, N features at once: `lanes` threads to a key, several keys of each under way.
-template <class T, int N>
-__device__ void logits_of(const Rows<T>& a, const Source<T>& keys, int count, const float* query, float* logits) {
-  constexpr int kAtOnce = 4;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int of_warp = kWarp / a.lanes;
-  const int sub = lane / a.lanes;
-  const int step = kWarps * of_warp;
-  for (int begin = static_cast<int>(threadIdx.x) / kWarp * of_warp; begin < count; begin += kAtOnce * step) {
-    const T* rows[kAtOnce];
-    float s[kAtOnce] = {};
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) rows[u] = keys.row(min(begin + u * step + sub, count - 1));
-    for (int i = lane % a.lanes * N; i < a.z; i += a.lanes * N) {
-      Pack<T, N> k[kAtOnce];
-#pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) k[u] = load_pack<N>(rows[u] + i);
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const float q = query[i + n];
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) s[u] += q * to_f32(k[u].v[n]);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      for (int offset = a.lanes / 2; offset > 0; offset /= 2) s[u] += __shfl_xor_sync(0xffffffffU, s[u], offset);
-      const int j = begin + u * step + sub;
-      if (j < count && lane % a.lanes == 0) logits[j] = s[u];
-    }
-  }
-}
-
-// sums[c] = sum over j of weights[j] v_j[c]: a thread takes N columns, and where rows are short several threads share the keys.
-template <class T, int N>
-__device__ void mix(const Rows<T>& a, const Source<T>& values, int count, const float* weights, float* shared, float* sums) {
-  constexpr int kAtOnce = kFewestKeys;         // keys whose values are under way together
-  const int columns = min(a.w, kThreads * N);  // at once
-  const int threads = static_cast<int>(ceil_div(columns, N));
-  const int groups = kThreads / threads;
-  const int group = static_cast<int>(threadIdx.x) / threads;
-  const int at = static_cast<int>(threadIdx.x) % threads * N;
-  for (int begin = 0; begin < a.w; begin += columns) {
-    float total[N] = {};
-    if (group < groups && begin + at < a.w) {
-      for (int first = group; first < count; first += kAtOnce * groups) {
-        Pack<T, N> v[kAtOnce];
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) v[u] = load_pack<N>(values.row(min(first + u * groups, count - 1)) + begin + at);
-#pragma unroll
-        for (int u = 0; u < kAtOnce; ++u) {
-          const int j = first + u * groups;
-          const float weight = j < count ? weights[j] : 0.0F;
-#pragma unroll
-          for (int n = 0; n < N; ++n) total[n] += weight * to_f32(v[u].v[n]);
-        }
-      }
-    }
-    if (groups > 1) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) shared[threadIdx.x * N + n] = total[n];
-      __syncthreads();
-      for (int other = 1; group == 0 && other < groups; ++other) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) total[n] += shared[(other * threads + static_cast<int>(threadIdx.x)) * N + n];
-      }
-      __syncthreads();
-    }
-    if (group == 0 && begin + at < a.w) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) sums[begin + at + n] = total[n];
-    }
-  }
+__device__ Source<T> source(const Matrix<T>& of_state, const Matrix<const T>& of_window, const Place& place, std::int64_t chunk,
+                            std::int64_t length, std::int64_t first, std::int64_t column) {
+  return {of_state.data + (place.b * chunk + first) * of_state.pitch + column,
+          of_window.data + (place.b * length + place.t - place.own + first) * of_window.pitch + column, of_state.pitch,
+          of_window.pitch, static_cast<int>(place.in_state - first)};
 }
 
 // One split of one head of one row.
@@ -203,20 +107,18 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   const std::int64_t first = blockIdx.x * place.keys;
   if (first > place.own) return;
   const int count = static_cast<int>(min(place.keys, place.own + 1 - first));
-  const Source<T> keys(a.state_k, a.k, place, a.chunk, a.length, first, h * a.z);
-  const Source<T> values(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w);
-  prefetch_rows(keys, count, a.z);
-  prefetch_rows(values, min(count, kFewestKeys), a.w);
+  const Source<T> keys = source(a.state_k, a.k, place, a.chunk, a.length, first, h * a.z);
+  const Source<T> values = source(a.state_v, a.v, place, a.chunk, a.length, first, h * a.w);
+  prefetch_rows<Team>(keys, count, a.z);
+  prefetch_rows<Team>(values, min(count, kFewestKeys), a.w);
   wait_for_previous();
   const T* const q = a.q.row(row) + h * a.z;
   for (int i = static_cast<int>(threadIdx.x); i < a.z; i += kThreads) query[i] = to_f32(q[i]);
   __syncthreads();
-  logits_of<T, N>(a, keys, count, query, logits);
+  logits_of<Team, N>(keys, count, a.z, a.lanes, query, logits);
   __syncthreads();
 
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int j = static_cast<int>(threadIdx.x);
-  static_assert(kMostKeys <= kThreads);
   float keep = 1;
   if (a.masks.any() && j < count) {
     const std::int64_t key = first + j + (Documents ? place.t - place.own : 0);  // what masks know it as
@@ -227,16 +129,10 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
     keep = kept[key % 4];
   }
   __syncthreads();
-  float most = -INFINITY;
-  for (int i = lane; i < count; i += kWarp) most = fmaxf(most, logits[i]);
-  most = warp_max(most);
-  const bool all_hidden = most == -INFINITY;
-  const float e = j < count && !all_hidden ? expf(logits[j] - most) : 0.0F;
-  if (j < count) weights[j] = e * keep;
-  const float total = block_sum<kThreads>(e);  // and all weights are there
+  const float2 total = weigh<Team>(logits, count, keep, weights);
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits + blockIdx.x;
-  if (j == 0) a.totals[part] = {most, total};
-  mix<T, N>(a, values, count, weights, shared, a.sums + part * a.pitch);
+  if (j == 0) a.totals[part] = total;
+  mix<Team, N>(values, count, a.w, weights, shared, a.sums + part * a.pitch);
 
   // The state gets a single token's key and value from who read them; nobody else reads that row.
   if (a.length > 1 || !a.state_k || first + count <= place.own) return;
@@ -250,56 +146,21 @@ __global__ void __launch_bounds__(kThreads) split_kernel(Rows<T> a) {
   keep_row(a.v.row(row) + h * a.w, a.state_v.row(to) + h * a.w, a.w);
 }
 
-// Joins the splits of kJoinColumns columns: a thread takes kJoinPack of them and every kGroups'th split.
 template <class T, bool Documents>
 __global__ void __launch_bounds__(kThreads) join_kernel(Rows<T> a) {
-  constexpr int kPacks = kJoinColumns / kJoinPack;
-  constexpr int kGroups = kThreads / kPacks;
-  __shared__ float shared[kGroups][kJoinColumns];
+  __shared__ float shared[join_floats<Team>()];
   let_next_start();
   const std::int64_t row = a.first + blockIdx.z;
   const std::int64_t h = blockIdx.y;
   if constexpr (Documents) wait_for_previous();
   const PlaceOf<Documents> place(a, row);
   const int splits = static_cast<int>(place.own / place.keys) + 1;
-  const int mine = static_cast<int>(threadIdx.x);
-  const int out = static_cast<int>(blockIdx.x) * kJoinColumns + mine;
-  const bool writes = mine < kJoinColumns && out < a.w;
   wait_for_previous();
-  const float gate = writes && a.gate ? silu(to_f32(a.gate.row(row)[h * a.w + out])) : 1.0F;
   const std::int64_t part = (static_cast<std::int64_t>(blockIdx.z) * a.heads + h) * a.splits;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  float most = -INFINITY;
-  for (int s = lane; s < splits; s += kWarp) most = fmaxf(most, a.totals[part + s].x);
-  most = warp_max(most);
-  float total = 0;
-  for (int s = lane; s < splits; s += kWarp) total += a.totals[part + s].y * expf(a.totals[part + s].x - most);
-  total = warp_sum(total);
-
-  const int group = static_cast<int>(threadIdx.x) / kPacks;
-  const int at = static_cast<int>(threadIdx.x) % kPacks * kJoinPack;
-  const int column = static_cast<int>(blockIdx.x) * kJoinColumns + at;
-  float sum[kJoinPack] = {};
-  if (column < a.w) {
-#pragma unroll 4
-    for (int s = group; s < splits; s += kGroups) {
-      const float share = expf(a.totals[part + s].x - most);
-      float v[kJoinPack];
-      load_f32(a.sums + (part + s) * a.pitch + column, v);
-#pragma unroll
-      for (int n = 0; n < kJoinPack; ++n) sum[n] += share * v[n];
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kJoinPack; ++n) shared[group][at + n] = sum[n];
-  __syncthreads();
-  if (writes) {
-    float value = 0;
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) value += shared[g][mine];
-    a.o.row(row)[h * a.w + out] = from_f32<T>(value / total * gate);
-  }
-  if (a.lse != nullptr && blockIdx.x == 0 && mine == 0) a.lse[row * a.heads + h] = most + logf(total);
+  const float lse =
+      join_splits<Team>(a.totals + part, a.sums + part * a.pitch, a.pitch, splits, static_cast<int>(blockIdx.x) * kJoinColumns,
+                        a.w, shared, a.gate ? a.gate.row(row) + h * a.w : nullptr, a.o.row(row) + h * a.w);
+  if (a.lse != nullptr && blockIdx.x == 0 && threadIdx.x == 0) a.lse[row * a.heads + h] = lse;
 }
 
 template <class T, int N, bool Documents>

@@ -9,7 +9,7 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr int kLanes = 16;  // that share a channel: one state each, neighbours in memory
+constexpr int kLanes = kCemaLanes;  // whose states are neighbours in memory
 constexpr int kThreads = 128;
 constexpr std::int64_t kFewSteps = 8;
 constexpr int kSequences = 4;  // of a thread, at most: what they share is computed once
@@ -48,12 +48,7 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(CemaPointers parameters
       }
 #pragma unroll
       for (int s = 0; s < Sequences; ++s) {
-        const double real = fma(c.qr, hr[s], fma(-c.qi, hi[s], c.p * in[s]));
-        hi[s] = fma(c.qr, hi[s], c.qi * hr[s]);
-        hr[s] = real;
-        auto sum = static_cast<float>(c.gr * hr[s] - c.gi * hi[s]);
-#pragma unroll
-        for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, offset);
+        const float sum = cema_sum(cema_step(c, in[s], hr[s], hi[s]));
         if (n == 0 && channel < dim && s < sequences)
           y.row((first + s) * length + t)[channel] = from_f32<Y>(fmaf(omega, in[s], sum));
       }

@@ -8,6 +8,7 @@ namespace megalodon::cuda {
 
 // The parameters, or their gradients, as kernels take them.
 struct CemaPointers {
+  CemaPointers() = default;
   explicit CemaPointers(const CemaParameters& p)
       : alpha(pointer<float>(p.alpha)),
         delta(pointer<float>(p.delta)),
@@ -42,6 +43,21 @@ __device__ inline CemaCoefficients cema_coefficients(const CemaPointers& paramet
   const double modulus = 1 - p * d;
   const double scale = rsqrt(static_cast<double>(order));
   return {p, d, modulus * cosine, modulus * sine, scale * real, scale * imaginary};
+}
+
+// Moves a state on by x and returns what it adds to the channel's output.
+__device__ inline float cema_step(const CemaCoefficients& c, float x, double& hr, double& hi) {
+  const double real = fma(c.qr, hr, fma(-c.qi, hi, c.p * x));
+  hi = fma(c.qr, hi, c.qi * hr);
+  hr = real;
+  return static_cast<float>(c.gr * hr - c.gi * hi);
+}
+// The sum over the kCemaLanes adjacent threads, of a state each, that share a channel.
+constexpr int kCemaLanes = 16;
+__device__ inline float cema_sum(float v) {
+#pragma unroll
+  for (int offset = kCemaLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffU, v, offset);
+  return v;
 }
 
 // Sums that backward leaves for the chain rule: of each slot (a part of the batch or of the time), state and channel, real and

@@ -10,6 +10,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
+#include "ops/head_norm.cuh"
 
 namespace megalodon::cuda {
 
@@ -67,18 +68,6 @@ class AngleWalk {
   std::int64_t token_;  // of the sequence; past its end, that is not known yet, at first
   std::int64_t position_ = 0;
 };
-
-// Pairs turned by their angles, (cos, sin) interleaved like the pairs, or by the negatives.
-template <bool Negative, int N>
-__device__ __forceinline__ void turn(float (&v)[N], const float (&angles)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i += 2) {
-    const float sine = Negative ? -angles[i + 1] : angles[i + 1];
-    const float even = v[i] * angles[i] - v[i + 1] * sine;
-    v[i + 1] = v[i + 1] * angles[i] + v[i] * sine;
-    v[i] = even;
-  }
-}
 
 // A thread's features as memory has them: nobody waits for them before they are used.
 template <class T>
@@ -325,23 +314,6 @@ __global__ void __launch_bounds__(Team::kBlock, Team::kBackwardBlocks)
 // Heads of any size and alignment: block (x, y) has head x of rows y, y + gridDim.y, ..., a thread every kAnyBlock-th pair.
 constexpr int kAnyBlock = 256;
 
-// Two adjacent values, the second only where there is one.
-template <class T>
-__device__ __forceinline__ void load_pair(const T* from, bool both, float (&v)[2]) {
-  v[0] = to_f32(from[0]);
-  v[1] = both ? to_f32(from[1]) : 0.0F;
-}
-template <class T>
-__device__ __forceinline__ void store_pair(T* to, bool both, const float (&v)[2]) {
-  to[0] = from_f32<T>(v[0]);
-  if (both) to[1] = from_f32<T>(v[1]);
-}
-template <bool Negative>
-__device__ __forceinline__ void turn_pair(const float* angles, float (&v)[2]) {
-  if (angles == nullptr) return;
-  const float angle[2] = {angles[0], angles[1]};
-  turn<Negative>(v, angle);
-}
 // Of a row; null where nothing turns.
 template <bool Documents>
 __device__ __forceinline__ const float* row_angles(const Layout& layout, const Rotation& rotation, std::int64_t row) {
@@ -359,34 +331,14 @@ __global__ void __launch_bounds__(kAnyBlock)
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * layout.head_dim;
   const std::int64_t dim = heads * layout.head_dim;
   for (std::int64_t row = blockIdx.y; row < layout.rows; row += gridDim.y) {
-    const T* from = z.row(row) + at;
-    float squares = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < layout.head_dim; i += kAnyBlock) {
-      const float v = to_f32(from[i]);
-      squares = fmaf(v, v, squares);
-    }
-    const float r = 1.0F / sqrtf(block_sum<kAnyBlock>(squares) / static_cast<float>(layout.head_dim) + eps);
-    if (rstd != nullptr && threadIdx.x == 0) rstd[row * heads + blockIdx.x] = r;
     const float* angles = row_angles<Documents>(layout, rotation, row);
-    for (int i = 2 * static_cast<int>(threadIdx.x); i < layout.head_dim; i += 2 * kAnyBlock) {
-      const bool both = i + 1 < layout.head_dim;
-      float v[2], query[2], key[2], scale[2];
-      load_pair(from + i, both, v);
-      load_pair(beta + at + i, both, query);
-      load_pair(gamma + at + i, both, scale);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) query[j] = fmaf(v[j] * r, (scale[j] + 1) * share, query[j]);
-      load_pair(beta + dim + at + i, both, key);
-      load_pair(gamma + dim + at + i, both, scale);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) key[j] = fmaf(v[j] * r, (scale[j] + 1) * share, key[j]);
-      if (angles != nullptr) {
-        turn_pair<false>(angles + i, query);
-        turn_pair<false>(angles + i, key);
-      }
-      store_pair(q.row(row) + at + i, both, query);
-      store_pair(k.row(row) + at + i, both, key);
-    }
+    const float r =
+        head_norm_any<WholeBlock<kAnyBlock>>(z.row(row) + at, layout.head_dim, eps, share, gamma + at, beta + at, dim, angles,
+                                             [&](int i, bool both, const float(&query)[2], const float(&key)[2]) {
+                                               store_pair(q.row(row) + at + i, both, query);
+                                               store_pair(k.row(row) + at + i, both, key);
+                                             });
+    if (rstd != nullptr && threadIdx.x == 0) rstd[row * heads + blockIdx.x] = r;
   }
 }
 

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "cuda/launch.cuh"
-#include "cuda/rows.cuh"
+#include "ops/norm_rows.cuh"
 
 namespace megalodon::cuda {
 
@@ -33,52 +33,16 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   Row<Team, float, T> v;
   TeamSum<Team, 1> sum_one;
   TeamSum<Team, 2> sum_two;
-  const float share = 1.0F / static_cast<float>(dim);
   const auto added = [&](std::int64_t i) { return a ? a.row(i) : nullptr; };
   if (row >= 0) v.fetch(x.row(row), dim, added(row));
   for (; row >= 0; row -= stride) {
     v.take(x.row(row), dim, added(row));
     if (row >= stride) v.fetch(x.row(row - stride), dim, added(row - stride));
-    float total[1] = {0};
-    for_row<Team>(dim, [&](int i, std::int64_t column) {
-      const auto& value = v.at(i, column);
-#pragma unroll
-      for (int j = 0; j < Team::kN; ++j) total[0] += value[j];
-    });
-    sum_one(total);
-    // `center` misses the mean by the rounding of a float32 sum; both moments about it are corrected for that.
-    const float center = total[0] * share;
-    float moments[2] = {0, 0};
-    for_row<Team>(dim, [&](int i, std::int64_t column) {
-      const auto& value = v.at(i, column);
-#pragma unroll
-      for (int j = 0; j < Team::kN; ++j) {
-        const float d = value[j] - center;
-        moments[0] += d;
-        moments[1] = fmaf(d, d, moments[1]);
-      }
-    });
-    sum_two(moments);
-    const float missed = moments[0] * share;
-    const float r = 1.0F / sqrtf(fmaxf(0.0F, fmaf(-missed, missed, moments[1] * share)) + eps);
+    const RowMoments moments = layer_norm_row(v, w, b, dim, eps, sum_one, sum_two, y.row(row));
     if (mean != nullptr && threadIdx.x % Team::kThreads == 0) {
-      mean[row] = center + missed;
-      rstd[row] = r;
+      mean[row] = moments.mean;
+      rstd[row] = moments.rstd;
     }
-    const float shift = -missed * r;
-    T* out = y.row(row);
-    for_row<Team>(dim, [&](int i, std::int64_t column) {
-      const auto& value = v.at(i, column);
-      const auto& scale = w.at(i, column);
-      const auto& offset = b.at(i, column);
-      float result[Team::kN];
-#pragma unroll
-      for (int j = 0; j < Team::kN; ++j) {
-        const float normed = fmaf(value[j] - center, r, shift);
-        result[j] = fmaf(normed, scale[j], normed) + offset[j];
-      }
-      store_f32(out + column, result);
-    });
   }
 }
 

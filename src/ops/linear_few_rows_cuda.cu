@@ -101,14 +101,6 @@ struct Raw {
   }
 };
 
-// c [16, 8] += a [16, 16] b [16, 8]. Of a thread whose lane is 4 * g + t, a holds two k of row g and two of row g + 8, then again
-// of either; b twice two k of column g; c columns 2 t and 2 t + 1 of row g, then of row g + 8.
-__device__ inline void multiply_add(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 constexpr int kTileWarps = 16;
 constexpr int kTileBlocks = 2;       // of a multiprocessor at once
 constexpr int kTile = 16;            // outputs of a block

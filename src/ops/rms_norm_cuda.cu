@@ -1,7 +1,7 @@
 #include "ops/rms_norm.h"
 
 #include "cuda/launch.cuh"
-#include "cuda/rows.cuh"
+#include "ops/norm_rows.cuh"
 
 namespace megalodon::cuda {
 
@@ -26,27 +26,8 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   for (; row >= 0; row -= stride) {
     v.take(x.row(row), dim);
     if (row >= stride) v.fetch(x.row(row - stride), dim);
-    float squares[1] = {0};
-    for_row<Team>(dim, [&](int i, std::int64_t column) {
-      const auto& value = v.at(i, column);
-#pragma unroll
-      for (int j = 0; j < Team::kN; ++j) squares[0] = fmaf(value[j], value[j], squares[0]);
-    });
-    sum(squares);
-    const float r = 1.0F / sqrtf(squares[0] / static_cast<float>(dim) + eps);
+    const float r = rms_norm_row(v, w, dim, eps, sum, y.row(row));
     if (rstd != nullptr && threadIdx.x % Team::kThreads == 0) rstd[row] = r;
-    T* out = y.row(row);
-    for_row<Team>(dim, [&](int i, std::int64_t column) {
-      const auto& value = v.at(i, column);
-      const auto& scale = w.at(i, column);
-      float result[Team::kN];
-#pragma unroll
-      for (int j = 0; j < Team::kN; ++j) {
-        const float normed = value[j] * r;
-        result[j] = fmaf(normed, scale[j], normed);
-      }
-      store_f32(out + column, result);
-    });
   }
 }
 

@@ -1,4 +1,5 @@
 #include "cuda/launch.cuh"
+#include "ops/timestep_norm_step.cuh"
 #include "ops/timestep_norm_strips.cuh"
 #include "ops/timestep_norm_tiles.cuh"
 
@@ -16,19 +17,12 @@ constexpr int kTileBlocks = 2;         // on a multiprocessor
 // One block a batch element, a quarter of a warp a group, timestep after timestep: for windows of a few.
 template <class T>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocks) timestep_norm_steps_kernel(TimestepNormForward<T> p) {
-  constexpr int kLanes = kWarp / 4;
+  constexpr int kLanes = kStepTeam;
   let_next_start();
   constexpr int kHeld = 8;  // of a lane's features the first are read ahead of their use
   const std::int64_t b = blockIdx.x;
   const std::int64_t lane = threadIdx.x % kLanes;
-  const unsigned mask = 0x000000ffU << threadIdx.x % kWarp / kLanes * kLanes;
-  const auto sum = [&](float v) {
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(mask, v, offset);
-    return v;
-  };
   std::int64_t count = 0;
-  const double width = static_cast<double>(p.width);
   for (std::int64_t g = threadIdx.x / kLanes; g < p.groups; g += kStepThreads / kLanes) {
     const std::int64_t at = b * p.groups + g;
     const float* const weight = p.weight + g * p.width;
@@ -61,46 +55,17 @@ __global__ void __launch_bounds__(kStepThreads, kStepBlocks) timestep_norm_steps
         }
         for (std::int64_t i = lane + kHeld * kLanes; i < p.width; i += kLanes) body(i, x[i], weight[i], bias[i]);
       };
-      if (count + t == 0) {  // no mean to measure the first row from but its own
-        float total = 0;
-        for_features([&](std::int64_t, float value, float, float) { total += value; });
-        mean = static_cast<float>(static_cast<double>(sum(total)) / width);
-      }
-      const float about = static_cast<float>(mean);
-      float first = 0;
-      float second = 0;
-      for_features([&](std::int64_t, float value, float, float) {
-        const float d = value - about;
-        first += d;
-        second = fmaf(d, d, second);
-      });
-      first = sum(first);
-      second = sum(second);
-      // With e = about - mean, the sums of (x - mean) and (x - mean)^2 over the new row are s1 and s2.
-      const double seen = static_cast<double>(count + t) * width;
-      const double share = 1 / (seen + width);
-      const double e = static_cast<double>(about) - mean;
-      const double s1 = first + width * e;
-      const double s2 = second + e * (first + s1);
-      const double step = s1 * share;
-      mean += step;
-      var = fmax(0.0, (var * seen + s2 - s1 * step) * share);
-      const double rstd = rsqrt(var + p.eps);
-      const float center = static_cast<float>(mean);
-      const float scale = static_cast<float>(rstd);
-      // What rounding took from the mean, so that y keeps its precision where the mean is large.
-      const float shift = static_cast<float>((static_cast<double>(center) - mean) * rstd);
+      const StepScale scale = timestep_norm_step(mean, var, count + t, p.width, p.eps, for_features);
       T* const y = p.y.row(row) + g * p.width;
       float* const exact = p.exact ? p.exact.row(row) + g * p.width : nullptr;
       for_features([&](std::int64_t i, float value, float w, float offset) {
-        const float normed = fmaf(value - center, scale, shift);
-        const float result = fmaf(normed, w, normed + offset);
+        const float result = scale(value, w, offset);
         y[i] = from_f32<T>(result);
         if (exact != nullptr) exact[i] = result;
       });
       if (p.saved_mean != nullptr && lane == 0) {
-        p.saved_mean[row * p.groups + g] = center;
-        p.saved_rstd[row * p.groups + g] = scale;
+        p.saved_mean[row * p.groups + g] = scale.center;
+        p.saved_rstd[row * p.groups + g] = scale.rstd;
       }
     }
     if (p.count != nullptr && lane == 0) {
