@@ -88,6 +88,13 @@ __device__ __forceinline__ void load(void* to, const void* from, int bytes, Barr
       "l"(from), "r"(bytes), "r"(shared_address(&barrier))
       : "memory");
 }
+// The same of bytes of whose place in the second cache `policy` says how long it is kept.
+__device__ __forceinline__ void load(void* to, const void* from, int bytes, Barrier& barrier, std::uint64_t policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
+               : "memory");
+}
 // A box of a map of two extents, also to the same place of each block of the cluster that `blocks` has a bit for, and its
 // barrier.
 __device__ __forceinline__ void load(void* to, const CUtensorMap& map, Barrier& barrier, int x, int y) {

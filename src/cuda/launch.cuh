@@ -29,22 +29,29 @@ __device__ inline void wait_for_previous() {
 // Asks for a line of memory to be in the L2 cache by the time that it is read. It may be written meanwhile.
 __device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-enum class Start { BeforeTheLastEnds, AfterAllBefore };
+// AllAtOnce: after all before, and only if all of its blocks find room together, which those need that wait for one another.
+enum class Start { BeforeTheLastEnds, AfterAllBefore, AllAtOnce };
 
 // Launches kernel(arguments...) on the context's stream. `where` stands in errors.
 template <class... Parameters, class... Arguments>
 void launch(Context& ctx, const char* where, Start start, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             std::size_t shared, Arguments&&... arguments) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute{};
+  if (start == Start::AllAtOnce) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = stream_of(ctx);
-  config.attrs = &overlap;
-  config.numAttrs = start == Start::BeforeTheLastEnds && gpu_of(ctx).code().capability >= 90 ? 1 : 0;
+  config.attrs = &attribute;
+  const bool overlaps = start == Start::BeforeTheLastEnds && gpu_of(ctx).code().capability >= 90;
+  config.numAttrs = overlaps || start == Start::AllAtOnce ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), where);
 }
 

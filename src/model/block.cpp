@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/built.h"
+#include "model/token.h"
 #include "ops/adamw.h"
 #include "ops/embedding.h"
 #include "ops/residual.h"
@@ -36,12 +37,13 @@ std::size_t BlockOps::workspace_bytes(std::int64_t batch, std::int64_t length, c
   if constexpr (cuda::kBuilt) {
     if (place.device == Device::Cuda) {
       const std::int64_t rows = batch * length;
-      std::size_t bytes = std::max(
-          {cuda::timestep_norm_workspace_bytes(norm, batch, length), cuda::cema_workspace_bytes(cema, batch, length),
-           cuda::rms_norm_workspace_bytes(rms, batch, length), cuda::head_norm_workspace_bytes(head, batch, length),
-           cuda::attention_workspace_bytes(attention, batch, length), cuda::layer_norm_workspace_bytes(nffn, batch, length),
-           cuda::residual_workspace_bytes(rows, config.model_dim),
-           cuda::embedding_workspace_bytes({config.vocab_size, config.model_dim, 1}, rows), cuda::adamw_workspace_bytes()});
+      std::size_t bytes =
+          std::max({cuda::timestep_norm_workspace_bytes(norm, batch, length), cuda::cema_workspace_bytes(cema, batch, length),
+                    cuda::rms_norm_workspace_bytes(rms, batch, length), cuda::head_norm_workspace_bytes(head, batch, length),
+                    cuda::attention_workspace_bytes(attention, batch, length),
+                    cuda::layer_norm_workspace_bytes(nffn, batch, length), cuda::residual_workspace_bytes(rows, config.model_dim),
+                    cuda::embedding_workspace_bytes({config.vocab_size, config.model_dim, 1}, rows),
+                    cuda::adamw_workspace_bytes(), batch == 1 ? cuda::token_workspace_bytes(*this) : 0});
       for (const Linear& linear : {wv, wzrh, wh2, fc13, fc2, output}) {
         bytes = std::max(bytes, cuda::linear_workspace_bytes(linear, rows));
       }

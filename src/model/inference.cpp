@@ -3,10 +3,13 @@
 #include "core/check.h"
 #include "core/on_host.h"
 #include "core/replay.h"
+#include "cuda/built.h"
 #include "model/block.h"
 #include "model/head.h"
 #include "model/megalodon.h"
+#include "model/token.h"
 #include "ops/cross_entropy.h"
+#include "ops/dispatch.h"
 #include "ops/documents.h"
 
 namespace megalodon {
@@ -51,6 +54,9 @@ struct Inference::Impl {
         arena(memory.activations, "activations", ctx.accelerator()),
         buffers(allocate(arena, m.config(), m.dtype(), max_batch, max_length, ctx.device())) {
     ctx.reserve_workspace(memory.workspace);
+    if constexpr (cuda::kBuilt) {
+      one_kernel = batch == 1 && cuda::token_fits(ctx, ops, model.parameters().blocks, model.dtype());
+    }
   }
 
   // Reads the window and leaves the normed output, [B, L, D], in buffers.normed, of which it returns that part.
@@ -100,10 +106,16 @@ struct Inference::Impl {
     Tensor x = buffers.x[0].piece(0, {b, l, c.model_dim});
     Tensor out = buffers.x[1].piece(0, {b, l, c.model_dim});
     embedding_forward(ctx, embedding_of(c), p.embed, tokens, x);
-    for (std::size_t i = 0; i < p.blocks.size(); ++i) {
-      block_forward(ctx, ops, p.blocks[i], window, Masks(), x, state != nullptr ? state->blocks[i] : BlockState(), saved, scratch,
-                    out);
-      std::swap(x, out);
+    if (one_kernel && l == 1 && state != nullptr) {
+      dispatch(
+          ctx, model.dtype(), "blocks of a token", [] {},
+          [&] { cuda::token_forward(ctx, ops, p.blocks, window, state->blocks, saved, scratch, x); });
+    } else {
+      for (std::size_t i = 0; i < p.blocks.size(); ++i) {
+        block_forward(ctx, ops, p.blocks[i], window, Masks(), x, state != nullptr ? state->blocks[i] : BlockState(), saved,
+                      scratch, out);
+        std::swap(x, out);
+      }
     }
     const Tensor normed = buffers.normed.piece(0, {b, l, c.model_dim});
     timestep_norm_forward(ctx, ops.norm, p.final_norm_weight, p.final_norm_bias, x,
@@ -145,6 +157,7 @@ struct Inference::Impl {
   std::int64_t batch, length;
   Arena arena;
   Buffers buffers;
+  bool one_kernel = false;  // takes a token through all blocks
   Replay replay;
 };
 

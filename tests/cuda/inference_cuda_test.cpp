@@ -88,6 +88,63 @@ TEST_F(InferenceCudaTest, SessionsAtDifferentPositionsInOneStepEqualEachAlone) {
   }
 }
 
+// A single token in bfloat16 goes through all blocks in one kernel where D is this large; several go op by op.
+TEST_F(InferenceCudaTest, SingleTokensEqualAWindow) {
+  ModelConfig wide = tiny_config();
+  wide.num_layers = 2;
+  wide.model_dim = 3072;
+  wide.z_dim = 128;
+  wide.value_dim = 1024;
+  wide.ffn_hidden_dim = 1536;
+  wide.cema_ndim = 16;
+  wide.chunk_size = 64;
+  wide.norm_num_groups = 16;
+  ModelConfig odd =
+      wide;  // products of which some blocks get no piece, heads of several pieces, groups of few and of many features
+  odd.model_dim = 3096;
+  odd.z_dim = 72;
+  odd.value_dim = 648;
+  odd.num_heads = 3;
+  odd.ffn_hidden_dim = 2056;
+  odd.norm_num_groups = 2;
+  odd.cema_ndim = 5;
+  odd.swiglu = false;
+  odd.rescale_nffn = true;
+  odd.norm_affine = false;
+  ModelConfig long_chunk = wide;  // keys enough for several splits of a head
+  long_chunk.chunk_size = 4096;
+  long_chunk.num_heads = 1;
+  for (const ModelConfig& config : {wide, odd, long_chunk}) {
+    const std::int64_t length = config.chunk_size == 4096 ? 700 : 150;
+    Megalodon model(config, Precision::BF16, the_gpu());
+    model.initialize(5);
+    Context ctx(the_gpu(), 1);
+    std::vector<std::int32_t> tokens = random_tokens(length, 8);
+    const std::int64_t outputs = config.outputs();
+    std::vector<float> expected(static_cast<std::size_t>(length * outputs));
+    {
+      Inference whole(ctx, model, 1, length);
+      ModelState state(config, 1, model.dtype(), the_gpu());
+      whole.logits(Tensor(tokens.data(), {1, length}), state, Tensor(expected.data(), {1, length, outputs}));
+    }
+    std::vector<float> first;
+    for (int run = 0; run < 2; ++run) {
+      Inference single(ctx, model, 1, 1);
+      ModelState state(config, 1, model.dtype(), the_gpu());
+      std::vector<float> actual(expected.size());
+      for (std::int64_t t = 0; t < length; ++t) {
+        float* const row = actual.data() + t * outputs;
+        single.logits(Tensor(tokens.data() + t, {1, 1}), state, Tensor(row, {1, 1, outputs}));
+        const std::vector<float> got(row, row + outputs);
+        const std::vector<float> want(expected.data() + t * outputs, expected.data() + (t + 1) * outputs);
+        ASSERT_LE(relative_error(got, widen(want)), 0.03) << "D " << config.model_dim << ", token " << t;
+      }
+      if (run == 0) first = actual;
+      EXPECT_EQ(first, actual) << "not the same bits again";
+    }
+  }
+}
+
 TEST_F(InferenceCudaTest, GeneratesWhatTheCpuGenerates) {
   Megalodon on_cpu = tiny_model();
   Megalodon on_gpu(tiny_config(), Precision::F32, the_gpu());
