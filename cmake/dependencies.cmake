@@ -25,7 +25,7 @@ add_library(hwy::hwy ALIAS hwy_targets)
 
 set(MEGALODON_CUDA_LIBRARIES "")
 if(MEGALODON_CUDA)
-  find_package(CUDAToolkit 12 REQUIRED)
+  find_package(CUDAToolkit 12.1 REQUIRED)  # kernels with more than 4 KiB of parameters
   set(MEGALODON_CUDA_LIBRARIES CUDA::cudart_static CUDA::cublasLt)
 endif()
 

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "core/check.h"
 #include "cuda/launch.cuh"
 #include "cuda/weight_stream.cuh"
 #include "ops/attention_rows.cuh"
@@ -477,7 +478,10 @@ void lay_out(Context& ctx, Token& a) {
   place.average = floats(ceil_div(a.dim, blocks_of(ctx)));
   cudaFuncAttributes kernel{};
   check(cudaFuncGetAttributes(&kernel, token_kernel), kName);
-  const auto room = static_cast<int>(gpu_of(ctx).properties().sharedMemPerBlockOptin - kernel.sharedSizeBytes) - at;
+  // All there is, whatever the model: another one's launch must not find less allowed.
+  const auto most = static_cast<int>(gpu_of(ctx).properties().sharedMemPerBlockOptin - kernel.sharedSizeBytes);
+  check(cudaFuncSetAttribute(token_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), kName);
+  const int room = most - at;
   a.slots = std::min(stream::kMostSlots, room / a.slot_bytes);
   const int ring = a.slots * a.slot_bytes;
   for (int* part : {&place.x, &place.scratch, &place.query, &place.logits, &place.weights, &place.moments, &place.average}) {
@@ -538,9 +542,17 @@ void token_forward(Context& ctx, const BlockOps& op, const std::vector<BlockPara
   a.sums = pointer<float>(parts.sums);
   a.totals = pointer<float2>(parts.totals);
   a.counters = pointer<unsigned>(parts.counters);
+  const ModelConfig& c = op.config;
+  require(states.size() == blocks.size(), kName, "one state a block");
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     const BlockParameters& p = blocks[i];
     const BlockState& state = states[i];
+    require_contiguous(state.norm.count, DType::I64, {1}, kName, "state.count");
+    require_contiguous(state.norm.mean, DType::F64, {1, c.norm_num_groups}, kName, "state.mean");
+    require_contiguous(state.norm.var, DType::F64, {1, c.norm_num_groups}, kName, "state.var");
+    require_contiguous(state.cema.h, DType::F32, {1, c.model_dim, c.cema_ndim, 2}, kName, "state.h");
+    require_contiguous(state.attention.k, DType::BF16, {1, c.chunk_size, c.z_dim}, kName, "state.k");
+    require_contiguous(state.attention.v, DType::BF16, {1, c.chunk_size, c.value_dim}, kName, "state.v");
     Layer& l = a.layer[i];
     l.norm_weight = pointer<const float>(p.timenorm_weight);
     l.norm_bias = pointer<const float>(p.timenorm_bias);
@@ -565,7 +577,6 @@ void token_forward(Context& ctx, const BlockOps& op, const std::vector<BlockPara
     l.k = pointer<Half>(state.attention.k);
     l.v = pointer<Half>(state.attention.v);
   }
-  check(cudaFuncSetAttribute(token_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.place.bytes), kName);
   gpu_of(ctx).zero(parts.counters.raw(), parts.counters.bytes());
   launch(ctx, kName, Start::AllAtOnce, token_kernel, static_cast<unsigned>(blocks_of(ctx)), stream::kThreads,
          static_cast<std::size_t>(a.place.bytes), a);

@@ -425,6 +425,7 @@ __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&
         write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
                         to.row + group * hopper::kBlock, to.byte + part * 128);
         if (multiplied) {
+          __syncwarp();  // lanes with fewer lines than others are there first
           hopper::wait_for_threads<kWritingWarps * kWarp>();
           fetch(n + 2);
         }

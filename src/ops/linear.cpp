@@ -75,6 +75,7 @@ void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& we
   const auto require_like_dx = [&](const Tensor& tensor, const char* name) {
     if (tensor) require_matrix(tensor, dy.dtype(), dy.rows(), op.in, kName, name);
   };
+  require_matrix(dx, dy.dtype(), dy.rows(), op.in, kName, "dx");
   require_matrix(a, dy.dtype(), dy.rows(), op.in, kName, "a");
   require_matrix(da, dy.dtype(), dy.rows(), op.in, kName, "da");
   require_like_dx(b, "b");

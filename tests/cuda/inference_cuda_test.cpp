@@ -111,9 +111,9 @@ TEST_F(InferenceCudaTest, SingleTokensEqualAWindow) {
   odd.swiglu = false;
   odd.rescale_nffn = true;
   odd.norm_affine = false;
-  ModelConfig long_chunk = wide;  // keys enough for several splits of a head
+  ModelConfig long_chunk = wide;  // keys enough for several splits of a head, in the end of more than eight
   long_chunk.chunk_size = 4096;
-  long_chunk.num_heads = 1;
+  long_chunk.num_heads = 4;
   for (const ModelConfig& config : {wide, odd, long_chunk}) {
     const std::int64_t length = config.chunk_size == 4096 ? 700 : 150;
     Megalodon model(config, Precision::BF16, the_gpu());
