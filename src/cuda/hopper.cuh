@@ -261,22 +261,6 @@ __device__ __forceinline__ void load_matrices(std::uint32_t row, std::uint32_t (
                : "memory");
 }
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y = 0;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// Two values as bfloat16, the first in the lower half.
-__device__ __forceinline__ std::uint32_t pack_halves(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  std::uint32_t bits = 0;
-  memcpy(&bits, &pair, sizeof bits);
-  return bits;
-}
-__device__ __forceinline__ float low_half(std::uint32_t halves) { return __uint_as_float(halves << 16); }
-__device__ __forceinline__ float high_half(std::uint32_t halves) { return __uint_as_float(halves & 0xFFFF0000U); }
-
 // Of the host: a map of `rank` extents, the innermost first; strides, in bytes and multiples of 16, are those of all but the
 // innermost. What lies outside of them reads as zero and is not written. Rows of a box are 128 bytes, and lie in shared memory as
 // those of a block; of other bytes with another swizzle.

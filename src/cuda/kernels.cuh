@@ -117,12 +117,27 @@ __device__ inline void multiply_add(float (&c)[4], unsigned a0, unsigned a1, uns
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Two values as bfloat16 in a word, the first in the lower half.
+__device__ __forceinline__ std::uint32_t pack_halves(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  std::uint32_t bits = 0;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+__device__ __forceinline__ float low_half(std::uint32_t halves) { return __uint_as_float(halves << 16); }
+__device__ __forceinline__ float high_half(std::uint32_t halves) { return __uint_as_float(halves & 0xFFFF0000U); }
+
+constexpr float kLog2E = 1.4426950408889634F;
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Without care for numbers below the least normal one, which neither 1 + exp(-x) nor its inverse can tell from 0.
 __device__ inline float sigmoid(float x) {
-  float power = 0;
   float inverse = 0;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634F));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0F + power));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0F + exp2_fast(x * -kLog2E)));
   return inverse;
 }
 __device__ inline float silu(float x) { return x * sigmoid(x); }

@@ -101,7 +101,7 @@ class Arriving {
       if constexpr (sizeof(T) == 4) {
         out[i] = __uint_as_float(words_.v[i]);
       } else {
-        out[i] = __uint_as_float(i % 2 == 0 ? words_.v[i / 2] << 16 : words_.v[i / 2] & 0xffff0000U);
+        out[i] = i % 2 == 0 ? low_half(words_.v[i / 2]) : high_half(words_.v[i / 2]);
       }
     }
   }

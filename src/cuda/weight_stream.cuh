@@ -76,7 +76,7 @@ struct Ring {
 #if MEGALODON_HOPPER
 
 // All consumers wait for one another.
-__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ __forceinline__ void meet() { hopper::wait_for_threads<kConsumers>(); }
 
 // By all threads, before anything else.
 __device__ __forceinline__ void init(const Ring& ring) {

@@ -19,7 +19,6 @@ namespace megalodon::cuda {
 constexpr int kTile = 128;  // rows and keys of a tile
 constexpr int kTileBlocks = (kTile / hopper::kBlock) * (kTile / hopper::kBlock);
 constexpr std::int64_t kTileBytes = kTileBlocks * hopper::kBlockBytes;
-constexpr float kLog2E = 1.4426950408889634F;
 
 // The tiles of one piece's head: row tile r sees first + r tiles of keys, which lie one after the other. Block (half of the
 // keys, half of the rows) of a tile is its 2 * half of the keys + half of the rows'th.
@@ -162,8 +161,6 @@ struct ProductRing : OperandStages<Stages, Out> {
     if (threadIdx.x % kWarp == 0) hopper::arrive(empty[stage]);
   }
 };
-__device__ __forceinline__ int attention_group() { return product_group(); }
-
 // This thread's first row of its group's 64, and the first of its columns of every eight.
 __device__ __forceinline__ int attention_row() {
   return static_cast<int>(threadIdx.x) % hopper::kGroup / kWarp * 16 + static_cast<int>(threadIdx.x) % kWarp / 4;
@@ -208,9 +205,6 @@ inline AttentionRows attention_rows(const Tensor& tensor, const AttentionChunks&
   return {reinterpret_cast<unsigned char*>(attention_at(tensor, pieces.row, 0)), tensor.pitch() * size,
           pieces.row_step * tensor.pitch() * size, static_cast<int>(pieces.rows), static_cast<int>(tensor.cols() / heads * size)};
 }
-
-// This warp of the multiplying ones.
-__device__ __forceinline__ int attention_warp() { return product_warp(); }
 
 // The kernels whose sums are results. Two groups multiply; what they have summed they leave in shared memory, and go on while
 // three warps of the third group take it to memory. A thread of that group's other warp fetches, and announces to them each tile.
@@ -261,12 +255,12 @@ struct ResultGiver {
 
   // This warp's lines of a part, once what was there before has been taken.
   __device__ __forceinline__ unsigned char* lines(int part) const {
-    return shared.ring.out[attention_group()][part] + attention_warp() % (hopper::kGroup / kWarp) * kLinesBytes;
+    return shared.ring.out[product_group()][part] + product_warp() % (hopper::kGroup / kWarp) * kLinesBytes;
   }
-  __device__ __forceinline__ void wait() const { hopper::wait(shared.taken[attention_group()], phase ^ 1); }
+  __device__ __forceinline__ void wait() const { hopper::wait(shared.taken[product_group()], phase ^ 1); }
   __device__ __forceinline__ void give() {
     __syncwarp();
-    if (threadIdx.x % kWarp == 0) hopper::arrive(shared.ready[attention_group()]);
+    if (threadIdx.x % kWarp == 0) hopper::arrive(shared.ready[product_group()]);
     phase ^= 1;
   }
   // The sums, times their rows' factors, in bfloat16.
@@ -280,8 +274,8 @@ struct ResultGiver {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float* const four = sums + 32 * part + 4 * j;
-        values[2 * j] = hopper::pack_halves(four[0] * scale, four[1] * scale);
-        values[2 * j + 1] = hopper::pack_halves(four[2] * scale_below, four[3] * scale_below);
+        values[2 * j] = pack_halves(four[0] * scale, four[1] * scale);
+        values[2 * j + 1] = pack_halves(four[2] * scale_below, four[3] * scale_below);
       }
       put_lines(lines(part), values);
     }
@@ -331,8 +325,7 @@ __device__ __forceinline__ std::uint32_t attention_product(std::uint32_t result,
   const auto product = [](float of, float x) {
     return Of == Factor::Silu ? silu_gate(x, of) : silu_gate_gradients(x, 1.0F, of).da;
   };
-  return hopper::pack_halves(product(hopper::low_half(result), hopper::low_half(a)),
-                             product(hopper::high_half(result), hopper::high_half(a)));
+  return pack_halves(product(low_half(result), low_half(a)), product(high_half(result), high_half(a)));
 }
 
 // A block, which is a part of what a group gave, and of factors or null; what is past the ends of rows is left out.

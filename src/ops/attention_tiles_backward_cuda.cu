@@ -82,7 +82,7 @@ __device__ __forceinline__ void find_ends(const Gradients& a) {
 template <int Keys, bool Documents>
 __device__ __forceinline__ void gradients_tile(const Gradients& a, GradientRing& ring, GradientRing::Place& at,
                                                const GradientTile& tile) {
-  const int group = attention_group();
+  const int group = product_group();
   const int row = tile.r * kTile + group * hopper::kBlock + attention_row();
   // Rows past the last weigh nothing.
   float lse[2] = {INFINITY, INFINITY};
@@ -105,9 +105,9 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, GradientRing&
   const std::int64_t first = (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.count<Documents>() +
                               a.pairs.tiles.before<Documents>(tile.r) + tile.key) *
                                  kTileBytes +
-                             attention_warp() * kLinesBytes;
+                             product_warp() * kLinesBytes;
   const auto write = [&](const std::uint32_t(&values)[16], unsigned char* tiles, int part) {
-    unsigned char* const lines = ring.out[attention_warp()][part % 2];
+    unsigned char* const lines = ring.out[product_warp()][part % 2];
     put_lines(lines, values);
     __syncwarp();  // and what was read of the other lines has been
     copy_lines(lines, tiles + first + part * 2LL * hopper::kBlockBytes);
@@ -129,8 +129,7 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, GradientRing&
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
       const float* const two = s + 32 * part + 2 * j;
-      weights[part][j] =
-          hopper::pack_halves(hopper::exp2_fast(two[0] * kLog2E - lse[j % 2]), hopper::exp2_fast(two[1] * kLog2E - lse[j % 2]));
+      weights[part][j] = pack_halves(exp2_fast(two[0] * kLog2E - lse[j % 2]), exp2_fast(two[1] * kLog2E - lse[j % 2]));
     }
     write(weights[part], a.weights, part);
   }
@@ -140,10 +139,10 @@ __device__ __forceinline__ void gradients_tile(const Gradients& a, GradientRing&
     std::uint32_t ds[16];
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
-      const float low = __uint_as_float(weights[part][j] << 16);
-      const float high = __uint_as_float(weights[part][j] & 0xFFFF0000U);
+      const float low = low_half(weights[part][j]);
+      const float high = high_half(weights[part][j]);
       const float* const products = s + 32 * part + 2 * j;
-      ds[j] = hopper::pack_halves(low * (products[0] - delta[j % 2]), high * (products[1] - delta[j % 2]));
+      ds[j] = pack_halves(low * (products[0] - delta[j % 2]), high * (products[1] - delta[j % 2]));
     }
     write(ds, a.gradients, part);
   }
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
   GradientRing::Place at;
   const AttentionTiles& tiles = a.pairs.tiles;
   const int of_pair = gradient_tiles<Documents>(tiles);
-  if (attention_group() == 2) {
+  if (product_group() == 2) {
     hopper::fewer_registers<40>();
     if (threadIdx.x != 2 * hopper::kGroup) return;
     const int blocks = static_cast<int>(gridDim.x);
@@ -231,7 +230,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
   shared.init();
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
   RingPlace<3> place;
-  if (attention_group() == 2) {
+  if (product_group() == 2) {
     hopper::fewer_registers<kOtherRegisters>();
     const AttentionTiles& tiles = a.pairs.tiles;
     if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {

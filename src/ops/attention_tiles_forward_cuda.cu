@@ -37,7 +37,7 @@ template <int ZBlocks, bool Documents>
 __device__ __forceinline__ void logits(const Weights& a, const unsigned char* q, const unsigned char* k, WeightBarriers& bars,
                                        RingPlace<kWeightStages>& at, int r, int t, const int (&first)[2], float (&s)[64]) {
   constexpr int kZBytes = ZBlocks * 2 * hopper::kBlockBytes;
-  const int group = attention_group();
+  const int group = product_group();
   hopper::wait(bars.full[at.stage], at.phase);
   const std::uint64_t rows = hopper::operand(q + group * hopper::kBlockBytes);
   const std::uint64_t keys = hopper::operand(k + at.stage * kZBytes);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
   const int piece = a.pairs.piece(pair);
   const int first = Documents ? a.pairs.first_tile(piece, r) : 0;  // of the tiles of keys
   const int tiles = a.pairs.tiles.keys(r) - first;
-  const int group = attention_group();
+  const int group = product_group();
   if (threadIdx.x == 0) {
     if (blockIdx.x == 0) *a.next = 0;
     hopper::init(bars.q, 1);
@@ -157,12 +157,12 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
       float s[64] = {};
       float most[2] = {-INFINITY, -INFINITY};
       float sum[2] = {0, 0};
-      unsigned char* const lines = out + attention_warp() * kLinesBytes;
+      unsigned char* const lines = out + product_warp() * kLinesBytes;
       unsigned char* to =
           a.tiles +
           (static_cast<std::int64_t>(pair) * a.pairs.tiles.count<Documents>() + a.pairs.tiles.before<Documents>(r) + first) *
               kTileBytes +
-          attention_warp() * kLinesBytes;
+          product_warp() * kLinesBytes;
       for (int i = exact ? -tiles : 0; i < tiles; ++i) {
         logits<ZBlocks, Documents>(a, q, k, bars, at, r, first + (i < 0 ? i + tiles : i), first_seen, s);
         bool found = i == 0;
@@ -185,10 +185,10 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
 #pragma unroll
           for (int j = 0; j < 16; ++j) {
             const float* const two = s + 32 * half + 2 * j;
-            const float x = hopper::exp2_fast(two[0] * kLog2E - shift[j % 2]);
-            const float y = hopper::exp2_fast(two[1] * kLog2E - shift[j % 2]);
+            const float x = exp2_fast(two[0] * kLog2E - shift[j % 2]);
+            const float y = exp2_fast(two[1] * kLog2E - shift[j % 2]);
             sum[j % 2] += x + y;
-            values[j] = hopper::pack_halves(x, y);
+            values[j] = pack_halves(x, y);
           }
           __syncwarp();
           put_lines(lines, values);
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
   auto& ring = shared.ring;
   shared.init();
   RingPlace<3> at;
-  if (attention_group() == 2) {
+  if (product_group() == 2) {
     hopper::fewer_registers<kOtherRegisters>();
     if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
       return write_results<Factor::Silu>(
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
     ResultGiver<AttendTile> results{shared};
     for (AttendTile tile{}; (tile = ring.next(at)).pair >= 0;) {
       const float* const scales = a.scales + (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.rows + tile.r) * kTile +
-                                  attention_group() * hopper::kBlock + attention_row();
+                                  product_group() * hopper::kBlock + attention_row();
       const float scale = scales[0];
       const float scale_below = scales[8];
       float sums[kColumns / 2] = {};

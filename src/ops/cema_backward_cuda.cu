@@ -601,7 +601,7 @@ void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& para
                        h0,
                        scratch.sums,
                        scratch.omega};
-  const bool maps = gpu_of(ctx).properties().major == 9;
+  const bool maps = gpu_of(ctx).code().hopper;
   kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(
       parameters, to_do, documents, maps ? tile_map(x, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_32B, kWhere) : CUtensorMap{},
       maps ? tile_map(dy, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_NONE, kWhere) : CUtensorMap{});

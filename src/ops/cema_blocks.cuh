@@ -30,10 +30,8 @@ constexpr int kSteps = 8 * kBlocks * kBlock;    // of a tile
 constexpr int kBoxSteps = 256;                  // of what the copy engine moves at once
 static_assert(kThreads == kChannels * kOrder);  // a thread owns a state of a channel
 
-__device__ inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+__device__ inline void multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+  cuda::multiply_add(c, a.x, a.y, a.z, a.w, b0, b1);
 }
 // The same, from zero.
 __device__ inline void begin_multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
@@ -41,7 +39,6 @@ __device__ inline void begin_multiply(float (&c)[4], uint4 a, unsigned b0, unsig
       : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "f"(0.0F));
 }
-__device__ inline void multiply(float (&c)[4], uint4 a, unsigned b0, unsigned b1) { multiply(c, a.x, a.y, a.z, a.w, b0, b1); }
 // The same of the first half of what is summed over.
 __device__ inline void multiply_half(float (&c)[4], uint4 a, unsigned b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -97,13 +94,9 @@ __device__ inline unsigned transpose(unsigned v) {
 }
 
 // Two floats as bfloat16, and what the rounding left, again as bfloat16: 16 bits of each in all.
-__device__ inline unsigned narrow(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
 __device__ inline void split(float first, float second, unsigned& high, unsigned& low) {
-  high = narrow(first, second);
-  low = narrow(first - __uint_as_float(high << 16), second - __uint_as_float(high & 0xffff0000U));
+  high = pack_halves(first, second);
+  low = pack_halves(first - low_half(high), second - high_half(high));
 }
 
 struct Complex {

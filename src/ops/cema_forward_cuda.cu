@@ -68,7 +68,7 @@ struct ForwardShared {
   alignas(1024) unsigned char y[Low ? 1 : kRing][Low ? 1 : kSteps * kChannels * 2];  // for the copy engine, the last member
 
   static std::size_t bytes(Context& ctx) {
-    return gpu_of(ctx).properties().major == 9 ? sizeof(ForwardShared) : offsetof(ForwardShared, y);
+    return gpu_of(ctx).code().hopper ? sizeof(ForwardShared) : offsetof(ForwardShared, y);
   }
 };
 
@@ -204,7 +204,8 @@ __device__ __forceinline__ void forward_channels(const Fragments (&matrices)[kTu
     for (int m = 0; m < kPairs; ++m) {
       const float(&a)[4] = y[c][m][0];
       const float(&b)[4] = y[c][m][1];
-      high[c][m][place(c, lane)] = {narrow(a[0], a[1]), narrow(a[2], a[3]), narrow(b[0], b[1]), narrow(b[2], b[3])};
+      high[c][m][place(c, lane)] = {pack_halves(a[0], a[1]), pack_halves(a[2], a[3]), pack_halves(b[0], b[1]),
+                                    pack_halves(b[2], b[3])};
     }
   }
 }
@@ -473,7 +474,7 @@ void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Ten
   const Forward to_do{static_cast<int>(batch), static_cast<int>(length), static_cast<int>(op.dim), h, h, h0};
   const auto kernel = documents != nullptr ? forward_kernel<X, true> : forward_kernel<X, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(memory)), kWhere);
-  const bool maps = gpu_of(ctx).properties().major == 9;
+  const bool maps = gpu_of(ctx).code().hopper;
   kernel<<<grid_of(op, splits_of(op, batch, ceil_div(length, kSteps))), kThreads, memory, stream_of(ctx)>>>(
       parameters, to_do, {pointer<const X>(x), x.pitch()}, matrix<Half>(y), documents,
       maps ? tile_map(x, op, kBoxSteps, Shared::kSwizzle, kWhere) : CUtensorMap{},

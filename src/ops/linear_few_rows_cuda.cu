@@ -93,8 +93,8 @@ struct Raw {
         if constexpr (N == 4) {
           out[i] = __uint_as_float(words[i]);
         } else {
-          out[2 * i] = __uint_as_float(words[i] << 16);
-          out[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000U);
+          out[2 * i] = low_half(words[i]);
+          out[2 * i + 1] = high_half(words[i]);
         }
       }
     }

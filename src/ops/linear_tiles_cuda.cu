@@ -107,7 +107,7 @@ __device__ __forceinline__ void fetch_tile(const LinearTiles& a, Ring& ring, Rin
 template <int Part, int N>
 __device__ __forceinline__ void round_part(const float (&sums)[N], std::uint32_t (&values)[16]) {
 #pragma unroll
-  for (int j = 0; j < 16; ++j) values[j] = hopper::pack_halves(sums[32 * Part + 2 * j], sums[32 * Part + 2 * j + 1]);
+  for (int j = 0; j < 16; ++j) values[j] = pack_halves(sums[32 * Part + 2 * j], sums[32 * Part + 2 * j + 1]);
 }
 
 // What a warp writes: 16 rows by 64 columns at a time, while it goes on.
@@ -154,7 +154,7 @@ __device__ __forceinline__ void write_rows(const LinearTiles& a, int column, con
   if (!a.has_y) return;
 #pragma unroll
   for (std::uint32_t& value : values) {
-    value = hopper::pack_halves(silu(hopper::low_half(value)), silu(hopper::high_half(value)));
+    value = pack_halves(silu(low_half(value)), silu(high_half(value)));
   }
   writer.write(values, a.y, column + Part * hopper::kBlock);
 }
@@ -172,8 +172,8 @@ __device__ __forceinline__ void write_pairs(const LinearTiles& a, int column, co
   }
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
-    values[j] = hopper::pack_halves(silu_gate(hopper::low_half(values[j]), hopper::low_half(gates[j])),
-                                    silu_gate(hopper::high_half(values[j]), hopper::high_half(gates[j])));
+    values[j] =
+        pack_halves(silu_gate(low_half(values[j]), low_half(gates[j])), silu_gate(high_half(values[j]), high_half(gates[j])));
   }
   writer.write(values, a.y, column + Part * hopper::kBlock);
 }
@@ -203,12 +203,12 @@ __device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* const two = sums + 32 * Part + 4 * j + 2 * i;
-      const std::uint32_t d = hopper::pack_halves(two[0], two[1]);
-      const GateGradients low = silu_gate_gradients(hopper::low_half(x[i]), hopper::low_half(gate[i]), hopper::low_half(d));
-      const GateGradients high = silu_gate_gradients(hopper::high_half(x[i]), hopper::high_half(gate[i]), hopper::high_half(d));
-      x[i] = hopper::pack_halves(low.da, high.da);
-      gate[i] = hopper::pack_halves(low.db, high.db);
-      y[i] = hopper::pack_halves(low.y, high.y);
+      const std::uint32_t d = pack_halves(two[0], two[1]);
+      const GateGradients low = silu_gate_gradients(low_half(x[i]), low_half(gate[i]), low_half(d));
+      const GateGradients high = silu_gate_gradients(high_half(x[i]), high_half(gate[i]), high_half(d));
+      x[i] = pack_halves(low.da, high.da);
+      gate[i] = pack_halves(low.db, high.db);
+      y[i] = pack_halves(low.y, high.y);
     }
     hopper::store_matrices(hopper::shared_address(to_a) + at_lane, x[0], x[1], x[2], x[3]);
     if (a.has_b) hopper::store_matrices(hopper::shared_address(to_b) + at_lane, gate[0], gate[1], gate[2], gate[3]);

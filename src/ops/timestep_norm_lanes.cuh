@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
 #include "ops/timestep_norm_strips.cuh"
 #include "ops/timestep_norm_tiles.cuh"
@@ -74,12 +75,8 @@ struct StripPlace {
         at(batch * groups + column / kWidth) {}
 
   // The sum over the group.
-  static __device__ __forceinline__ float sum(float v) {
-#pragma unroll
-    for (int offset = Lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffU, v, offset);
-    return v;
-  }
-  static __device__ __forceinline__ double sum(double v) {
+  template <class V>
+  static __device__ __forceinline__ V sum(V v) {
 #pragma unroll
     for (int offset = Lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffU, v, offset);
     return v;
@@ -200,20 +197,11 @@ struct TileShared {
 };
 
 // A strip's blocks have to run at the same time where there are several.
-template <class... Parameters>
+template <class... Parameters, class... Arguments>
 void launch_strips(Context& ctx, const char* where, void (*kernel)(Parameters...), const Strips& plan, std::size_t shared,
-                   Parameters... arguments) {
-  cudaLaunchAttribute together{};
-  together.id = cudaLaunchAttributeCooperative;
-  together.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = plan.strips * plan.sharers;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = shared;
-  config.stream = stream_of(ctx);
-  config.attrs = &together;
-  config.numAttrs = plan.sharers > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), where);
+                   const Arguments&... arguments) {
+  launch(ctx, where, plan.sharers > 1 ? Start::AllAtOnce : Start::AfterAllBefore, kernel, plan.strips * plan.sharers, kThreads,
+         shared, arguments...);
 }
 
 template <class Kernel>
