@@ -124,6 +124,19 @@ inline AttentionAtOnce attention_at_once(std::int64_t pairs, std::int64_t each) 
   return {ceil_div(pairs, calls), std::max(std::min(kMost, pairs * each), each)};
 }
 
+// What the warp's first lane reads: the one that says afterwards, of what it has read, that it may be written again.
+template <class T>
+__device__ __forceinline__ T from_first_lane(const T& shared) {
+  static_assert(sizeof(T) % sizeof(int) == 0);
+  struct Words {
+    int word[sizeof(T) / sizeof(int)];
+  } words{};
+  if (threadIdx.x % kWarp == 0) words = reinterpret_cast<const Words&>(shared);
+#pragma unroll
+  for (int& word : words.word) word = __shfl_sync(0xffffffffU, word, 0);
+  return reinterpret_cast<const T&>(words);
+}
+
 // The operands of the kernels that get them step by step; a Tile says what they are for, its `pair` is -1 after the last.
 template <int Stages, class Out, class Tile>
 struct ProductRing : OperandStages<Stages, Out> {
@@ -153,9 +166,7 @@ struct ProductRing : OperandStages<Stages, Out> {
   // The multiplying threads: what is next, and that a stage has been read.
   __device__ __forceinline__ Tile next(const Place& at) {
     hopper::wait(full[at.stage], at.phase);
-    const Tile tile = tiles[at.stage];
-    __syncwarp();  // before one of them releases the stage
-    return tile;
+    return from_first_lane(tiles[at.stage]);
   }
   __device__ __forceinline__ void release(int stage) {
     if (threadIdx.x % kWarp == 0) hopper::arrive(empty[stage]);
@@ -217,6 +228,7 @@ struct ResultShared {
   unsigned char factors[2][hopper::kBlockBytes];  // of what is to be multiplied, a block after the other
   // Of each multiplying group, 64 rows.
   ProductRing<3, unsigned char[2][kParts][hopper::kBlockBytes], Tile> ring;
+  // Of `ready` and `taken` each thread says so itself.
   hopper::Barrier fetched[2], ready[2], taken[2], announced[kTiles];
   Tile tiles[kTiles];
 
@@ -224,8 +236,8 @@ struct ResultShared {
     if (threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) {
         hopper::init(fetched[i], 1);
-        hopper::init(ready[i], hopper::kGroup / kWarp);
-        hopper::init(taken[i], kWritingWarps);
+        hopper::init(ready[i], hopper::kGroup);
+        hopper::init(taken[i], kWritingWarps * kWarp);
       }
       for (hopper::Barrier& barrier : announced) hopper::init(barrier, 1);
     }
@@ -259,8 +271,7 @@ struct ResultGiver {
   }
   __device__ __forceinline__ void wait() const { hopper::wait(shared.taken[product_group()], phase ^ 1); }
   __device__ __forceinline__ void give() {
-    __syncwarp();
-    if (threadIdx.x % kWarp == 0) hopper::arrive(shared.ready[product_group()]);
+    hopper::arrive(shared.ready[product_group()]);
     phase ^= 1;
   }
   // The sums, times their rows' factors, in bfloat16.
@@ -422,8 +433,7 @@ __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&
           hopper::wait_for_threads<kWritingWarps * kWarp>();
           fetch(n + 2);
         }
-        __syncwarp();
-        if (part == kParts - 1 && threadIdx.x % kWarp == 0) hopper::arrive(shared.taken[group]);
+        if (part == kParts - 1) hopper::arrive(shared.taken[group]);
       }
     }
   }
