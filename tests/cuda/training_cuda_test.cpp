@@ -4,7 +4,7 @@
 
 #include "infer/tiny_model.h"
 #include "support/both_devices.h"
-#include "support/documents.h"
+#include "support/documents_on_gpu.h"
 
 namespace megalodon {
 namespace {
@@ -68,6 +68,73 @@ TEST_F(TrainingCudaTest, PackedDocumentsAreThoseOfTheCpu) {
         EXPECT_NEAR(loss, expected[i].loss, tolerance * expected[i].loss) << name;
         expect_close(got, widen(expected[i].gradients), tolerance, "gradients, " + name);
       }
+    }
+  }
+}
+
+// The loss, and the gradients of all parameters, of a step that is taken twice: the second time it is recorded.
+struct Step {
+  double loss = 0;
+  std::vector<float> gradients;
+};
+
+Step step_on_gpu(const ModelConfig& config, Precision precision, Recompute recompute, const Shape& window,
+                 const Tensor& documents) {
+  Megalodon model(config, precision, the_gpu());
+  model.initialize(7);
+  Context ctx(the_gpu(), 1);
+  const Shape flat = model.flat().shape();
+  GpuTensors gpu;
+  const Tensor gradients = gpu.put(unwritten(flat.numel()), flat);
+  auto tokens = random_tokens(window.numel(), 1);
+  auto targets = random_tokens(window.numel(), 2);
+  Training training(ctx, model, window[0], window[1], recompute);
+  Step step;
+  for (int i = 0; i < 2; ++i) {
+    ctx.zero(gradients);
+    step.loss = training.forward_backward(Tensor(tokens.data(), window), Tensor(targets.data(), window), nullptr, gradients, 1.0F,
+                                          {11, 3}, documents);
+  }
+  step.gradients = GpuTensors::get(gradients);
+  return step;
+}
+
+// Large enough for every kernel that only large models take: gates in products and in attention, attention's tiles, strips of
+// TimestepNorm, blocks of CEMA.
+TEST_F(TrainingCudaTest, LargeKernelsTogetherAreFloat32s) {
+  ModelConfig plain = tiny_config();
+  plain.model_dim = 256;
+  plain.z_dim = 128;
+  plain.value_dim = 1280;
+  plain.ffn_hidden_dim = 1280;
+  plain.cema_ndim = 16;
+  plain.chunk_size = 2048;
+  ModelConfig masked = plain;
+  masked.dropout = 0.1;
+  masked.attention_dropout = 0.1;
+  ModelConfig all_masked = masked;
+  all_masked.hidden_dropout = 0.2;
+  ModelConfig rescaled = plain;
+  rescaled.rescale_nffn = true;
+  Documents documents({{1, 700, 3000, 395}, {4000, 17, 79}});
+  struct Variant {
+    const char* name;
+    const ModelConfig& config;
+    Tensor documents;
+  };
+  for (const auto& [name, config, begins] :
+       {Variant{"plain", plain, {}}, Variant{"packed", plain, documents.tensor()}, Variant{"masked", masked, {}},
+        Variant{"all masked", all_masked, {}}, Variant{"rescaled", rescaled, {}}}) {
+    const Shape window{2, 4096};
+    const Step exact = step_on_gpu(config, Precision::F32, Recompute::None, window, begins);
+    const Step kept = step_on_gpu(config, Precision::BF16WithMaster, Recompute::Keep, window, begins);
+    EXPECT_NEAR(kept.loss, exact.loss, 1e-3 * exact.loss) << name;
+    expect_close(kept.gradients, widen(exact.gradients), tolerance::kBFloat16Model, std::string("gradients, ") + name);
+    for (const Recompute recompute : {Recompute::None, Recompute::Selective, Recompute::Block}) {
+      const std::string what = std::string(name) + ", recompute " + to_string(recompute);
+      const Step step = step_on_gpu(config, Precision::BF16WithMaster, recompute, window, begins);
+      EXPECT_EQ(step.loss, kept.loss) << what;
+      expect_close(step.gradients, widen(kept.gradients), tolerance::kBFloat16, "gradients, " + what);
     }
   }
 }
