@@ -10,6 +10,9 @@
 namespace megalodon::bench {
 namespace {
 
+// What gradients are in: on a GPU what activations are.
+DType gradient_dtype(Bench& bench, DType dtype) { return bench.on_gpu() ? dtype : DType::F32; }
+
 // Everything that a call of the op needs, for one shape. `dtype` is that of x and y.
 class Run {
  public:
@@ -21,8 +24,8 @@ class Run {
                   data.zeros({op.dim, op.order, 2}), data.zeros({op.dim, 1})},
         x(data.normal({batch, length, op.dim}, 11, 1, dtype)),
         y(data.zeros({batch, length, op.dim}, dtype)),
-        dy(data.normal({batch, length, op.dim}, 12)),
-        dx(data.zeros({batch, length, op.dim})),
+        dy(data.normal({batch, length, op.dim}, 12, 1, gradient_dtype(bench, dtype))),
+        dx(data.zeros({batch, length, op.dim}, gradient_dtype(bench, dtype))),
         ctx_(bench.context()),
         op_(op),
         saved_{data.zeros({batch, op.dim, op.order, 2})} {}
@@ -56,7 +59,7 @@ void check(Bench& bench, DType dtype) {
               tolerance::of(dtype, tolerance::kForward));
   const auto truth = reference::cema_backward(sizes, parameters, x, {}, values(run.dy));
   const double bound = dtype == DType::BF16 ? tolerance::kCemaInFloat32 : tolerance::kGradient;
-  bench.check("cema backward dx", test::relative_error(values(run.dx), truth.dx), bound);
+  bench.check("cema backward dx", test::relative_error(values(run.dx), truth.dx), tolerance::of(run.dx.dtype(), bound));
   bench.check("cema backward dalpha", test::relative_error(values(run.gradients.alpha), truth.parameters.alpha), bound);
 }
 
@@ -70,12 +73,13 @@ const Register kBench("cema", [](Bench& bench) {
     Run run(bench, batch, length, op, dtype);
     const double values = static_cast<double>(batch * length * op.dim);
     const double bytes = values * static_cast<double>(size_of(dtype));
+    const double gradients = 2 * values * static_cast<double>(size_of(gradient_dtype(bench, dtype)));
     // On a CPU six (forward) and fourteen (backward) fused float64 operations a state and step; the ceiling is that of float32,
     // twice theirs. A GPU has other ways, of which memory is the limit.
     const double state_steps = bench.on_gpu() ? 0 : 2 * values * static_cast<double>(op.order);
     bench.time("cema forward  " + size + suffix(dtype), 2 * bytes, 6 * state_steps, [&] { run.forward(); });
-    bench.time("cema backward " + size + suffix(dtype), bytes + 8 * values, 14 * state_steps, [&] { run.backward(); });
-    bench.time("cema both     " + size + suffix(dtype), 3 * bytes + 8 * values, 20 * state_steps, [&] {
+    bench.time("cema backward " + size + suffix(dtype), bytes + gradients, 14 * state_steps, [&] { run.backward(); });
+    bench.time("cema both     " + size + suffix(dtype), 3 * bytes + gradients, 20 * state_steps, [&] {
       run.forward();
       run.backward();
     });

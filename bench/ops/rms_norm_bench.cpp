@@ -16,9 +16,10 @@ void measure(Bench& bench, std::int64_t rows, std::int64_t dim, DType dtype, boo
   const Shape shape{1, rows, dim};
   const Tensor x = data.normal(shape, 1, 1, dtype);
   const Tensor weight = data.normal({dim}, 2, 0.3);
-  const Tensor dy = data.normal(shape, 3);
+  const DType of_gradients = bench.on_gpu() ? dtype : DType::F32;
+  const Tensor dy = data.normal(shape, 3, 1, of_gradients);
   const Tensor y = data.zeros(shape, dtype);
-  const Tensor dx = data.zeros(shape);
+  const Tensor dx = data.zeros(shape, of_gradients);
   const Tensor dweight = data.zeros({dim});
   const RmsNormSaved saved{data.zeros({1, rows})};
   const auto forward = [&] { rms_norm_forward(bench.context(), op, weight, x, y, saved); };
@@ -29,15 +30,17 @@ void measure(Bench& bench, std::int64_t rows, std::int64_t dim, DType dtype, boo
   backward(Tensor());
   if (check) {
     const auto truth = reference::rms_norm_backward(dim, op.eps, data.values(weight), data.values(x), data.values(dy));
-    bench.check("rms_norm backward", test::relative_error(data.values(dx), truth.dx), tolerance::kGradient);
+    bench.check("rms_norm backward", test::relative_error(data.values(dx), truth.dx),
+                tolerance::of(of_gradients, tolerance::kGradient));
   }
   if (check && bench.on_gpu()) return;
   const std::string size = " [" + std::to_string(rows) + ", " + std::to_string(dim) + "]" + suffix(dtype);
   const auto elements = static_cast<double>(rows * dim);
   const auto bytes = static_cast<double>(size_of(dtype));
+  const double gradients = 2 * elements * static_cast<double>(size_of(of_gradients));
   bench.time("rms_norm forward " + size, 2 * bytes * elements, 0, forward);
-  bench.time("rms_norm backward" + size, (8 + bytes) * elements, 0, [&] { backward(Tensor()); });
-  bench.time("rms_norm backward" + size + ", with y", (8 + 2 * bytes) * elements, 0, [&] { backward(y); });
+  bench.time("rms_norm backward" + size, gradients + bytes * elements, 0, [&] { backward(Tensor()); });
+  bench.time("rms_norm backward" + size + ", with y", gradients + 2 * bytes * elements, 0, [&] { backward(y); });
 }
 
 const Register kBench("rms_norm", [](Bench& bench) {

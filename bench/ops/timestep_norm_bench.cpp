@@ -12,13 +12,13 @@
 namespace megalodon::bench {
 namespace {
 
-// Everything that a call of the op needs, for one shape. `dtype` is that of y.
+// Everything that a call of the op needs, for one shape. `dtype` is that of y, and on a GPU of dy.
 class Run {
  public:
   Run(Bench& bench, std::int64_t batch, std::int64_t length, std::int64_t dim, std::int64_t groups, DType dtype)
       : data(bench),
         x(data.normal({batch, length, dim}, 1)),
-        dy(data.normal({batch, length, dim}, 2)),
+        dy(data.normal({batch, length, dim}, 2, 1, bench.on_gpu() ? dtype : DType::F32)),
         weight(data.normal({dim}, 3, 0.3)),
         bias(data.normal({dim}, 4, 0.3)),
         y(data.zeros({batch, length, dim}, dtype)),
@@ -72,9 +72,9 @@ void measure(Bench& bench, const std::array<std::int64_t, 4>& sizes, DType dtype
   bench.time("timestep_norm forward  " + shape, forward, 0, [&] { run.forward(); });
   bench.time("timestep_norm apply    " + shape, forward, 0, [&] { run.apply(); });
   for (const bool accumulate : {false, true}) {
-    const double backward = (accumulate ? 16 : 12) * elements + saved;
+    const double backward = ((accumulate ? 12 : 8) + static_cast<double>(size_of(run.dy.dtype()))) * elements + saved;
     const std::string what = shape + (accumulate ? ", dx +=" : "");
-    if (dtype == bench.dtypes().front()) {
+    if (bench.on_gpu() || dtype == bench.dtypes().front()) {
       bench.time("timestep_norm backward " + what, backward, 0, [&] { run.backward(accumulate); });
     }
     bench.time("timestep_norm both     " + what, forward + backward, 0, [&] {

@@ -297,8 +297,9 @@ BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtyp
   BlockGradients d;
   d.d_fc13 = tensor(dtype, fc13_width(c));
   d.d_hidden = tensor(dtype, c.ffn_hidden_dim);
-  d.d_a = tensor(device == Device::Cpu ? DType::F32 : dtype, c.model_dim);
-  d.d_b = tensor(DType::F32, c.model_dim);
+  const DType of_width = device == Device::Cpu ? DType::F32 : dtype;
+  d.d_a = tensor(of_width, c.model_dim);
+  d.d_b = tensor(of_width, c.model_dim);
   d.d_f = d.d_a.dtype() == dtype ? d.d_a : tensor(dtype, c.model_dim);
   d.d_zrh = tensor(dtype, c.z_dim + c.value_dim + c.model_dim);
   d.d_gated = tensor(dtype, c.value_dim);

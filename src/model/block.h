@@ -89,7 +89,7 @@ struct BlockGradients {
   Tensor d_fc13;        // [B, L, F or 2F] T
   Tensor d_hidden;      // [B, L, F] T
   Tensor d_a;           // [B, L, D] f32; on a GPU T
-  Tensor d_b;           // [B, L, D]
+  Tensor d_b;           // [B, L, D], as d_a
   Tensor d_zrh;         // [B, L, Z + V + D] T
   Tensor d_gated, d_o;  // [B, L, V] T each
   Tensor d_q, d_k;      // [B, L, Z] each

@@ -53,8 +53,8 @@ void cema_forward(Context& ctx, const Cema& op, const CemaParameters& parameters
 void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameters,
                    const Tensor& x,  // [B, L, D] f32 or bf16
                    const CemaSaved& saved,
-                   const Tensor& dy,                                                // [B, L, D] f32
-                   const Tensor& dx,                                                // [B, L, D] f32
+                   const Tensor& dy,                                                // [B, L, D] f32; on a GPU f32 or as x
+                   const Tensor& dx,                                                // [B, L, D], as dy
                    const CemaParameters& gradients, const Tensor& documents = {});  // those of forward
 
 // Bytes of workspace that the two take on a CPU. It does not grow with batch and length.

@@ -1,8 +1,8 @@
-// CEMA backward in blocks of 16 steps, on tensor cores, where x is bfloat16 and N is 16.
+// CEMA backward in blocks of 16 steps, on tensor cores, where x, dy and dx are bfloat16 and N is 16.
 //
 // Time runs backwards: W = conj(V) obeys W_t = dy_t + q W_(t+1), and dx_t = omega dy_t + Re sum_n p_n g_n W_t,n. That is forward
 // with dy for x, the last token first, and the same matrices: read cema_forward_cuda.cu, whose tiles, scan and rounding these
-// are, but for dy and W, which are in two halves of bfloat16 (2^-16). Steps below are counted that way.
+// are. Steps below are counted that way.
 //
 // Gradients. With d for q d/dq, the sums of the chain rule are conj(A) = sum over pairs i <= j of q^(j-i) dy_i x_j, and d
 // conj(A), which is conj(conj(q) E). Pairs inside a block are 16 lags,
@@ -11,7 +11,7 @@
 // blocks meet in W at the beginning of the block of x:
 //   A gets q sum over blocks of S W,   dA gets q sum of (S W + S dW + dS W),   S = sum_j q^j x_j,   dS = sum_j j q^j x_j.
 // With the 16 values of x turned round S is the product with the matrix of forward's states; dS takes the one of their
-// derivative, and so does dW, which is scanned after W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 61 products
+// derivative, and so does dW, which is scanned after W:  W -> q^16 W + own,  dW -> q^16 (dW + 16 W) + own. That is 41 products
 // m16n8k16 to 256 steps; a warp keeps these sums in registers.
 //
 // Counted that way a document begins with its last token. Of the pairs only those within a document count: C takes the product of
@@ -27,48 +27,14 @@ using namespace cema_blocks;
 
 constexpr const char* kWhere = "cema backward";
 
-// What a thread moves between rows of 16 channels in float32 and the words of the channels: tasks of a pair of rows of kPart
-// channels each.
-constexpr int kPart = 4;
-constexpr int kParts = kChannels / kPart;                      // of a row
-constexpr int kTasks = kSteps / 2 * kParts / kThreads;         // of a thread
-constexpr int kLater = kSteps / kTasks;                        // steps from one to the next
-constexpr int kWordsLater = kLater / (kBlock * kBlocks) * 16;  // and words
-constexpr int kWords = 64 * kBlocks;                           // of a channel
+constexpr int kEights = kChannels / 8;
 
-// Of a thread's first task: the first channel of its part, and its step of the tile. A warp has whole rows: four pairs of each of
-// a lane's blocks 2m and 2m + 1.
-__device__ constexpr int part_of(int thread) { return thread % kParts * kPart; }
-__device__ constexpr int step_of(int thread) {
-  const int warp = thread / kWarp;
-  const int pair = thread / 4 % 2 + thread / 8 % 2 * 4 + warp % 2 * 2;
-  return (warp / kBlocks * kBlocks + warp / 2 % kPairs * 2 + thread / 16 % 2) * kBlock + 2 * pair;
-}
-
-// Where the pair of steps 2 pair, 2 pair + 1 of a block stands among the words of all channels, and the first of the four that a
-// lane has of its blocks 2m and 2m + 1. Neither those nor the words that a warp moves meet in a bank.
-__device__ inline int turned_round(int channel) { return channel / kPart * (32 / kParts); }
-__device__ inline int word_of(int channel, int block, int pair) {
-  const int i = block % kBlocks;
-  return channel * kWords + i / 2 * 128 + ((block / kBlocks * 16 + pair % 4 * 4 + pair / 4 * 2 + i % 2) ^ turned_round(channel));
-}
-__device__ inline int lane_word(int channel, int m, int lane) {
-  return channel * kWords + m * 128 + (lane * 4 ^ turned_round(channel));
-}
-
-// If there. Said to the assembler: the compiler takes vectors apart here, and words take four times as long; nor need it branch.
-__device__ __forceinline__ void store(float* to, const unsigned (&v)[kPart], bool there) {
-  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4}; }"
-               :
-               : "l"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(there ? 1 : 0)
-               : "memory");
-}
+constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Half));  // of a tile
 
 struct Backward {
   int batch, length, dim;
-  Matrix<const Half> x;
-  Matrix<const float> dy;
-  Matrix<float> dx;
+  Matrix<const Half> x, dy;
+  Matrix<Half> dx;
   const float* h0;
   double *sums, *omega;  // [splits, N, 8, D], [splits, D]
 };
@@ -77,14 +43,13 @@ struct Backward {
 enum Fragment { kStates = 0, kOutput = 4, kDerivative = 8, kToeplitz = 12, kFragments = 13 };
 
 struct BackwardShared {
-  // A tile as it lies in memory, the last token last.
-  unsigned char x[kSteps * kChannels * sizeof(Half)];
-  float dy[kSteps][kChannels];
+  // A tile as it lies in memory, the last token last: what came, and what goes there.
+  unsigned char x[kSteps * kRowBytes], dy[kSteps * kRowBytes], dx[kSteps * kRowBytes];
   union {
     SetUp set_up;
-    struct {  // the same by channels
-      unsigned high[kChannels * kWords], low[kChannels * kWords];
-      Plane turned;
+    struct {                            // the same by channels
+      Plane dy;                         // and then dx
+      Plane turned;                     // x, the last of a block's steps first
       unsigned begins[kSteps / kWarp];  // of documents, a bit a step
     } tile;
     struct {
@@ -114,17 +79,13 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
                                                   Complex leap, Complex& carry, Complex& carry_d, LaneSums (&sums)[kTurns]) {
   const int t = lane % 4;
   const Bounds<Documents> bounds(shared.tile.begins, lane / 4);
-  uint4 a[kPairs], rest[kPairs];
+  uint4 a[kPairs];
   const auto load = [&](int c) {
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const int at = lane_word(first + c, m, lane);
-      a[m] = *reinterpret_cast<const uint4*>(shared.tile.high + at);
-      rest[m] = *reinterpret_cast<const uint4*>(shared.tile.low + at);
-    }
+    for (int m = 0; m < kPairs; ++m) a[m] = shared.tile.dy[first + c][m][place(c, lane)];
   };
   const auto load_x = [&](int c, int m) { return shared.tile.turned[first + c][m][place(c, lane)]; };
-  const auto keep = [&](const auto& steps) { bounds.template keep_all<true>(a, rest, steps, t); };
+  const auto keep = [&](const auto& steps) { bounds.template keep_all<false>(a, a, steps, t); };
   const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
     return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
   };
@@ -133,8 +94,6 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
     float(&lags)[2][4] = sums[c].lags;
     multiply(lags[0], turned, transpose(a[m].x), transpose(a[m].y));
     multiply(lags[1], turned, transpose(a[m].z), transpose(a[m].w));
-    multiply(lags[0], turned, transpose(rest[m].x), transpose(rest[m].y));
-    multiply(lags[1], turned, transpose(rest[m].z), transpose(rest[m].w));
   };
 
   // W and dW at each block's end, from zero.
@@ -166,8 +125,8 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
       const uint4 f_d = fragments[kDerivative + v][lane];
 #pragma unroll
       for (int m = 0; m < kPairs; ++m) {
-        begin_multiply_all<true>(w[c][m][v], a[m], rest[m], f);
-        begin_multiply_all<true>(d[c][m][v], a[m], rest[m], f_d);
+        begin_multiply_all<false>(w[c][m][v], a[m], a[m], f);
+        begin_multiply_all<false>(d[c][m][v], a[m], a[m], f_d);
       }
     }
   }
@@ -204,25 +163,14 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
       const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
         const uint4 f = fragments[kToeplitz][lane];
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<true>(to[m], a[m], rest[m], f);
+        for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<false>(to[m], a[m], a[m], f);
       };
       multiply_toeplitz(out);
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        const uint4 f0 = fragments[kOutput + 2 * u][lane];
-        const uint4 f1 = fragments[kOutput + 2 * u + 1][lane];
+      for (int v = 0; v < 4; ++v) {
+        const uint4 f = fragments[kOutput + v][lane];
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) {
-          const float(&even)[4] = w[c][m][2 * u];
-          const float(&odd)[4] = w[c][m][2 * u + 1];
-          uint4 h, h_rest;
-          split(even[0], even[1], h.x, h_rest.x);
-          split(even[2], even[3], h.y, h_rest.y);
-          split(odd[0], odd[1], h.z, h_rest.z);
-          split(odd[2], odd[3], h.w, h_rest.w);
-          multiply_all<true>(out[m][0], h, h_rest, f0);
-          multiply_all<true>(out[m][1], h, h_rest, f1);
-        }
+        for (int m = 0; m < kPairs; ++m) multiply_states(out[m], w[c][m][v], f);
       }
       if constexpr (Documents) {
         const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
@@ -233,14 +181,7 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
         choose_documents(bounds, t, multiply_alone, out);
       }
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m) {
-        const int at = lane_word(first + c, m, lane);
-        const float(&p)[4] = out[m][0];
-        const float(&q)[4] = out[m][1];
-        const auto bits = [](float v) { return __float_as_uint(v); };
-        *reinterpret_cast<uint4*>(shared.tile.high + at) = {bits(p[0]), bits(p[2]), bits(q[0]), bits(q[2])};
-        *reinterpret_cast<uint4*>(shared.tile.low + at) = {bits(p[1]), bits(p[3]), bits(q[1]), bits(q[3])};
-      }
+      for (int m = 0; m < kPairs; ++m) shared.tile.dy[first + c][m][place(c, lane)] = words_of(out[m]);
     };
     const auto sum_up = [&] {
       uint4 x[kPairs];
@@ -373,7 +314,8 @@ __device__ void finish(const Backward& to_do, int first, BackwardShared& shared,
 template <bool Documents>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(CemaPointers parameters, Backward to_do, const std::int32_t* documents,
-                    const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap dy_map) {
+                    const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap dy_map,
+                    const __grid_constant__ CUtensorMap dx_map) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<BackwardShared*>(memory);
   const int thread = static_cast<int>(threadIdx.x);
@@ -389,19 +331,31 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 0; k < kSteps; k += kBoxSteps) {
       const int from = length - begin - kSteps + k;
-      hopper::load(shared.x + k * kChannels * sizeof(Half), x_map, shared.full, first, from, b);
-      hopper::load(shared.dy[k], dy_map, shared.full, first, from, b);
+      hopper::load(shared.x + k * kRowBytes, x_map, shared.full, first, from, b);
+      hopper::load(shared.dy + k * kRowBytes, dy_map, shared.full, first, from, b);
     }
 #else
     for (int k = thread; k < kSteps; k += kThreads) {
       const int token = length - begin - kSteps + k;
-      for (int c = 0; c < kChannels; c += 4) {
-        const bool there = token >= 0 && first + c < to_do.dim;
-        const std::int64_t row = static_cast<std::int64_t>(b) * length + token;
-        if (c % 8 == 0) copy_later(shared.x + halves_at(k, c / 8), there ? to_do.x.row(row) + first + c : to_do.x.data, there);
-        copy_later(shared.dy[k] + c, there ? to_do.dy.row(row) + first + c : to_do.dy.data, there);
+      const std::int64_t row = static_cast<std::int64_t>(b) * length + token;
+      for (int eight = 0; eight < kEights; ++eight) {
+        const int channel = first + 8 * eight;
+        const bool there = token >= 0 && channel < to_do.dim;
+        copy_later(shared.x + halves_at(k, eight), there ? to_do.x.row(row) + channel : to_do.x.data, there);
+        copy_later(shared.dy + halves_at(k, eight), there ? to_do.dy.row(row) + channel : to_do.dy.data, there);
       }
     }
+#endif
+  };
+  // A finished tile from shared memory to memory. The copy engine takes whole ones: it refuses places before the first token.
+  [[maybe_unused]] const auto store = [&](int b, int begin) {
+#if MEGALODON_HOPPER
+    if (thread != 0 || begin + kSteps > length) return;
+#pragma unroll
+    for (int k = 0; k < kSteps; k += kBoxSteps) {
+      hopper::store(dx_map, shared.dx + k * kRowBytes, first, length - begin - kSteps + k, b);
+    }
+    hopper::commit_stores();
 #endif
   };
   if (MEGALODON_HOPPER && thread == 0) {
@@ -425,7 +379,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int v = 0; v < 4; ++v) {
       fragments[kStates + v][n] = shared.set_up.states(c, v, n);
       fragments[kDerivative + v][n] = shared.set_up.states(c, v, n, true);
-      fragments[kOutput + v][n] = shared.set_up.output_halves(c, v / 2, v % 2, n);
+      fragments[kOutput + v][n] = shared.set_up.output_tf32(c, v, n);
     }
     fragments[kToeplitz][n] = shared.set_up.toeplitz(c, n);
   }
@@ -438,14 +392,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float2 power = shared.set_up.leap[own_channel][own_state];
   const Complex leap = {power.x, power.y};
 
-  const int part = part_of(thread);
-  const int at = step_of(thread);  // of the tile
-  const int word = word_of(part, at / kBlock, at % kBlock / 2);
-  const bool valid = first + part < to_do.dim;
+  // What a warp moves between a tile as it lies in memory and as it lies by channels: of its lanes' place g the blocks 4g .. 4g +
+  // 3 of all channels, two blocks and 8 channels at once. The rows that the lane names of these, counted as steps, and its place.
+  const auto named = [](int m) {
+    const int thread = static_cast<int>(thread_again<kThreads>());
+    return (thread / kWarp * kBlocks + 2 * m + thread / 8 % 2) * kBlock + thread / 16 % 2 * 8 + thread % 8;
+  };
+  const auto moved = [](Plane& plane, int m, int eight) -> uint4& {
+    const int thread = static_cast<int>(thread_again<kThreads>());
+    const int c = eight * 8 + thread / 4 % 8;
+    return plane[c][m][place(c, thread / kWarp * 4 + thread % 4)];
+  };
   __syncthreads();
   [[maybe_unused]] std::uint32_t phase = 0;
   LaneSums sums[kTurns] = {};
   const int splits = static_cast<int>(gridDim.y);
+  const int last_begin = (length - 1) / kSteps * kSteps;
   for (int b = static_cast<int>(blockIdx.y); b < to_do.batch; b += splits) {
     const auto row = [&](int token) { return static_cast<std::int64_t>(b) * length + token; };
     Complex carry{}, carry_d{};
@@ -457,42 +419,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_copies();
       __syncthreads();
 #endif
-      float4 dy[kTasks][2];
-      const int other = n / 4 % 2;  // neighbours read their two rows in another order, so that they do not meet in a bank
-#pragma unroll
-      for (int k = 0; k < kTasks; ++k) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          dy[k][i] = *reinterpret_cast<const float4*>(&shared.dy[kSteps - 1 - at - k * kLater - (i ^ other)][part]);
-        }
-      }
-      const unsigned order = other == 0 ? 0x3210 : 0x1032;
-#pragma unroll
-      for (int k = 0; k < kTasks; ++k) {
-        const float even[] = {dy[k][0].x, dy[k][0].y, dy[k][0].z, dy[k][0].w};
-        const float odd[] = {dy[k][1].x, dy[k][1].y, dy[k][1].z, dy[k][1].w};
-#pragma unroll
-        for (int j = 0; j < kPart; ++j) {
-          unsigned high, low;
-          split(even[j], odd[j], high, low);
-          shared.tile.high[word + k * kWordsLater + j * kWords] = __byte_perm(high, high, order);
-          shared.tile.low[word + k * kWordsLater + j * kWords] = __byte_perm(low, low, order);
-        }
-      }
-      // Of x the blocks 4 warp .. 4 warp + 3.
-      uint4 turned[kPairs][2];
+      uint4 words[2][kPairs][kEights];
 #pragma unroll
       for (int m = 0; m < kPairs; ++m) {
-        const int from = kSteps - kBlock * (warp * kBlocks + 2 * m + 1 + n / 8 % 2) + n / 16 * 8 + n % 8;
+        const int step = named(m);
+        const int turned = step ^ (kBlock - 1);  // within its block
 #pragma unroll
-        for (int eight = 0; eight < 2; ++eight) turned[m][eight] = load_transposed(shared.x + halves_at(from, eight));
+        for (int eight = 0; eight < kEights; ++eight) {
+          words[0][m][eight] = load_transposed(shared.dy + halves_at(kSteps - 1 - step, eight));
+          words[1][m][eight] = load_transposed(shared.x + halves_at(kSteps - 1 - turned, eight));
+        }
       }
 #pragma unroll
       for (int m = 0; m < kPairs; ++m) {
 #pragma unroll
-        for (int eight = 0; eight < 2; ++eight) {
-          const int c = eight * 8 + n / 4;
-          shared.tile.turned[c][m][place(c, warp * 4 + n % 4)] = turned[m][eight];
+        for (int eight = 0; eight < kEights; ++eight) {
+          moved(shared.tile.dy, m, eight) = words[0][m][eight];
+          moved(shared.tile.turned, m, eight) = words[1][m][eight];
         }
       }
       if constexpr (Documents) {
@@ -504,6 +447,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       __syncthreads();
+      // The tile before leaves now, when all have put their part of it in shared memory.
+      if (begin > 0) {
+        store(b, begin - kSteps);
+      } else if (b >= splits) {
+        store(b - splits, last_begin);
+      }
       if (begin + kSteps < length) {
         load(b, begin + kSteps);
       } else if (b + splits < to_do.batch) {
@@ -512,6 +461,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int steps = min(kSteps, length - begin);
       backward_channels<Documents>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n, steps / kBlock, leap, carry,
                                    carry_d, sums);
+#if MEGALODON_HOPPER
+      if (thread == 0) hopper::wait_stores<0>();
+#endif
       __syncthreads();
       // The beginning of the sequence, within a block: dy from memory, before dx is written there.
       if (!Documents && steps % kBlock != 0) {
@@ -524,22 +476,39 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         __syncthreads();
       }
-      float* to = to_do.dx.row(row(length - 1 - begin - at)) + first + part;
-      unsigned dx[kTasks][2][kPart];  // what of each pair of steps is in high and in low
 #pragma unroll
-      for (int k = 0; k < kTasks; ++k) {
+      for (int m = 0; m < kPairs; ++m) {
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) {
-          dx[k][0][j] = shared.tile.high[word + k * kWordsLater + j * kWords];
-          dx[k][1][j] = shared.tile.low[word + k * kWordsLater + j * kWords];
+        for (int eight = 0; eight < kEights; ++eight) {
+          const uint4 dx = moved(shared.tile.dy, m, eight);
+#if MEGALODON_HOPPER
+          hopper::store_transposed(hopper::shared_address(shared.dx + halves_at(kSteps - 1 - named(m), eight)), dx);
+#else
+          const unsigned parts[4] = {dx.x, dx.z, dx.y, dx.w};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int step = (warp * kBlocks + 2 * m) * kBlock + j * 8 + n / 4;
+            const int channel = first + eight * 8 + n % 4 * 2;
+            const unsigned two = transpose(parts[j]);
+            Half* const to = to_do.dx.row(row(length - 1 - begin - step)) + channel;
+            if (step < steps && channel < to_do.dim) *reinterpret_cast<unsigned*>(to) = two;
+          }
+#endif
         }
       }
-#pragma unroll
-      for (int k = 0; k < kTasks; ++k) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) store(to - i * to_do.dx.pitch, dx[k][i], valid && at + k * kLater + i < steps);
-        to -= kLater * to_do.dx.pitch;
+#if MEGALODON_HOPPER
+      hopper::fence_stores();
+      if (steps < kSteps) {  // see store()
+        __syncthreads();
+        for (int i = thread; i < steps * kEights; i += kThreads) {
+          const int k = kSteps - steps + i / kEights;
+          const int channel = first + i % kEights * 8;
+          if (channel >= to_do.dim) continue;
+          *reinterpret_cast<uint4*>(to_do.dx.row(row(length - begin - kSteps + k)) + channel) =
+              *reinterpret_cast<const uint4*>(shared.dx + halves_at(k, i % kEights));
+        }
       }
+#endif
     }
     if (Documents || !owner) continue;  // no state came before them
     const std::int64_t state = (static_cast<std::int64_t>(b) * to_do.dim + first + own_channel) * kOrder + own_state;
@@ -551,8 +520,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     add(shared.before[0][own_channel][own_state], times(h0, w));
     add(shared.before[1][own_channel][own_state], times(h0, {w.x + d.x, w.y + d.y}));
   }
+#if MEGALODON_HOPPER
+  __syncthreads();
+  store(to_do.batch - 1 - (to_do.batch - 1 - static_cast<int>(blockIdx.y)) % splits, last_begin);
+#endif
   let_next_start();
   finish(to_do, first, shared, sums);
+#if MEGALODON_HOPPER
+  if (thread == 0) hopper::wait_stores<0>();
+#endif
 }
 
 struct Scratch {
@@ -573,8 +549,8 @@ Scratch take_scratch(Arena& arena, const Cema& op, std::int64_t splits) {
 }  // namespace
 
 bool cema_blocks_backward_takes(Context& ctx, const Cema& op, const Tensor& x, const Tensor& dy, const Tensor& dx) {
-  return x.dtype() == DType::BF16 && can_pack<8>(x) && can_pack<kPart>(dy) && can_pack<kPart>(dx) &&
-         cema_fills_blocks(ctx, op, x, sizeof(BackwardShared));
+  const auto fits = [](const Tensor& tensor) { return tensor.dtype() == DType::BF16 && can_pack<8>(tensor); };
+  return fits(x) && fits(dy) && fits(dx) && cema_fills_blocks(ctx, op, x, sizeof(BackwardShared));
 }
 
 std::size_t cema_blocks_workspace_bytes(const Cema& op, std::int64_t batch, std::int64_t length) {
@@ -596,15 +572,16 @@ void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& para
                        static_cast<int>(x.shape()[1]),
                        static_cast<int>(op.dim),
                        {pointer<const Half>(x), x.pitch()},
-                       {pointer<const float>(dy), dy.pitch()},
-                       matrix<float>(dx),
+                       {pointer<const Half>(dy), dy.pitch()},
+                       matrix<Half>(dx),
                        h0,
                        scratch.sums,
                        scratch.omega};
-  const bool maps = gpu_of(ctx).code().hopper;
-  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(
-      parameters, to_do, documents, maps ? tile_map(x, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_32B, kWhere) : CUtensorMap{},
-      maps ? tile_map(dy, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_NONE, kWhere) : CUtensorMap{});
+  const auto map = [&](const Tensor& tensor) {
+    return gpu_of(ctx).code().hopper ? tile_map(tensor, op, kBoxSteps, CU_TENSOR_MAP_SWIZZLE_32B, kWhere) : CUtensorMap{};
+  };
+  kernel<<<grid_of(op, splits), kThreads, sizeof(BackwardShared), stream_of(ctx)>>>(parameters, to_do, documents, map(x), map(dy),
+                                                                                    map(dx));
   check_launch(kWhere);
   cema_add_gradients(ctx, op, parameters, scratch.sums, scratch.omega, splits, gradients);
 }

@@ -86,6 +86,17 @@ __device__ inline unsigned to_tf32(float v) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
   return bits;
 }
+// Adds what the states of a pair of blocks give to their two halves, with a matrix of output_tf32().
+__device__ inline void multiply_states(float (&c)[2][4], const float (&s)[4], uint4 f) {
+  const auto bits = [](float v) { return __float_as_uint(v); };
+  multiply_tf32(c[0], bits(s[0]), bits(s[2]), bits(s[1]), bits(s[3]), f.x, f.y);
+  multiply_tf32(c[1], bits(s[0]), bits(s[2]), bits(s[1]), bits(s[3]), f.z, f.w);
+}
+// The results of a pair of blocks, by halves, as the words of a plane.
+__device__ inline uint4 words_of(const float (&c)[2][4]) {
+  return {pack_halves(c[0][0], c[0][1]), pack_halves(c[0][2], c[0][3]), pack_halves(c[1][0], c[1][1]),
+          pack_halves(c[1][2], c[1][3])};
+}
 // The transpose of an 8 x 8 matrix of bfloat16 spread over the warp.
 __device__ inline unsigned transpose(unsigned v) {
   unsigned out;
@@ -192,16 +203,6 @@ struct SetUp {
     const float2 a = output(c, lane % 4 * 4 + v, lane / 4);
     const float2 b = output(c, lane % 4 * 4 + v, lane / 4 + 8);
     return {to_tf32(kCut * a.x), to_tf32(kCut * a.y), to_tf32(kCut * b.x), to_tf32(kCut * b.y)};
-  }
-  // The same of states 4t+2u and 4t+2u+1 for one half, high and low halves.
-  __device__ uint4 output_halves(int c, int u, int half, int lane) const {
-    const int n = lane % 4 * 4 + 2 * u;
-    const float2 a = output(c, n, lane / 4 + 8 * half);
-    const float2 b = output(c, n + 1, lane / 4 + 8 * half);
-    uint4 f;
-    split(a.x, a.y, f.x, f.z);
-    split(b.x, b.y, f.y, f.w);
-    return f;
   }
 
  private:

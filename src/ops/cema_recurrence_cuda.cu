@@ -196,10 +196,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // V and M [slots, N, 8, D] (of which 4) at the first token of each segment but the first: from zero without Output. Output begins
 // with what stands there, writes dx, the sum of dy x, and leaves the sums of kCemaSums.
-template <class X, class Dy, class Dx, bool Output, bool Documents>
+template <class X, class D, bool Output, bool Documents>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(Problem problem, Matrix<X> x, Matrix<Dy> dy, Matrix<Dx> dx, const float* omegas, const float* h0,
-                    double* sums, double* omega_sums, const std::int32_t* documents) {
+    backward_kernel(Problem problem, Matrix<X> x, Matrix<D> dy, Matrix<D> dx, const float* omegas, const float* h0, double* sums,
+                    double* omega_sums, const std::int32_t* documents) {
   const std::int64_t channel = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (channel >= problem.dim) return;
   const std::int64_t dim = problem.dim;
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads)
       if (Output) {
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
-          if (j < steps) dx.row(row + j)[channel] = from_f32<Dx>(static_cast<float>(out[j]));
+          if (j < steps) dx.row(row + j)[channel] = from_f32<D>(static_cast<float>(out[j]));
         }
       }
     }
@@ -478,25 +478,24 @@ void cema_recurrence_backward(Context& ctx, const Cema& op, const CemaPointers& 
   ArenaScope scope(ctx.workspace());
   const Scratch scratch = take_scratch(ctx.workspace(), op, cut, true);
   const Problem problem = make_problem(ctx, op, parameters, cut, scratch);
-  const auto run = [&](auto in, auto up, auto down) {
+  const auto run = [&](auto in, auto gradient) {
     using X = decltype(in);
-    using Dy = decltype(up);
-    using Dx = decltype(down);
-    const auto firsts = documents != nullptr ? backward_kernel<X, Dy, Dx, false, true> : backward_kernel<X, Dy, Dx, false, false>;
-    const auto outputs = documents != nullptr ? backward_kernel<X, Dy, Dx, true, true> : backward_kernel<X, Dy, Dx, true, false>;
+    using D = decltype(gradient);
+    const auto firsts = documents != nullptr ? backward_kernel<X, D, false, true> : backward_kernel<X, D, false, false>;
+    const auto outputs = documents != nullptr ? backward_kernel<X, D, true, true> : backward_kernel<X, D, true, false>;
     if (cut.segments > 1) {
-      firsts<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx), nullptr,
+      firsts<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<D>(dy), matrix<D>(dx), nullptr,
                                                                 nullptr, scratch.states, nullptr, documents);
       check_launch(kWhere);
     }
     backward_scan_kernel<<<blocks_for(cut.batch * op.order * op.dim), kThreads, 0, stream_of(ctx)>>>(problem, scratch.states,
                                                                                                      documents);
     check_launch(kWhere);
-    outputs<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<Dy>(dy), matrix<Dx>(dx),
+    outputs<<<grid_of(problem), kThreads, 0, stream_of(ctx)>>>(problem, matrix<X>(x), matrix<D>(dy), matrix<D>(dx),
                                                                parameters.omega, h0, scratch.states, scratch.omega, documents);
     check_launch(kWhere);
   };
-  with_type(x.dtype(), [&](auto in) { run(in, float(), float()); });
+  with_type(x.dtype(), [&](auto in) { dy.dtype() == DType::F32 ? run(in, float()) : run(in, in); });
   cema_add_gradients(ctx, op, parameters, scratch.states, scratch.omega, cut.slots(), gradients);
 }
 

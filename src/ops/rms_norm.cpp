@@ -36,7 +36,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
   check(op, weight, x, saved);
   const bool exact = ctx.device() == Device::Cpu || dy.dtype() == DType::F32;
   require_tensor(dy, exact ? DType::F32 : x.dtype(), x.shape(), kName, "dy");
-  require_tensor(dx, DType::F32, x.shape(), kName, "dx");
+  require_tensor(dx, dy.dtype(), x.shape(), kName, "dx");
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");
   if (y) require_tensor(y, x.dtype(), x.shape(), kName, "y");

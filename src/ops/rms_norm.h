@@ -33,7 +33,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op,
                        const Tensor& x,       // [B, L, D] T
                        const RmsNormSaved& saved,
                        const Tensor& dy,       // [B, L, D] f32; on a GPU f32 or T
-                       const Tensor& dx,       // [B, L, D] f32
+                       const Tensor& dx,       // [B, L, D], as dy
                        const Tensor& dweight,  // [D] f32, or null when weight is
                        const Tensor& y = {});  // [B, L, D] T, or null
 

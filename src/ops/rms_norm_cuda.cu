@@ -31,11 +31,11 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kForwardRow
   }
 }
 
-// sums: [blocks, D]. y may be null.
+// sums: [blocks, D]. y may be null; D: the type of both gradients.
 template <class Team, class T, class D>
 __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRows))
     rms_norm_backward_kernel(std::int64_t rows, std::int64_t dim, const float* weight, Matrix<const T> x, const float* rstd,
-                             Matrix<const D> dy, Matrix<float> dx, Matrix<T> y, float* sums) {
+                             Matrix<const D> dy, Matrix<D> dx, Matrix<T> y, float* sums) {
   Row<Team, float> w;
   w.read(weight, dim);
   Row<Team, T> v;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(Team::kBlock, Team::blocks_at_once(kBackwardRo
     });
     sum(dot);
     const float along = r * r * r * dot[0] / static_cast<float>(dim);
-    float* out = dx.row(row);
+    D* out = dx.row(row);
     T* again = y ? y.row(row) : nullptr;
     for_row<Team>(dim, [&](int i, std::int64_t column) {
       const auto& value = v.at(i, column);
@@ -143,7 +143,7 @@ void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, co
         using D = decltype(up);
         rms_norm_backward_kernel<Team, T, D><<<blocks, Team::kBlock, 0, stream_of(ctx)>>>(
             rows, op.dim, pointer<const float>(weight), matrix<const T>(x), pointer<const float>(saved.rstd), matrix<const D>(dy),
-            matrix<float>(dx), matrix<T>(y), pointer<float>(sums));
+            matrix<D>(dx), matrix<T>(y), pointer<float>(sums));
       };
       dy.dtype() == DType::F32 ? run(float()) : run(T());
       check_launch("rms_norm_backward");

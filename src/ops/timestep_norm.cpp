@@ -60,7 +60,11 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
                             const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded) {
   check(op, weight, x, saved);
   check_documents(documents, x.shape()[0], x.shape()[1], kName);
-  require_tensor(dy, DType::F32, x.shape(), kName, "dy");
+  if (ctx.device() == Device::Cpu) {
+    require_tensor(dy, DType::F32, x.shape(), kName, "dy");
+  } else {
+    require_activations(dy, x.shape(), kName, "dy");
+  }
   require(static_cast<bool>(saved.mean), kName, "backward needs saved");
   require_tensor(dx, DType::F32, x.shape(), kName, "dx");
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");

@@ -54,7 +54,7 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& weight,  // [D] f32
                             const Tensor& x,       // [B, L, D] f32
                             const TimestepNormSaved& saved,
-                            const Tensor& dy,                                       // [B, L, D] f32
+                            const Tensor& dy,                                       // [B, L, D] f32; on a GPU also bf16
                             const Tensor& dx,                                       // [B, L, D] f32
                             const Tensor& dweight,                                  // [D] f32
                             const Tensor& dbias,                                    // [D] f32

@@ -80,7 +80,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     float dy[kRows][kPacks][kN] = {};
     place.for_each(tile, [&](int r, int c, int row, int column) {
       __pipeline_memcpy_async(place.pack(shared.x, r, c), p.x.row(row0 + row) + column0 + column, kN * sizeof(float));
-      load_f32(p.dy.row(row0 + row) + column0 + column, dy[r][c]);
+      if (p.half_dy) {
+        load_f32(p.half_dy.row(row0 + row) + column0 + column, dy[r][c]);
+      } else {
+        load_f32(p.dy.row(row0 + row) + column0 + column, dy[r][c]);
+      }
     });
     __pipeline_commit();
     if constexpr (Accumulate) prefetch_tile(p.dx, plan, tile);
@@ -307,7 +311,8 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
                                width,
                                pointer<const float>(weight),
                                matrix<const float>(x),
-                               matrix<const float>(dy),
+                               dy.dtype() == DType::F32 ? matrix<const float>(dy) : Matrix<const float>{},
+                               dy.dtype() == DType::BF16 ? matrix<const Half>(dy) : Matrix<const Half>{},
                                matrix<float>(dx),
                                matrix<Half>(rounded),
                                pointer<const std::int64_t>(saved.count),

@@ -167,24 +167,31 @@ __device__ __forceinline__ int tail_of(unsigned begins, int row) {
 
 // Copies this lane's features of the rows of `from` from `begin` on, as many as there are before `end`, to its places in shared
 // memory, which are those of kThreads threads for each row. What there is none of becomes zeros.
-__device__ __forceinline__ void copy_rows(float (*to)[kThreads][kN], const Matrix<const float>& from, std::int64_t begin,
+template <class T>
+__device__ __forceinline__ void copy_rows(T (*to)[kThreads][kN], const Matrix<const T>& from, std::int64_t begin,
                                           std::int64_t end, std::int64_t column) {
   const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to[0][threadIdx.x]));
-  constexpr unsigned kRow = kThreads * kN * sizeof(float);
-  const float* row = from.row(begin) + column;
+  constexpr unsigned kBytes = kN * sizeof(T);
+  constexpr unsigned kRow = kThreads * kBytes;
+  const T* row = from.row(begin) + column;
+  const auto copy = [&](int r) {
+    if constexpr (kBytes == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place + r * kRow), "l"(row), "n"(kBytes) : "memory");
+    }
+  };
   if (begin + kRows <= end) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, row += from.pitch) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
-    }
+    for (int r = 0; r < kRows; ++r, row += from.pitch) copy(r);
     return;
   }
 #pragma unroll 1
   for (int r = 0; r < kRows; ++r, row += from.pitch) {
     if (begin + r < end) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
+      copy(r);
     } else {
-      store_pack<kN>(to[r][threadIdx.x], Pack<float, kN>{});
+      store_pack<kN>(to[r][threadIdx.x], Pack<T, kN>{});
     }
   }
 }

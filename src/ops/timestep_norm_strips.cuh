@@ -34,6 +34,7 @@ struct TimestepNormBackward {
   std::int64_t batch, length, groups, width;
   const float* weight;
   Matrix<const float> x, dy;
+  Matrix<const Half> half_dy;  // the same where it is bfloat16, else null
   Matrix<float> dx;
   Matrix<Half> rounded;
   const std::int64_t* count;

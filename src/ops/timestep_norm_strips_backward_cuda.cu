@@ -12,10 +12,10 @@ struct __align__(16) Sums {
   float own, later, along, unused;
 };
 
-template <int Stages>
+template <int Stages, class D>
 struct BackwardShared {
   float x[Stages][kRows][kThreads][kN];  // a thread's own
-  float dy[Stages][kRows][kThreads][kN];
+  D dy[Stages][kRows][kThreads][kN];
   TileShared tile;
   Saved saved[2][kWarps][kRows][kGroups];
   Sums sums[kWarps][kRows][kGroups];
@@ -33,16 +33,25 @@ struct SummedBackward {
   bool part_ends, whole_ends, begins_first;  // whether it ends there; whether a document begins with the tile's first timestep
 };
 
+template <class D>
+__device__ __forceinline__ const Matrix<const D>& upstream(const TimestepNormBackward& p) {
+  if constexpr (std::is_same_v<D, Half>) {
+    return p.half_dy;
+  } else {
+    return p.dy;
+  }
+}
+
 // What is summed is in timestep_norm_backward_cuda.cu. Tiles go from the last to the first; `step` counts them that way.
-// gradients: [B, sharers, 2, D], of weight and bias.
-template <int Lanes, bool Accumulate, bool Shared, bool Documents>
+// gradients: [B, sharers, 2, D], of weight and bias. D: the type of dy.
+template <class D, int Lanes, bool Accumulate, bool Shared, bool Documents>
 __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBackwardBlocks)
     timestep_norm_strips_backward_kernel(TimestepNormBackward p, Strips plan, double2* published, float* gradients) {
   using Strip = StripPlace<Lanes>;
   constexpr double kWidth = Strip::kWidth;
   constexpr unsigned kStages = Shared ? 3 : 2;
   extern __shared__ __align__(16) float memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<kStages>*>(memory);
+  auto& shared = *reinterpret_cast<BackwardShared<kStages, D>*>(memory);
   const Strip place(plan, p.groups);
   const int length = static_cast<int>(p.length);
   const std::int64_t row0 = place.batch * p.length;
@@ -61,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
     if (step < plan.tiles) {
       const int begin = first_row(step);
       copy_rows(shared.x[stage], p.x, row0 + begin, row0 + length, place.column);
-      copy_rows(shared.dy[stage], p.dy, row0 + begin, row0 + length, place.column);
+      copy_rows<D>(shared.dy[stage], upstream<D>(p), row0 + begin, row0 + length, place.column);
       const std::int64_t own = row0 + min(begin + place.row, length - 1);
       const std::int64_t from = own * p.groups + place.column / Strip::kWidth;
       next_saved = {p.mean[from], p.rstd[from]};
@@ -274,22 +283,25 @@ void timestep_norm_strips_backward(Context& ctx, const TimestepNormBackward& p, 
       launch_strips(ctx, kName, kernel, plan, shared, p, plan, published, gradients);
       add_column_sums(stream_of(ctx), gradients, blocks, dweight, dim, dbias, dim);
     };
-    const auto with_options = [&](auto sum, auto documents) {
+    const auto with_options = [&](auto gradient, auto sum, auto documents) {
+      using D = decltype(gradient);
       constexpr bool kSum = decltype(sum)::value;
       constexpr bool kDocuments = decltype(documents)::value;
-      const auto together = timestep_norm_strips_backward_kernel<kLanes, kSum, true, kDocuments>;
-      const std::int64_t blocks = blocks_at_once(ctx, kName, together, sizeof(BackwardShared<3>), kSharedBackwardBlocks);
+      const auto together = timestep_norm_strips_backward_kernel<D, kLanes, kSum, true, kDocuments>;
+      const std::int64_t blocks = blocks_at_once(ctx, kName, together, sizeof(BackwardShared<3, D>), kSharedBackwardBlocks);
       const Strips plan = strips_of(p.batch, p.length, dim, kLanes, blocks);
-      if (plan.sharers > 1) return run(plan, together, sizeof(BackwardShared<3>));
-      const auto alone = timestep_norm_strips_backward_kernel<kLanes, kSum, false, kDocuments>;
-      allow_shared(kName, alone, sizeof(BackwardShared<2>));
-      run(plan, alone, sizeof(BackwardShared<2>));
+      if (plan.sharers > 1) return run(plan, together, sizeof(BackwardShared<3, D>));
+      const auto alone = timestep_norm_strips_backward_kernel<D, kLanes, kSum, false, kDocuments>;
+      allow_shared(kName, alone, sizeof(BackwardShared<2, D>));
+      run(plan, alone, sizeof(BackwardShared<2, D>));
     };
-    if (p.documents != nullptr) {
-      accumulate ? with_options(std::true_type(), std::true_type()) : with_options(std::false_type(), std::true_type());
-    } else {
-      accumulate ? with_options(std::true_type(), std::false_type()) : with_options(std::false_type(), std::false_type());
-    }
+    const auto with_sum = [&](auto gradient, auto sum) {
+      p.documents != nullptr ? with_options(gradient, sum, std::true_type()) : with_options(gradient, sum, std::false_type());
+    };
+    const auto with_gradient = [&](auto gradient) {
+      accumulate ? with_sum(gradient, std::true_type()) : with_sum(gradient, std::false_type());
+    };
+    p.half_dy ? with_gradient(Half()) : with_gradient(float());
   });
 }
 

@@ -97,19 +97,23 @@ TEST_P(CemaOnGpu, AgreesWithTheCpu) {
       cema_forward(ctx, op, p.tensors(at), at(x), {at(h)}, at(y), {at(h0)});
     });
   }
-  for (const DType x_type : {DType::F32, DType::BF16}) {
-    SCOPED_TRACE(std::string("backward from ") + to_string(x_type));
+  for (const auto& [x_type, d_type] :
+       {Pair{DType::F32, DType::F32}, Pair{DType::BF16, DType::F32}, Pair{DType::BF16, DType::BF16}}) {
+    SCOPED_TRACE(std::string("backward from ") + to_string(x_type) + ", gradients " + to_string(d_type));
     BothDevices devices = devices_for(op, batch, length);
-    const bool narrow = x_type == DType::BF16;
-    const double tolerance = narrow ? tolerance::kCemaInBlocks : tolerance::kGradient;
+    const double tolerance = d_type == DType::BF16 ? tolerance::kCemaInBlocks : tolerance::kGradient;
     const Handles p = inputs(devices, parameters, op);
     const auto x = devices.input(values, shape, x_type, gap);
     const auto h0 = devices.input(before, state_shape);
-    const auto dy = devices.input(upstream, shape, DType::F32, gap);
-    const auto dx = devices.output("dx", shape, tolerance, DType::F32, gap);
+    const auto dy = devices.input(upstream, shape, d_type, gap);
+    const auto dx = devices.output("dx", shape, tolerance::of(d_type, tolerance), d_type, gap);
     const Handles d = gradients(devices, op, tolerance);
+    // In place.
+    const auto dy_and_dx = devices.updated("dx over dy", upstream, shape, tolerance::of(d_type, tolerance), d_type, gap);
+    const Handles again = gradients(devices, op, tolerance);
     devices.run([&](Context& ctx, const BothDevices::Tensors& at) {
       cema_backward(ctx, op, p.tensors(at), at(x), {at(h0)}, at(dy), at(dx), d.tensors(at));
+      cema_backward(ctx, op, p.tensors(at), at(x), {at(h0)}, at(dy_and_dx), at(dy_and_dx), again.tensors(at));
     });
   }
 }
@@ -209,8 +213,8 @@ TEST_P(CemaPackedOnGpu, AgreesWithTheCpu) {
     const auto documents = devices.input(packed.begins(), {batch, length});
     const auto x = devices.input(values, shape, x_type, gap);
     const auto h0 = devices.input(normal(state_shape.numel(), 13), state_shape);  // not read
-    const auto dy = devices.input(upstream, shape, DType::F32, gap);
-    const auto dx = devices.output("dx", shape, tolerance, DType::F32, gap);
+    const auto dy = devices.input(upstream, shape, x_type, gap);
+    const auto dx = devices.output("dx", shape, tolerance::of(x_type, tolerance), x_type, gap);
     const Handles d = gradients(devices, op, tolerance);
     devices.run([&](Context& ctx, const BothDevices::Tensors& at) {
       cema_backward(ctx, op, p.tensors(at), at(x), {at(h0)}, at(dy), at(dx), d.tensors(at), at(documents));
@@ -272,10 +276,10 @@ std::vector<std::vector<float>> on_the_gpu(const Cema& op, DType dtype, const Do
     d.*part = gpu.put(std::vector<float>(static_cast<std::size_t>((p.*part).shape().numel())), (p.*part).shape());
   }
   const Tensor in = gpu.put(x, shape, dtype);
-  const Tensor up = gpu.put(dy, shape);
+  const Tensor up = gpu.put(dy, shape, dtype);
   const CemaSaved saved{gpu.put(unwritten(state.numel()), state)};
   const Tensor y = gpu.put(unwritten(shape.numel()), shape, dtype);
-  const Tensor dx = gpu.put(unwritten(shape.numel()), shape);
+  const Tensor dx = gpu.put(unwritten(shape.numel()), shape, dtype);
   cema_forward(ctx, op, p, in, {}, y, saved, documents);
   cema_backward(ctx, op, p, in, saved, up, dx, d, documents);
   std::vector<std::vector<float>> result;

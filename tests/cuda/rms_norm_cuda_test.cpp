@@ -36,7 +36,7 @@ TEST_P(RmsNormCudaTest, AgreesWithTheCpu) {
     const auto dweight_too = affine ? both.updated("dweight", normal(dim, 4), {dim}, tolerance::kGradient) : BothDevices::kNone;
     // With a gradient of T.
     const auto dy_of_dtype = both.input(normal(count, 2), shape, dtype, 2 * gap);
-    const auto dx_of_dtype = both.output("dx of dy in T", shape, tolerance::kGradient, DType::F32, gap);
+    const auto dx_of_dtype = both.output("dx in T", shape, tolerance::of(dtype, tolerance::kGradient), dtype, gap);
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
       const RmsNormSaved saved{t(rstd)};
       rms_norm_forward(ctx, op, t(weight), t(x), t(y), saved);

@@ -39,6 +39,7 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
     const auto bias = both.input(normal(dim, 4, 0.3), {dim});
     const auto x = both.input(values, shape, DType::F32, gap);
     const auto dy = both.input(normal(shape.numel(), 2), shape, DType::F32, 2 * gap);
+    const auto dy_of_dtype = both.input(normal(shape.numel(), 8), shape, dtype, 2 * gap);
     const auto state_count = both.updated("state.count", counts, {batch});
     const auto state_mean = both.updated("state.mean", means, {batch, groups}, tolerance::kState);
     const auto state_var = both.updated("state.var", variances, {batch, groups}, tolerance::kState);
@@ -60,7 +61,7 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
       const TimestepNormSaved saved{t(saved_count), t(saved_mean), t(saved_rstd)};
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), state, t(y), saved, t(exact));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias));
-      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(sum), t(dweight), t(dbias), true, {}, t(rounded));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(sum), t(dweight), t(dbias), true, {}, t(rounded));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight), t(dbias));
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(stateless), {});
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x_and_y), {}, t(x_and_y), {});
@@ -190,6 +191,7 @@ TEST_P(TimestepNormCudaPackedTest, AgreesWithTheCpu) {
     const auto bias = both.input(normal(dim, 4, 0.3), {dim});
     const auto x = both.input(values, shape, DType::F32, gap);
     const auto dy = both.input(normal(shape.numel(), 2), shape, DType::F32, 2 * gap);
+    const auto dy_of_dtype = both.input(normal(shape.numel(), 8), shape, dtype, 2 * gap);
     const std::vector<std::int64_t> none(static_cast<std::size_t>(batch), -1);
     const auto count = both.updated("saved.count", none, {batch});
     const auto mean = both.output("saved.mean", {batch, length, groups}, tolerance::kState);
@@ -204,7 +206,7 @@ TEST_P(TimestepNormCudaPackedTest, AgreesWithTheCpu) {
       const TimestepNormSaved saved{t(count), t(mean), t(rstd)};
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(y), saved, t(exact), t(documents));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias), false, t(documents));
-      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(sum), t(dweight), t(dbias), true, t(documents));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(sum), t(dweight), t(dbias), true, t(documents));
     });
   }
 }
