@@ -29,6 +29,7 @@ constexpr const char* kWhere = "cema backward";
 
 constexpr int kEights = kChannels / 8;
 
+[[maybe_unused]] constexpr int kStoring = 2 * kWarp;                   // the thread that has the copy engine store
 constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Half));  // of a tile
 
 struct Backward {
@@ -323,17 +324,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int n = thread % kWarp;
   const int first = static_cast<int>(blockIdx.x) * kChannels;
   const int length = to_do.length;
-  // The tile that begins at this step, from memory.
+  // The tile that begins at this step, from memory. All wait for whoever asks the copy engine: a warp of its own asks for each of
+  // x, dy and dx.
   const auto load = [&](int b, int begin) {
 #if MEGALODON_HOPPER
-    if (thread != 0) return;
-    hopper::arrive_expecting(shared.full, sizeof shared.x + sizeof shared.dy);
+    const auto load_rows = [&](unsigned char* to, const CUtensorMap& map) {
+      hopper::arrive_expecting(shared.full, sizeof shared.x);
 #pragma unroll
-    for (int k = 0; k < kSteps; k += kBoxSteps) {
-      const int from = length - begin - kSteps + k;
-      hopper::load(shared.x + k * kRowBytes, x_map, shared.full, first, from, b);
-      hopper::load(shared.dy + k * kRowBytes, dy_map, shared.full, first, from, b);
-    }
+      for (int k = 0; k < kSteps; k += kBoxSteps) {
+        hopper::load(to + k * kRowBytes, map, shared.full, first, length - begin - kSteps + k, b);
+      }
+    };
+    if (thread == 0) load_rows(shared.x, x_map);
+    if (thread == kWarp) load_rows(shared.dy, dy_map);
 #else
     for (int k = thread; k < kSteps; k += kThreads) {
       const int token = length - begin - kSteps + k;
@@ -350,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // A finished tile from shared memory to memory. The copy engine takes whole ones: it refuses places before the first token.
   [[maybe_unused]] const auto store = [&](int b, int begin) {
 #if MEGALODON_HOPPER
-    if (thread != 0 || begin + kSteps > length) return;
+    if (thread != kStoring || begin + kSteps > length) return;
 #pragma unroll
     for (int k = 0; k < kSteps; k += kBoxSteps) {
       hopper::store(dx_map, shared.dx + k * kRowBytes, first, length - begin - kSteps + k, b);
@@ -359,7 +362,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
   };
   if (MEGALODON_HOPPER && thread == 0) {
-    hopper::init(shared.full, 1);
+    hopper::init(shared.full, 2);
     hopper::fence_init();
   }
   __syncthreads();
@@ -448,21 +451,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       __syncthreads();
       // The tile before leaves now, when all have put their part of it in shared memory.
-      if (begin > 0) {
-        store(b, begin - kSteps);
-      } else if (b >= splits) {
-        store(b - splits, last_begin);
-      }
-      if (begin + kSteps < length) {
-        load(b, begin + kSteps);
-      } else if (b + splits < to_do.batch) {
-        load(b + splits, 0);
-      }
+      const bool is_first = begin == 0;
+      if (!is_first || b >= splits) store(is_first ? b - splits : b, is_first ? last_begin : begin - kSteps);
+      const bool is_last = begin + kSteps >= length;
+      if (!is_last || b + splits < to_do.batch) load(is_last ? b + splits : b, is_last ? 0 : begin + kSteps);
       const int steps = min(kSteps, length - begin);
       backward_channels<Documents>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n, steps / kBlock, leap, carry,
                                    carry_d, sums);
 #if MEGALODON_HOPPER
-      if (thread == 0) hopper::wait_stores<0>();
+      if (thread == kStoring) hopper::wait_stores<0>();
 #endif
       __syncthreads();
       // The beginning of the sequence, within a block: dy from memory, before dx is written there.
@@ -527,7 +524,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   let_next_start();
   finish(to_do, first, shared, sums);
 #if MEGALODON_HOPPER
-  if (thread == 0) hopper::wait_stores<0>();
+  if (thread == kStoring) hopper::wait_stores<0>();
 #endif
 }
 
