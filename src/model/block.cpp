@@ -168,16 +168,18 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
     if (!t.kept) masks.apply(ctx, site, c.hidden_dropout, tensor);
   };
 
-  // Through a product whose input a gate gave, and a mask: in one piece where there is no mask between.
+  // Through a product whose input a gate gave, and a mask: in one piece where there is no mask between. Returns whether there are
+  // dots.
   const auto through_gate = [&](Site site, const Linear& product, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                                 const Tensor& left, const Tensor& right, const Tensor& d_left, const Tensor& d_right,
-                                const Tensor& again) {
+                                const Tensor& again, const Tensor& dots) {
     if (!masks.active || c.hidden_dropout == 0) {
-      return linear_gate_backward_input(ctx, product, weight, dy, dx, left, right, d_left, d_right, again);
+      return linear_gate_backward_input(ctx, product, weight, dy, dx, left, right, d_left, d_right, again, dots);
     }
     linear_backward_input(ctx, product, weight, dy, dx);
     masks.apply(ctx, site, c.hidden_dropout, dx);
     silu_gate_backward(ctx, left, right, dx, d_left, d_right, again);
+    return false;
   };
 
   // Through the feed-forward. d_a = gradient of its normed input.
@@ -189,7 +191,7 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   }
   if (!rounded_out(c, d)) residual_backward(ctx, p.alpha, t.f, d_out, d.d_f, g.alpha);
   masks.apply(ctx, Site::FeedForward, c.dropout, d.d_f);
-  through_gate(Site::Hidden, op.fc2, p.fc2, d.d_f, d.d_hidden, a.fc1, a.fc3, da.fc1, da.fc3, unless_kept(t.hidden));
+  through_gate(Site::Hidden, op.fc2, p.fc2, d.d_f, d.d_hidden, a.fc1, a.fc3, da.fc1, da.fc3, unless_kept(t.hidden), Tensor());
   mask_again(Site::Hidden, t.hidden);
   linear_backward_weight(ctx, op.fc2, t.hidden, d.d_f, g.fc2, Tensor());
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
@@ -202,12 +204,13 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
 
   // Through the gated attention.
   masks.apply(ctx, Site::Output, c.dropout, da.h1);
-  through_gate(Site::Gated, op.wh2, p.wh2, da.h1, d.d_gated, a.r, s.o, da.r, d.d_o, unless_kept(t.gated));
+  const bool dotted =
+      through_gate(Site::Gated, op.wh2, p.wh2, da.h1, d.d_gated, a.r, s.o, da.r, d.d_o, unless_kept(t.gated), d.dots);
   mask_again(Site::Gated, t.gated);
   linear_backward_weight(ctx, op.wh2, t.gated, da.h1, g.wh2, Tensor());
   if (!t.kept) queries_keys_values(ctx, op, p, window, a, s, t);
   attention_backward(ctx, attention_of(op, window, masks), window.positions, t.q, t.k, t.v, s.o, s.attention, d.d_o, d.d_q, d.d_k,
-                     d.d_gated, s.v);
+                     d.d_gated, s.v, dotted ? d.dots : Tensor());
   head_norm_backward(ctx, op.head, p.gamma, rotation_of(window), a.z, s.head, d.d_q, d.d_k, da.z, g.gamma, g.beta);
 
   // Through the average. d_a = gradient of mx; d_b = gradient of ce, then of tn.
@@ -306,6 +309,9 @@ BlockGradients allocate_gradients(Arena& arena, const ModelConfig& c, DType dtyp
   d.d_o = tensor(dtype, c.value_dim);
   d.d_q = tensor(DType::F32, c.z_dim);
   d.d_k = tensor(DType::F32, c.z_dim);
+  if (device != Device::Cpu && dtype == DType::BF16 && c.value_dim / c.num_heads % kDotColumns == 0) {
+    d.dots = arena.allocate(DType::F32, {batch * length, c.value_dim / kDotColumns});
+  }
   return d;
 }
 

@@ -93,6 +93,7 @@ struct BlockGradients {
   Tensor d_zrh;         // [B, L, Z + V + D] T
   Tensor d_gated, d_o;  // [B, L, V] T each
   Tensor d_q, d_k;      // [B, L, Z] each
+  Tensor dots;          // [B * L, V / kDotColumns] sums of d_o * o; null where they straddle heads, on a CPU and in float32
 };
 
 // Without `for_backward`, what only backward reads is left out. With `shared`, its tensors that are not null serve for those of

@@ -79,7 +79,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& positions, const Tensor& q, const Tensor& k,
                         const Tensor& v, const Tensor& o, const AttentionSaved& saved, const Tensor& do_, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, const Tensor& a) {
+                        const Tensor& dk, const Tensor& dv, const Tensor& a, const Tensor& dots) {
   check(op, positions, q, k, v, o, saved);
   check_positions(op, positions, false);
   require(static_cast<bool>(saved.lse), kName, "backward needs saved.lse");
@@ -88,12 +88,16 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& positio
   require_tensor(dk, DType::F32, k.shape(), kName, "dk");
   require_tensor(dv, q.dtype(), v.shape(), kName, "dv");
   if (a) require_tensor(a, q.dtype(), v.shape(), kName, "a");
+  if (dots) {
+    require_contiguous(dots, DType::F32, {q.rows(), dots.cols()}, kName, "dots");
+    require(dots.cols() % op.heads == 0, kName, "dots must be as many of each head");
+  }
   const auto on_cpu = [&] {
     cpu::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv);
     if (a) cpu::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
   };
   dispatch(ctx, q.dtype(), "attention_backward", on_cpu,
-           [&] { cuda::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv, a); });
+           [&] { cuda::attention_backward(ctx, op, q, k, v, o, saved, do_, dq, dk, dv, a, dots); });
 }
 
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t /*length*/, int threads) {

@@ -64,7 +64,8 @@ void attention_forward(Context& ctx, const Attention& op,
 // With w the weights as above (m their dropout factor, 1 without dropout) and do the gradient of o:
 //   dv_j = sum_i m_ij w_ij do_i,  ds_ij = w_ij (m_ij do_i . v_j - do_i . o_i),  dq_i = sum_j ds_ij k_j,  dk_j = sum_i ds_ij q_i
 // Overwrites dq, dk and dv, which may be pitched. w is computed again from lse. Windows start at a chunk's first token. Where v
-// is silu(a), dv times silu's slope is the gradient of a, of dv as it is rounded to T.
+// is silu(a), dv times silu's slope is the gradient of a, of dv as it is rounded to T. Where somebody has made do . o already, it
+// may be given in parts.
 void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& positions,  // [B] i64, multiples of C; null: 0
                         const Tensor& q,          // [B, L, Z] T
@@ -72,11 +73,12 @@ void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& v,          // [B, L, V] T
                         const Tensor& o,          // [B, L, V] T
                         const AttentionSaved& saved,
-                        const Tensor& do_,      // [B, L, V] T
-                        const Tensor& dq,       // [B, L, Z] f32
-                        const Tensor& dk,       // [B, L, Z] f32
-                        const Tensor& dv,       // [B, L, V] T
-                        const Tensor& a = {});  // [B, L, V] T: dv is to be the gradient of a; null: that of v
+                        const Tensor& do_,         // [B, L, V] T
+                        const Tensor& dq,          // [B, L, Z] f32
+                        const Tensor& dk,          // [B, L, Z] f32
+                        const Tensor& dv,          // [B, L, V] T
+                        const Tensor& a = {},      // [B, L, V] T: dv is to be the gradient of a; null: that of v
+                        const Tensor& dots = {});  // [B * L, H * P] f32: the sum of P is do . o; null; not read on a CPU
 
 // Bytes of workspace that the two take for windows of up to `length` tokens.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t length, int threads);
@@ -95,7 +97,7 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
                        const AttentionGate& gate);
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                        const Tensor& a);
+                        const Tensor& a, const Tensor& dots);
 // Bytes that the two take for windows of up to `length` tokens of up to `batch` sequences, of whatever documents.
 std::size_t attention_workspace_bytes(const Attention& op, std::int64_t batch, std::int64_t length);
 }  // namespace cuda

@@ -57,6 +57,15 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % kWarp == 0) delta[item] = sum;
 }
 
+// delta = the sum of `parts` adjacent dots.
+__global__ void __launch_bounds__(kThreads) sum_dots(const float* dots, std::int64_t items, int parts, float* delta) {
+  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= items) return;
+  float sum = 0;
+  for (int i = 0; i < parts; ++i) sum += dots[item * parts + i];
+  delta[item] = sum;
+}
+
 // Logits and do . v of queries [0, queries) and keys [0, keys) of `batch.count` pieces or heads; query i sees keys [0, i]. The
 // weights after dropout and the gradients of the logits, of type T, take the beginnings of their rows.
 struct Gradients {
@@ -172,6 +181,13 @@ void take_deltas(Context& ctx, const Attention& op, const Tensor& do_, const Ten
   });
 }
 
+void add_dots(Context& ctx, const Attention& op, const Tensor& dots, const Tensor& delta) {
+  const std::int64_t items = delta.numel();
+  sum_dots<<<static_cast<unsigned>(ceil_div(items, kThreads)), kThreads, 0, stream_of(ctx)>>>(
+      pointer<const float>(dots), items, static_cast<int>(dots.cols() / op.heads), pointer<float>(delta));
+  check_launch(kName);
+}
+
 struct Backward {
   const Attention& op;
   const Tensor &q, &k, &v, &lse, &delta, &do_, &dq, &dk, &dv;
@@ -257,14 +273,14 @@ struct Backward {
 
 void attention_backward(Context& ctx, const Attention& op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                         const AttentionSaved& saved, const Tensor& do_, const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                        const Tensor& a) {
+                        const Tensor& a, const Tensor& dots) {
   if (q.rows() == 0) return;
   const std::int64_t batch = q.shape()[0];
   const std::int64_t length = q.shape()[1];
   const bool band = attention_is_band(op, length);
   ArenaScope scope(ctx.workspace());
   const Tensor delta = take_delta(ctx.workspace(), op, batch, length);
-  take_deltas(ctx, op, do_, o, delta);
+  dots ? add_dots(ctx, op, dots, delta) : take_deltas(ctx, op, do_, o, delta);
   const auto through_silu = [&] {
     if (a) cuda::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
   };

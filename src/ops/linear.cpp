@@ -67,8 +67,9 @@ void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight,
       [&] { cuda::linear_backward_input(ctx, op, weight, dy, dx, accumulate); });
 }
 
-void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
-                                const Tensor& a, const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y) {
+bool linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
+                                const Tensor& a, const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y,
+                                const Tensor& dots) {
   check(op, dy, op.out, "dy", dx, op.in, "dx");
   require_contiguous(weight, dy.dtype(), {op.out, op.in}, kName, "weight");
   require(static_cast<bool>(b) == static_cast<bool>(db), kName, "db goes with b");
@@ -81,15 +82,22 @@ void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& we
   require_like_dx(b, "b");
   require_like_dx(db, "db");
   require_like_dx(y, "y");
+  if (dots) {
+    require(static_cast<bool>(b), kName, "dots goes with b");
+    require_contiguous(dots, DType::F32, {dy.rows(), op.in / kDotColumns}, kName, "dots");
+    require(op.in % kDotColumns == 0, kName, "dots are of whole groups of columns");
+  }
   if constexpr (cuda::kBuilt) {
     if (ctx.device() == Device::Cuda && cuda::linear_gates_backward(ctx, weight, dy, a, b, da, db, y)) {
-      return dispatch(
+      dispatch(
           ctx, dy.dtype(), "linear_backward_input", [] {},
-          [&] { cuda::linear_gate_backward_input(ctx, op, weight, dy, a, b, da, db, y); });
+          [&] { cuda::linear_gate_backward_input(ctx, op, weight, dy, a, b, da, db, y, dots); });
+      return static_cast<bool>(dots);
     }
   }
   linear_backward_input(ctx, op, weight, dy, dx);
   silu_gate_backward(ctx, a, b, dx, da, db, y);
+  return false;
 }
 
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

@@ -44,18 +44,22 @@ void linear_backward_input(Context& ctx, const Linear& op,
                            const Tensor& dx,      // [..., in] T or f32, any pitch
                            bool accumulate = false);
 
+constexpr std::int64_t kDotColumns = 256;
+
 // silu_gate_backward where the gate's result was multiplied: the gradient of what it took, by dy W, that of what it gave.
 // Overwrites da and db, y with what the gate gave, and dx, which is memory for where dy W is not gated at once. None of them may
-// overlap dy.
-void linear_gate_backward_input(Context& ctx, const Linear& op,
-                                const Tensor& weight,   // [out, in] T
-                                const Tensor& dy,       // [..., out] T, any pitch, as are all
-                                const Tensor& dx,       // [..., in] T
-                                const Tensor& a,        // [..., in] T
-                                const Tensor& b,        // the same shape; null for 1
-                                const Tensor& da,       // the gradient of a
-                                const Tensor& db,       // the gradient of b; null with b
-                                const Tensor& y = {});  // null for none
+// overlap dy. Returns whether it has overwritten dots with sums of db * b, of db as it is rounded to T, over kDotColumns adjacent
+// columns each: only where dy W is gated at once.
+bool linear_gate_backward_input(Context& ctx, const Linear& op,
+                                const Tensor& weight,      // [out, in] T
+                                const Tensor& dy,          // [..., out] T, any pitch, as are all
+                                const Tensor& dx,          // [..., in] T
+                                const Tensor& a,           // [..., in] T
+                                const Tensor& b,           // the same shape; null for 1
+                                const Tensor& da,          // the gradient of a
+                                const Tensor& db,          // the gradient of b; null with b
+                                const Tensor& y = {},      // null for none
+                                const Tensor& dots = {});  // [rows, in / kDotColumns] f32; null for none, and without b
 
 // dW += dy^T x,  db += the sum of dy over rows (in double). Adds to dweight and dbias.
 void linear_backward_weight(Context& ctx, const Linear& op,
@@ -87,7 +91,7 @@ void linear_gate_forward(Context& ctx, const Linear& op, const Tensor& weight, c
 bool linear_gates_backward(Context& ctx, const Tensor& weight, const Tensor& dy, const Tensor& a, const Tensor& b,
                            const Tensor& da, const Tensor& db, const Tensor& y);
 void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
-                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y);
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y, const Tensor& dots);
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,
                            bool accumulate);
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,

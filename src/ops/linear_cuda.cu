@@ -182,8 +182,8 @@ bool linear_gates_backward(Context& ctx, const Tensor& weight, const Tensor& dy,
 }
 
 void linear_gate_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
-                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y) {
-  linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da, db, y);
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y, const Tensor& dots) {
+  linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da, db, y, dots);
 }
 
 void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& dx,

@@ -22,8 +22,9 @@ void linear_tiles_forward(Context& ctx, const Linear& op,
                           const Tensor& products,  // [..., out], or null where nobody needs them
                           const Tensor& y);        // [..., out] or [..., out / 2], or null
 
-// silu_gate_backward(a, b, dy W, da, db, y): what linear_gate_backward_input says, the gradient dy W nowhere in memory.
+// silu_gate_backward(a, b, dy W, da, db, y): what linear_gate_backward_input says, the gradient dy W nowhere in memory. Writes
+// dots.
 void linear_tiles_gate_backward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
-                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y);
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y, const Tensor& dots = {});
 
 }  // namespace megalodon::cuda

@@ -16,10 +16,11 @@ constexpr const char* kName = "linear";
 constexpr int kCluster = 2;
 constexpr int kTileRows = 128;
 constexpr int kTileColumns = 256;
+static_assert(kTileColumns == kDotColumns);
 
 // What is done with the sums. Rows: products, and silu of them. Pairs: the tile's columns are 128 and the same 128 of a second
-// matrix, products and the gate of the two. Gradients: the gate's backward.
-enum class Epilogue { Rows, Pairs, Gradients };
+// matrix, products and the gate of the two. Gradients: the gate's backward. Dots: that, and of each row of a tile db . b.
+enum class Epilogue { Rows, Pairs, Gradients, Dots };
 
 struct LinearTiles {
   CUtensorMap x, weight;    // boxes of 128 rows; of 64 where the product sums over the rows of the weights
@@ -29,12 +30,16 @@ struct LinearTiles {
   CUtensorMap gradients[2];  // and da and db
   bool has_products, has_y, has_b;
   const float* bias;
+  float* dots;        // [height, columns]
+  int height;         // rows of y
   int steps;          // of 64 to sum over
   int rows, columns;  // how many tiles there are: of a cluster's rows, and of columns
   int width;          // columns of y
 };
 
 #if MEGALODON_HOPPER
+
+constexpr bool of_backward(Epilogue e) { return e == Epilogue::Gradients || e == Epilogue::Dots; }
 
 constexpr int kParts = kTileColumns / hopper::kBlock;  // 64 columns each
 
@@ -82,7 +87,7 @@ __device__ __forceinline__ void fetch_tile(const LinearTiles& a, Ring& ring, Rin
     Ring::Stage& stage = ring.fill(at, sizeof(Ring::Stage));
     hopper::Barrier& full = ring.full[at.stage];
     hopper::load(stage.a, a.x, full, step * kBlock, tile.row);
-    if constexpr (E == Epilogue::Gradients) {
+    if constexpr (of_backward(E)) {
       for (int n = rank * kParts / kCluster; n < (rank + 1) * kParts / kCluster; ++n) {
         hopper::load_for(kAll, stage.b[n], a.weight, full, tile.column + n * kBlock, step * kBlock);
       }
@@ -93,7 +98,7 @@ __device__ __forceinline__ void fetch_tile(const LinearTiles& a, Ring& ring, Rin
       }
     }
   }
-  if constexpr (E == Epilogue::Gradients) {
+  if constexpr (of_backward(E)) {
     for (int part = 0; part < tile.parts(a); ++part, at.next()) {
       Ring::Stage& stage = ring.fill(at, (a.has_b ? 4 : 2) * hopper::kBlockBytes);
       hopper::Barrier& full = ring.full[at.stage];
@@ -178,11 +183,11 @@ __device__ __forceinline__ void write_pairs(const LinearTiles& a, int column, co
   writer.write(values, a.y, column + Part * hopper::kBlock);
 }
 
-// What the gate took lies in a stage, and what goes out takes its place.
-template <int Part>
-__device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring, Ring::Place& at,
-                                                const TilePlace<Epilogue::Gradients>& tile, const float (&sums)[kTileColumns / 2],
-                                                int& before) {
+// What the gate took lies in a stage, and what goes out takes its place. Dots: this thread's parts of db . b of its two rows, of
+// db as it is rounded.
+template <int Part, Epilogue E>
+__device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring, Ring::Place& at, const TilePlace<E>& tile,
+                                                const float (&sums)[kTileColumns / 2], int& before, float (&dots)[2]) {
   if (Part >= tile.parts(a)) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   hopper::wait(ring.full[at.stage], at.phase);
@@ -207,7 +212,11 @@ __device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring
       const GateGradients low = silu_gate_gradients(low_half(x[i]), low_half(gate[i]), low_half(d));
       const GateGradients high = silu_gate_gradients(high_half(x[i]), high_half(gate[i]), high_half(d));
       x[i] = pack_halves(low.da, high.da);
-      gate[i] = pack_halves(low.db, high.db);
+      const std::uint32_t db = pack_halves(low.db, high.db);
+      if constexpr (E == Epilogue::Dots) {
+        dots[i % 2] = fmaf(low_half(db), low_half(gate[i]), fmaf(high_half(db), high_half(gate[i]), dots[i % 2]));
+      }
+      gate[i] = db;
       y[i] = pack_halves(low.y, high.y);
     }
     hopper::store_matrices(hopper::shared_address(to_a) + at_lane, x[0], x[1], x[2], x[3]);
@@ -229,6 +238,21 @@ __device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring
   if (Part > 0) ring.release(before);
   before = at.stage;
   at.next();
+}
+
+// Of a row's columns each thread of four has some.
+__device__ __forceinline__ void write_dots(const LinearTiles& a, const TilePlace<Epilogue::Dots>& tile, const float (&dots)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first = tile.row + product_warp() * kLines + lane / 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float dot = dots[i] + __shfl_xor_sync(0xffffffffU, dots[i], 1);
+    dot += __shfl_xor_sync(0xffffffffU, dot, 2);
+    const int row = first + 8 * i;
+    if (lane % 4 == 0 && row < a.height) {
+      a.dots[static_cast<std::int64_t>(row) * a.columns + tile.column / kTileColumns] = dot;
+    }
+  }
 }
 
 #endif
@@ -254,13 +278,15 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_tiles_kernel(const 
     for (int i = first; i < tiles; i += clusters) {
       const TilePlace<E> tile(i, a);
       float sums[kTileColumns / 2] = {};
-      multiply<false, E == Epilogue::Gradients>(ring, at, a.steps, sums);
-      if constexpr (E == Epilogue::Gradients) {
+      multiply<false, of_backward(E)>(ring, at, a.steps, sums);
+      if constexpr (of_backward(E)) {
         int before = 0;
-        write_gradients<0>(a, ring, at, tile, sums, before);
-        write_gradients<1>(a, ring, at, tile, sums, before);
-        write_gradients<2>(a, ring, at, tile, sums, before);
-        write_gradients<3>(a, ring, at, tile, sums, before);
+        float dots[2] = {};
+        write_gradients<0>(a, ring, at, tile, sums, before, dots);
+        write_gradients<1>(a, ring, at, tile, sums, before, dots);
+        write_gradients<2>(a, ring, at, tile, sums, before, dots);
+        write_gradients<3>(a, ring, at, tile, sums, before, dots);
+        if constexpr (E == Epilogue::Dots) write_dots(a, tile, dots);
         if (threadIdx.x % kWarp == 0) hopper::wait_stores<0>();
         __syncwarp();
         ring.release(before);
@@ -302,6 +328,7 @@ void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, s
   static_assert(kShared <= hopper::kMostShared);
   constexpr int kWidth = E == Epilogue::Pairs ? kTileColumns / 2 : kTileColumns;
   a.steps = static_cast<int>(ceil_div(summed, hopper::kBlock));
+  a.height = static_cast<int>(rows);
   a.rows = static_cast<int>(ceil_div(rows, kCluster * kTileRows));
   a.columns = static_cast<int>(ceil_div(width, kWidth));
   a.width = static_cast<int>(width);
@@ -357,7 +384,7 @@ void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, 
 }
 
 void linear_tiles_gate_backward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
-                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y) {
+                                const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y, const Tensor& dots) {
   LinearTiles all{};
   all.x = map(dy, kTileRows);
   all.weight = map(weight, hopper::kBlock);
@@ -368,7 +395,8 @@ void linear_tiles_gate_backward(Context& ctx, const Linear& op, const Tensor& we
   all.y = map(y, kLines);
   all.has_b = static_cast<bool>(b);
   all.has_y = static_cast<bool>(y);
-  run<Epilogue::Gradients>(ctx, all, dy.rows(), op.out, op.in);
+  all.dots = pointer<float>(dots);
+  dots ? run<Epilogue::Dots>(ctx, all, dy.rows(), op.out, op.in) : run<Epilogue::Gradients>(ctx, all, dy.rows(), op.out, op.in);
 }
 
 }  // namespace megalodon::cuda

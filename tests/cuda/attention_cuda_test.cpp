@@ -109,6 +109,31 @@ INSTANTIATE_TEST_SUITE_P(Masks, AttentionOnGpu,
                                          Case{1, 13, {2, 8, 12, 40, 0.3, 0.4, 7, 3}},
                                          Case{2, 601, {2, 8, 16, 290, 0.2, 0.3, 7, 3}, 2}));
 
+// Sums of do * o of each head: of its first three columns, and of the others.
+std::vector<float> dots_of(Context& ctx, const Attention& op, const Tensor& do_, const Tensor& o) {
+  const auto on_host = [&](const Tensor& tensor) {
+    std::vector<std::byte> bytes(tensor.bytes());
+    ctx.copy(tensor, Tensor(bytes.data(), tensor.dtype(), tensor.shape()));
+    std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (tensor.dtype() == DType::F32) {
+        std::memcpy(&values[i], &bytes[4 * i], 4);
+      } else {
+        BFloat16 value;
+        std::memcpy(&value, &bytes[2 * i], 2);
+        values[i] = to_float(value);
+      }
+    }
+    return values;
+  };
+  const auto a = on_host(do_);
+  const auto b = on_host(o);
+  const auto width = static_cast<std::size_t>(op.v_head_dim);
+  std::vector<double> sums(2 * a.size() / width);
+  for (std::size_t i = 0; i < a.size(); ++i) sums[2 * (i / width) + (i % width < 3 ? 0 : 1)] += double{a[i]} * b[i];
+  return {sums.begin(), sums.end()};
+}
+
 class GatedAttentionOnGpu : public OnGpu, public testing::WithParamInterface<Case> {};
 
 // What a gate after attention, and silu before it, make of o and dv: the bits of ops of their own.
@@ -138,6 +163,10 @@ TEST_P(GatedAttentionOnGpu, HasTheBitsOfOpsOfTheirOwn) {
     const auto lse = both.output("lse", {batch, length, op.heads}, tolerance::kForward);
     const auto dq = both.output("dq", z, bound);
     const auto dk = both.output("dk", z, bound);
+    const auto dots = both.output("parts of do . o", {rows, 2 * op.heads}, bound);
+    const auto dq_given = both.output("dq, given do . o", z, bound);
+    const auto dk_given = both.output("dk, given do . o", z, bound);
+    const auto dv_given = both.output("dv, given do . o", w, bound, dtype);
     both.run([&, &with = op](Context& ctx, const Tensors& t) {
       const AttentionSaved saved{t(lse)};
       silu_gate_forward(ctx, t(before), Tensor(), t(v));
@@ -148,6 +177,10 @@ TEST_P(GatedAttentionOnGpu, HasTheBitsOfOpsOfTheirOwn) {
       attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(dv_alone));
       silu_gate_backward(ctx, t(before), Tensor(), t(dv_alone), t(dv_alone), Tensor());
       attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq), t(dk), t(d_before), t(before));
+      auto parts = dots_of(ctx, with, t(do_), t(o));
+      ctx.copy(Tensor(parts.data(), t(dots).shape()), t(dots));
+      attention_backward(ctx, with, {}, t(q), t(k), t(v), t(o), saved, t(do_), t(dq_given), t(dk_given), t(dv_given), Tensor(),
+                         t(dots));
       if (ctx.device() == Device::Cpu) return;
       const auto bytes = [&](Handle handle) {
         const Tensor all = t(handle);

@@ -40,6 +40,11 @@ class Tensors {
     for (std::int64_t i = 0; i < n; ++i) host[static_cast<std::size_t>(i)] = static_cast<float>(i % 17 - 8) / 4;
     return Tensor(copy(host.data(), host.size() * sizeof(float)), DType::F32, {n}, Device::Cuda);
   }
+  // Of each row and group of kDotColumns; those of NaN.
+  Tensor dots(std::int64_t rows, std::int64_t cols) {
+    const std::vector<float> host(static_cast<std::size_t>(rows * cols / kDotColumns), kNaN);
+    return Tensor(copy(host.data(), host.size() * sizeof(float)), DType::F32, {rows, cols / kDotColumns}, Device::Cuda);
+  }
   // All that lies from the first row's beginning to the last one's end and its gap, as bits.
   static std::vector<BFloat16> bits(const Tensor& tensor) {
     std::vector<BFloat16> host(static_cast<std::size_t>((tensor.rows() - 1) * tensor.pitch() + tensor.cols()));
@@ -73,6 +78,23 @@ void expect_same(const Tensor& got, const Tensor& wanted, const std::string& nam
   const auto pitch = static_cast<std::size_t>(got.pitch());
   EXPECT_EQ(different, 0U) << name << " [" << got.rows() << ", " << got.cols() << "], first at row " << first / pitch
                            << ", column " << first % pitch << ": got " << to_float(a[first]) << ", wanted " << to_float(b[first]);
+}
+
+// dots against float64, from what went in and came out.
+void expect_dots(const Tensor& dots, const Tensor& db, const Tensor& b) {
+  const auto x = Tensors::bits(db);
+  const auto y = Tensors::bits(b);
+  std::vector<float> got(static_cast<std::size_t>(dots.numel()));
+  the_gpu()->copy(got.data(), dots.raw(), got.size() * sizeof(float));
+  std::vector<double> wanted(got.size());
+  for (std::int64_t row = 0; row < db.rows(); ++row) {
+    for (std::int64_t i = 0; i < db.cols(); ++i) {
+      wanted[static_cast<std::size_t>(row * dots.cols() + i / kDotColumns)] +=
+          double{to_float(x[static_cast<std::size_t>(row * db.pitch() + i)])} *
+          to_float(y[static_cast<std::size_t>(row * b.pitch() + i)]);
+    }
+  }
+  EXPECT_LT(relative_error(got, wanted), 1e-6) << "dots [" << dots.rows() << ", " << dots.cols() << "]";
 }
 
 class LinearTilesCudaTest : public OnGpu, public testing::WithParamInterface<Case> {
@@ -139,10 +161,12 @@ TEST_P(LinearTilesCudaTest, BackwardIsProductAndGate) {
       }
       silu_gate_backward(ctx, a, b, dx, da[0], db[0], y[0]);
       ASSERT_TRUE(cuda::linear_fits_tiles(ctx, {&weight, &dy, &a, &b, &da[1], &db[1], &y[1]}));
-      cuda::linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da[1], db[1], y[1]);
+      const Tensor dots = b && c.in % kDotColumns == 0 ? t.dots(c.rows, c.in) : Tensor();
+      cuda::linear_tiles_gate_backward(ctx, op, weight, dy, a, b, da[1], db[1], y[1], dots);
       expect_same(da[1], da[0], "da");
       if (b) expect_same(db[1], db[0], "db");
       if (again) expect_same(y[1], y[0], "y");
+      if (dots) expect_dots(dots, db[1], b);
     }
   }
 }
@@ -188,8 +212,8 @@ TEST_P(LinearTilesCudaTest, AgreesWithTheCpu) {
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTilesCudaTest,
                          testing::Values(Case{128, 64, 256, 0}, Case{1, 8, 16, 0}, Case{257, 72, 264, 8}, Case{500, 320, 96, 0},
                                          Case{1031, 384, 1536, 16}, Case{3000, 136, 1808, 8}, Case{2304, 768, 384, 0},
-                                         Case{3000, 384, 1808, 8}, Case{2500, 1032, 1040, 0}, Case{700, 2120, 272, 8},
-                                         Case{4500, 2560, 912, 0}));
+                                         Case{2999, 1792, 328, 8}, Case{3000, 384, 1808, 8}, Case{2500, 1032, 1040, 0},
+                                         Case{700, 2120, 272, 8}, Case{4500, 2560, 912, 0}));
 
 // The ops choose: a result that keeps all of the GPU busy is gated at once, by both names.
 TEST_F(LinearTilesCudaOpTest, LargeResultsAreGatedAtOnce) {
@@ -215,12 +239,20 @@ TEST_F(LinearTilesCudaOpTest, LargeResultsAreGatedAtOnce) {
   const auto untouched = Tensors::bits(t.unwritten(rows, op.out, 0));
   const auto after = Tensors::bits(products);
   EXPECT_EQ(std::memcmp(after.data(), untouched.data(), after.size() * sizeof after[0]), 0) << "products that nobody keeps";
-  linear_gate_backward_input(ctx, back, across, x, products, a, Tensor(), da, Tensor());
+  EXPECT_FALSE(linear_gate_backward_input(ctx, back, across, x, products, a, Tensor(), da, Tensor()));
   const Tensor dx = t.unwritten(rows, op.out, 0);
   const Tensor wanted = t.unwritten(rows, op.out, 0);
   linear_backward_input(ctx, back, across, x, dx);
   silu_gate_backward(ctx, a, Tensor(), dx, wanted, Tensor());
   expect_same(da, wanted, "da");
+
+  const Tensor db = t.unwritten(rows, op.out, 0);
+  const Tensor dots = t.dots(rows, op.out);
+  EXPECT_TRUE(linear_gate_backward_input(ctx, back, across, x, products, a, a, da, db, Tensor(), dots));
+  expect_dots(dots, db, a);
+  EXPECT_FALSE(linear_gate_backward_input(ctx, back, across, x.row_range(0, 100), products.row_range(0, 100), a.row_range(0, 100),
+                                          a.row_range(0, 100), da.row_range(0, 100), db.row_range(0, 100), Tensor(),
+                                          dots.row_range(0, 100)));
 }
 
 }  // namespace

@@ -139,6 +139,36 @@ TEST_F(TrainingCudaTest, LargeKernelsTogetherAreFloat32s) {
   }
 }
 
+// Rows enough for products with gates, and heads of whole groups of columns: attention's backward takes do . o from the product.
+TEST_F(TrainingCudaTest, ManyRowsAreThoseOfTheCpu) {
+  ModelConfig config = tiny_config();
+  config.num_layers = 1;
+  config.value_dim = 1536;
+  config.chunk_size = 64;
+  const Shape window{92, 64};
+  auto tokens = random_tokens(window.numel(), 1);
+  auto targets = random_tokens(window.numel(), 2);
+  const Tensor text(tokens.data(), window);
+  const Tensor wanted(targets.data(), window);
+  const Expected expected = on_cpu(config, text, wanted, Tensor());
+  Megalodon model(config, Precision::BF16WithMaster, the_gpu());
+  model.initialize(7);
+  Context ctx(the_gpu(), 1);
+  const Shape flat = model.flat().shape();
+  const Buffer buffer(static_cast<std::size_t>(flat.numel()) * sizeof(float), "test", ctx.accelerator());
+  const Tensor gradients(buffer.data(), DType::F32, flat, Device::Cuda);
+  for (const Recompute recompute : {Recompute::Keep, Recompute::None}) {
+    Training training(ctx, model, window[0], window[1], recompute);
+    ctx.zero(gradients);
+    const double loss = training.forward_backward(text, wanted, nullptr, gradients, 1.0F);
+    std::vector<float> got(expected.gradients.size());
+    ctx.copy(gradients, Tensor(got.data(), flat));
+    EXPECT_NEAR(loss, expected.loss, tolerance::kBFloat16Model * expected.loss) << to_string(recompute);
+    expect_close(got, widen(expected.gradients), tolerance::kBFloat16Model,
+                 std::string("gradients, recompute ") + to_string(recompute));
+  }
+}
+
 // Not a bit of what is elsewhere in the window changes with a document.
 TEST_F(TrainingCudaTest, DocumentsDoNotSeeOneAnother) {
   Documents documents({{9, 11, 180}, {150, 40, 10}});
