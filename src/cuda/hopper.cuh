@@ -153,10 +153,10 @@ __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Until as many threads of the block, whole warps, are here. Others wait so for each other by another barrier, from 1 to 15.
+// Until as many threads of the block, whole warps, are here. The others may not wait this way.
 template <int Threads>
-__device__ __forceinline__ void wait_for_threads(int barrier = 1) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(Threads) : "memory");
+__device__ __forceinline__ void wait_for_threads() {
+  asm volatile("bar.sync 1, %0;" ::"n"(Threads) : "memory");
 }
 // Registers of a thread, for all of a group at once.
 template <int N>

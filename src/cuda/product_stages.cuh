@@ -29,12 +29,11 @@ struct RingPlace {
 constexpr int kLines = 16;
 constexpr int kLinesBytes = kLines * 128;
 
-// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 64 ColumnBlocks columns, and what
-// leaves.
-template <int Stages, class Out, int ColumnBlocks = 4>
+// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 256 columns, and what leaves.
+template <int Stages, class Out>
 struct OperandStages {
   static constexpr int kStages = Stages;
-  static constexpr int kB = ColumnBlocks;
+  static constexpr int kB = 4;
   using Place = RingPlace<kStages>;
   using Block = unsigned char[hopper::kBlockBytes];
 

@@ -75,17 +75,12 @@ struct AttentionPairs {
 // Whether this window goes by these kernels: chosen by sizes, addresses and the GPU.
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors);
 
-// Whether rows see so few keys that products take no longer than what is done beside them, and queries are narrow enough for the
-// kernels that are made for that (ResultWays).
-constexpr std::int64_t kLongKeys = 2048;
-inline bool attention_is_short(const Attention& op, std::int64_t length) {
-  return std::min(op.chunk, length) < kLongKeys && op.z_head_dim <= 2 * hopper::kBlock;
-}
-
-// Whether these kernels multiply by gates as well: in others what they do beside products takes as long as some 20 steps of one,
-// which rows that see few keys do not have.
+// Whether these kernels multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
+// rows that see few keys do not have. (H200: with chunks of 512 o and its gate take 0.21 ms so and 0.19 in two ops, with 2,048
+// 0.77 and 0.78, with 4,096 2.32 and 2.52.)
 inline bool attention_multiplies(const Attention& op, std::int64_t length) {
-  return std::min(op.chunk, length) >= kLongKeys || attention_is_short(op, length);
+  constexpr std::int64_t kLeastKeys = 2048;
+  return std::min(op.chunk, length) >= kLeastKeys;
 }
 
 // attention_tiles_forward_cuda.cu, attention_tiles_backward_cuda.cu: the pieces, in as much workspace as the second says.
@@ -143,9 +138,9 @@ __device__ __forceinline__ T from_first_lane(const T& shared) {
 }
 
 // The operands of the kernels that get them step by step; a Tile says what they are for, its `pair` is -1 after the last.
-template <int Stages, class Out, class Tile, int ColumnBlocks = 4>
-struct ProductRing : OperandStages<Stages, Out, ColumnBlocks> {
-  using Base = OperandStages<Stages, Out, ColumnBlocks>;
+template <int Stages, class Out, class Tile>
+struct ProductRing : OperandStages<Stages, Out> {
+  using Base = OperandStages<Stages, Out>;
   using Base::empty;
   using Base::full;
   using typename Base::Place;
@@ -223,40 +218,24 @@ inline AttentionRows attention_rows(const Tensor& tensor, const AttentionChunks&
 }
 
 // The kernels whose sums are results. Two groups multiply; what they have summed they leave in shared memory, and go on while
-// three warps of a third group take it to memory. A thread of that group's other warp fetches, and announces to them each tile.
-// Short: where products end too soon for that, tiles are half as wide, which leaves registers for a fourth group, that takes what
-// the second multiplying group leaves. What a tile is to be multiplied by is fetched while the tile before it is written.
+// three warps of the third group take it to memory. A thread of that group's other warp fetches, and announces to them each tile.
 constexpr int kWritingWarps = hopper::kGroup / kWarp - 1;
-template <bool Short>
-struct ResultWays {
-  static constexpr int kGroups = Short ? 2 : 1;  // that write
-  static constexpr int kThreads = kProductThreads + (Short ? hopper::kGroup : 0);
-  static constexpr int kParts = Short ? 2 : 4;  // blocks side by side in a tile
-  static constexpr int kColumns = kParts * hopper::kBlock;
-  static constexpr int kStages = Short ? 4 : 3;
-};
-// Registers of a thread that multiplies, and of the others, where they are not alike.
-constexpr int kMultiplyingRegisters = 200;
-constexpr int kOtherRegisters = 104;
-
-template <class Tile, bool Short>
+template <class Tile>
 struct ResultShared {
-  using Ways = ResultWays<Short>;
-  static constexpr int kParts = Ways::kParts;
-  static constexpr int kFactors = 2;  // blocks of what is to be multiplied, of each writing group
-  static constexpr int kTiles = 8;    // more than lie between a tile that is fetched and one that is written
+  static constexpr int kParts = 4;  // blocks side by side: of a row 512 bytes
+  static constexpr int kTiles = 8;  // more than lie between a tile that is fetched and one that is written
 
-  unsigned char factors[Ways::kGroups][kFactors][hopper::kBlockBytes];  // of what is to be multiplied
+  unsigned char factors[2][hopper::kBlockBytes];  // of what is to be multiplied, a block after the other
   // Of each multiplying group, 64 rows.
-  ProductRing<Ways::kStages, unsigned char[2][kParts][hopper::kBlockBytes], Tile, kParts> ring;
+  ProductRing<3, unsigned char[2][kParts][hopper::kBlockBytes], Tile> ring;
   // Of `ready` and `taken` each thread says so itself.
-  hopper::Barrier fetched[Ways::kGroups][kFactors], ready[2], taken[2], announced[kTiles];
+  hopper::Barrier fetched[2], ready[2], taken[2], announced[kTiles];
   Tile tiles[kTiles];
 
   __device__ void init() {
     if (threadIdx.x == 0) {
-      for (int i = 0; i < Ways::kGroups * kFactors; ++i) hopper::init((&fetched[0][0])[i], 1);
       for (int i = 0; i < 2; ++i) {
+        hopper::init(fetched[i], 1);
         hopper::init(ready[i], hopper::kGroup);
         hopper::init(taken[i], kWritingWarps * kWarp);
       }
@@ -274,14 +253,17 @@ struct ResultShared {
     return tiles[count % kTiles];
   }
 };
+// Registers of a thread that multiplies, and of the others.
+constexpr int kMultiplyingRegisters = 200;
+constexpr int kOtherRegisters = 104;
 
 // The multiplying group's side.
-template <class Shared>
+template <class Tile>
 struct ResultGiver {
-  Shared& shared;
+  ResultShared<Tile>& shared;
   std::uint32_t phase = 0;
 
-  static constexpr int kParts = Shared::kParts;
+  static constexpr int kParts = ResultShared<Tile>::kParts;
 
   // This warp's lines of a part, once what was there before has been taken.
   __device__ __forceinline__ unsigned char* lines(int part) const {
@@ -310,19 +292,19 @@ struct ResultGiver {
     }
     give();
   }
-  // The sums in float32, 32 columns of each part at a time.
+  // The sums in float32, 128 columns at a time.
   template <int N>
   __device__ __forceinline__ void give_floats(const float (&sums)[N]) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
-    for (int first = 0; first < N; first += 16 * kParts) {
+    for (int half = 0; half < N / 64; ++half) {
       wait();
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         unsigned char* const to = lines(part);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float* const four = sums + first + 16 * part + 4 * j;
+          const float* const four = sums + 64 * half + 16 * part + 4 * j;
           const int at = ((2 * j + lane % 4 / 2) ^ (lane / 4)) * 16 + lane % 2 * 8;
           *reinterpret_cast<float2*>(to + lane / 4 * 128 + at) = make_float2(four[0], four[1]);
           *reinterpret_cast<float2*>(to + (lane / 4 + 8) * 128 + at) = make_float2(four[2], four[3]);
@@ -417,57 +399,43 @@ __device__ __forceinline__ void write_block(const unsigned char* results, const 
   }
 }
 
-// The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go. What is multiplied is a tile's
-// only result.
-template <Factor Of, class Tile, bool Short, class Count, class Place>
-__device__ __forceinline__ void write_results(ResultShared<Tile, Short>& shared, Count&& count, Place&& place) {
-  constexpr int kParts = ResultShared<Tile, Short>::kParts;
-  constexpr int kFactors = ResultShared<Tile, Short>::kFactors;
-  constexpr int kBlocks = Short ? kParts : 2 * kParts;  // of a result that these warps write
-  const int writer = static_cast<int>(threadIdx.x) / hopper::kGroup - 2;
-  const auto group_of = [&](int n) { return Short ? writer : n / kParts; };
-  // Of the factors of a tile the n'th block.
-  const auto fetch = [&](const Tile& tile, int n) {
-    if (tile.pair < 0 || threadIdx.x % hopper::kGroup != kWarp) return;
-    const AttentionPlace to = place(tile, 0);
-    if (to.end.product.data == nullptr) return;
-    hopper::Barrier& fetched = shared.fetched[writer][n % kFactors];
-    hopper::arrive_expecting(fetched, hopper::kBlockBytes);
-    to.end.factors.load(&shared.factors[writer][n % kFactors], fetched, 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
-                        to.row + group_of(n) * hopper::kBlock, to.piece);
-  };
-  const auto fetch_first = [&](const Tile& tile) {
-    for (int n = 0; n < kFactors; ++n) fetch(tile, n);
-  };
+// The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go.
+template <Factor Of, class Tile, class Count, class Place>
+__device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
+  constexpr int kParts = ResultShared<Tile>::kParts;
   std::uint32_t phase = 0;
-  int used = 0;  // blocks of factors
-  Tile tile = shared.next(0);
-  fetch_first(tile);
-  for (int tiles = 1; tile.pair >= 0; ++tiles) {
-    const Tile next = shared.next(tiles);
+  for (int tiles = 0;; ++tiles) {
+    const Tile tile = shared.next(tiles);
+    if (tile.pair < 0) return;
     const int results = count(tile);
-    const bool multiplied = place(tile, 0).end.product.data != nullptr;
-    if (!multiplied) fetch_first(next);
     for (int i = 0; i < results; ++i, phase ^= 1) {
       const AttentionPlace to = place(tile, i);
+      const bool multiplied = to.end.product.data != nullptr;
+      // Of the factors the n'th block.
+      const auto fetch = [&](int n) {
+        if (!multiplied || n >= 2 * kParts || threadIdx.x % hopper::kGroup != kWarp) return;
+        hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
+        to.end.factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
+                            to.row + n / kParts * hopper::kBlock, to.piece);
+      };
+      fetch(0);
+      fetch(1);
 #pragma unroll 1
-      for (int n = 0; n < kBlocks; ++n) {
-        const int group = group_of(n);
+      for (int n = 0; n < 2 * kParts; ++n) {
+        const int group = n / kParts;
         const int part = n % kParts;
         if (part == 0) hopper::wait(shared.ready[group], phase);
-        if (multiplied) hopper::wait(shared.fetched[writer][n % kFactors], used / kFactors % 2);
-        write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[writer][n % kFactors] : nullptr, to,
+        if (multiplied) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
+        write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
                         to.row + group * hopper::kBlock, to.byte + part * 128);
         if (multiplied) {
-          ++used;
           __syncwarp();  // lanes with fewer lines than others are there first
-          hopper::wait_for_threads<kWritingWarps * kWarp>(1 + writer);
-          n + kFactors < kBlocks ? fetch(tile, n + kFactors) : fetch(next, n + kFactors - kBlocks);
+          hopper::wait_for_threads<kWritingWarps * kWarp>();
+          fetch(n + 2);
         }
         if (part == kParts - 1) hopper::arrive(shared.taken[group]);
       }
     }
-    tile = next;
   }
 }
 

@@ -5,6 +5,7 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr const char* kName = "attention_backward";
+constexpr int kColumns = 256;  // of a tile of a result
 
 // Weights and gradients of logits: w = exp(q . k - lse), w (do . v - delta), 128 rows by two tiles of keys at once.
 struct Gradients {
@@ -220,23 +221,21 @@ struct ResultTile {
 };
 
 // Z: columns of dq and dk, rounded up to 128 or 256.
-template <int Z, bool Documents, bool Short>
-__global__ void __launch_bounds__(ResultWays<Short>::kThreads, 1) results_kernel(const __grid_constant__ Results a) {
+template <int Z, bool Documents>
+__global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __grid_constant__ Results a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
-  using Shared = ResultShared<ResultTile, Short>;
-  constexpr int kColumns = ResultWays<Short>::kColumns;
-  auto& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<ResultShared<ResultTile>*>(memory);
   auto& ring = shared.ring;
   shared.init();
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
-  RingPlace<ResultWays<Short>::kStages> place;
-  if (product_group() >= 2) {
-    if constexpr (!Short) hopper::fewer_registers<kOtherRegisters>();
+  RingPlace<3> place;
+  if (product_group() == 2) {
+    hopper::fewer_registers<kOtherRegisters>();
     const AttentionTiles& tiles = a.pairs.tiles;
-    if (threadIdx.x % hopper::kGroup >= kWarp) {
+    if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
       return write_results<Factor::Slope>(
-          shared, [&](const ResultTile& tile) { return tile.result < a.columns ? 1 : 2 * Z / kColumns; },
+          shared, [&](const ResultTile& tile) { return tile.result < a.columns ? 1 : Z / 128; },
           [&](const ResultTile& tile, int i) {
             const bool of_values = tile.result < a.columns;
             const bool of_keys = tile.result <= a.columns;
@@ -244,8 +243,7 @@ __global__ void __launch_bounds__(ResultWays<Short>::kThreads, 1) results_kernel
                                   : of_keys ? a.dk
                                             : a.dq,
                                   a.pairs.piece(tile.pair), a.pairs.head(tile.pair),
-                                  (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile,
-                                  (of_values ? tile.result : i) * kColumns * 2};
+                                  (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile, (of_values ? tile.result : i) * 512};
           });
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;
@@ -296,8 +294,8 @@ __global__ void __launch_bounds__(ResultWays<Short>::kThreads, 1) results_kernel
     shared.announce(count, {-1, 0, 0, 0});
     ring.finish(place);
   } else {
-    if constexpr (!Short) hopper::more_registers<kMultiplyingRegisters>();
-    ResultGiver<Shared> results{shared};
+    hopper::more_registers<kMultiplyingRegisters>();
+    ResultGiver<ResultTile> results{shared};
     for (ResultTile tile{}; (tile = ring.next(place)).pair >= 0;) {
       if (tile.result < a.columns) {
         float sums[kColumns / 2] = {};
@@ -379,34 +377,27 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
     of_values = {{}, rows(a.dv), attention_columns(a.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1)};
   }
   const bool narrow = op.z_head_dim <= 128;
-  const bool is_short = attention_is_short(op, length);
-  const int value_columns = is_short ? ResultWays<true>::kColumns : ResultWays<false>::kColumns;
   const auto columns = [&](const Tensor& tensor, int width) {
     return attention_columns(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, width / hopper::kBlock);
   };
   Results second{columns(a.q, narrow ? 128 : 256),
                  columns(a.k, narrow ? 128 : 256),
-                 columns(a.do_, value_columns),
+                 columns(a.do_, kColumns),
                  {rows(a.dq), {}, {}},
                  {rows(a.dk), {}, {}},
                  of_values,
                  part,
-                 static_cast<int>(ceil_div(op.v_head_dim, value_columns)),
+                 static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
                  weights,
                  gradients,
                  next,
                  next + 1,
                  ends};
   const auto weigh = documents ? gradients_kernel<true> : gradients_kernel<false>;
-  const auto choose = [&](auto with_documents) {
-    constexpr bool kDocuments = decltype(with_documents)::value;
-    if (is_short) return results_kernel<128, kDocuments, true>;
-    return narrow ? results_kernel<128, kDocuments, false> : results_kernel<256, kDocuments, false>;
-  };
-  const auto results = documents ? choose(std::true_type()) : choose(std::false_type());
-  const std::size_t results_shared = is_short ? sizeof(ResultShared<ResultTile, true>) : sizeof(ResultShared<ResultTile, false>);
+  const auto results = documents ? (narrow ? results_kernel<128, true> : results_kernel<256, true>)
+                                 : (narrow ? results_kernel<128, false> : results_kernel<256, false>);
   check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(GradientRing)), kName);
-  check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(results_shared)), kName);
+  check(cudaFuncSetAttribute(results, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(ResultShared<ResultTile>)), kName);
   gpu_of(ctx).zero(next + 1, sizeof(int));
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
@@ -419,8 +410,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
     };
     launch(weigh, first, kProductThreads, sizeof(GradientRing),
            (documents ? gradient_tiles<true>(tiles) : gradient_tiles<false>(tiles)) * part.count);
-    launch(results, second, is_short ? ResultWays<true>::kThreads : ResultWays<false>::kThreads, results_shared,
-           (second.columns + 2) * tiles.rows * part.count);
+    launch(results, second, kProductThreads, sizeof(ResultShared<ResultTile>), (second.columns + 2) * tiles.rows * part.count);
   }
 }
 

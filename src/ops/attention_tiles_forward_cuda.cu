@@ -220,29 +220,29 @@ struct Attend {
   AttentionColumns v;
   AttentionEnd o;
   AttentionPairs pairs;
-  int columns;  // tiles of columns
+  int columns;  // tiles of 256 columns
   const unsigned char* tiles;
   const float* scales;
   int* next;
 };
 
+constexpr int kColumns = 256;
+
 struct AttendTile {
   int pair, r, column, steps;
 };
 
-template <bool Documents, bool Short>
-__global__ void __launch_bounds__(ResultWays<Short>::kThreads, 1) attend_kernel(const __grid_constant__ Attend a) {
+template <bool Documents>
+__global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid_constant__ Attend a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
-  using Shared = ResultShared<AttendTile, Short>;
-  constexpr int kColumns = ResultWays<Short>::kColumns;
-  auto& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<ResultShared<AttendTile>*>(memory);
   auto& ring = shared.ring;
   shared.init();
-  RingPlace<ResultWays<Short>::kStages> at;
-  if (product_group() >= 2) {
-    if constexpr (!Short) hopper::fewer_registers<kOtherRegisters>();
-    if (threadIdx.x % hopper::kGroup >= kWarp) {
+  RingPlace<3> at;
+  if (product_group() == 2) {
+    hopper::fewer_registers<kOtherRegisters>();
+    if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
       return write_results<Factor::Silu>(
           shared, [](const AttendTile&) { return 1; },
           [&](const AttendTile& tile, int) {
@@ -273,8 +273,8 @@ __global__ void __launch_bounds__(ResultWays<Short>::kThreads, 1) attend_kernel(
     shared.announce(count, {-1, 0, 0, 0});
     ring.finish(at);
   } else {
-    if constexpr (!Short) hopper::more_registers<kMultiplyingRegisters>();
-    ResultGiver<Shared> results{shared};
+    hopper::more_registers<kMultiplyingRegisters>();
+    ResultGiver<AttendTile> results{shared};
     for (AttendTile tile{}; (tile = ring.next(at)).pair >= 0;) {
       const float* const scales = a.scales + (static_cast<std::int64_t>(tile.pair) * a.pairs.tiles.rows + tile.r) * kTile +
                                   product_group() * hopper::kBlock + attention_row();
@@ -339,11 +339,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
   const int shared = weights_shared(narrow ? 2 : 4);
   const auto weigh = documents ? (narrow ? weights_kernel<2, true> : weights_kernel<4, true>)
                                : (narrow ? weights_kernel<2, false> : weights_kernel<4, false>);
-  const bool is_short = attention_is_short(op, a.length());
-  const auto attend = documents ? (is_short ? attend_kernel<true, true> : attend_kernel<true, false>)
-                                : (is_short ? attend_kernel<false, true> : attend_kernel<false, false>);
-  const int attend_threads = is_short ? ResultWays<true>::kThreads : ResultWays<false>::kThreads;
-  const std::size_t attend_shared = is_short ? sizeof(ResultShared<AttendTile, true>) : sizeof(ResultShared<AttendTile, false>);
+  const auto attend = documents ? attend_kernel<true> : attend_kernel<false>;
   Weights first{of_rows(a.q), of_keys(k), part, weights, scales, a.saved.lse ? pointer<float>(a.saved.lse) : nullptr, next};
   const auto rows = [&](const Tensor& tensor) { return attention_rows(tensor, pieces, op.heads); };
   AttentionEnd end{rows(a.o), {}, {}};
@@ -352,16 +348,15 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
     end.product = rows(a.gate.gated ? a.gate.gated : a.o);
     end.factors = attention_columns(a.gate.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1);
   }
-  const int columns = is_short ? ResultWays<true>::kColumns : ResultWays<false>::kColumns;
-  Attend second{attention_columns(v, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads, columns / hopper::kBlock),
+  Attend second{attention_columns(v, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads, kColumns / hopper::kBlock),
                 end,
                 part,
-                static_cast<int>(ceil_div(op.v_head_dim, columns)),
+                static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
                 weights,
                 scales,
                 next};
   check(cudaFuncSetAttribute(weigh, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), kName);
-  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(attend_shared)), kName);
+  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(ResultShared<AttendTile>)), kName);
   for (std::int64_t begin = 0; begin < pairs; begin += at_once) {
     part.first = static_cast<int>(begin);
     part.count = static_cast<int>(std::min(at_once, pairs - begin));
@@ -370,7 +365,7 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
     weigh<<<part.count * tiles.rows, kWeightThreads, shared, stream_of(ctx)>>>(first);
     check_launch(kName);
     const int blocks = std::min(gpu_of(ctx).multiprocessors(), part.count * tiles.rows * second.columns);
-    attend<<<blocks, attend_threads, attend_shared, stream_of(ctx)>>>(second);
+    attend<<<blocks, kProductThreads, sizeof(ResultShared<AttendTile>), stream_of(ctx)>>>(second);
     check_launch(kName);
   }
 }
