@@ -176,13 +176,7 @@ __device__ __forceinline__ void forward_channels(const Fragments (&matrices)[kTu
     for (int c = 0; c < kTurns; ++c) {
       const uint4 f = matrices[c].outputs[v];
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m) {
-        const float(&s)[4] = own[c][m][v];
-        const unsigned a0 = __float_as_uint(s[0]), a1 = __float_as_uint(s[2]), a2 = __float_as_uint(s[1]),
-                       a3 = __float_as_uint(s[3]);
-        multiply_tf32(y[c][m][0], a0, a1, a2, a3, f.x, f.y);
-        multiply_tf32(y[c][m][1], a0, a1, a2, a3, f.z, f.w);
-      }
+      for (int m = 0; m < kPairs; ++m) multiply_states(y[c][m], own[c][m][v], f);
     }
   }
 #pragma unroll
@@ -201,12 +195,7 @@ __device__ __forceinline__ void forward_channels(const Fragments (&matrices)[kTu
       choose_documents(bounds, t, multiply_alone, y[c]);
     }
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
-      const float(&a)[4] = y[c][m][0];
-      const float(&b)[4] = y[c][m][1];
-      high[c][m][place(c, lane)] = {pack_halves(a[0], a[1]), pack_halves(a[2], a[3]), pack_halves(b[0], b[1]),
-                                    pack_halves(b[2], b[3])};
-    }
+    for (int m = 0; m < kPairs; ++m) high[c][m][place(c, lane)] = words_of(y[c][m]);
   }
 }
 
