@@ -32,6 +32,8 @@ class Bench {
   Context& context() noexcept { return ctx_; }
   // Whether sizes are to be those of a layer of D 4096 with 32,768 tokens, which no cache holds, or what a CPU can take.
   bool on_gpu() const noexcept { return ctx_.device() != Device::Cpu; }
+  // What gradients between ops are in: on a GPU what activations are.
+  DType gradient_dtype(DType dtype) const noexcept { return on_gpu() ? dtype : DType::F32; }
   // The dtypes to measure, of those that the device multiplies: benchmarks of products ask `multiplied`.
   std::vector<DType> dtypes() const;
   std::vector<DType> multiplied() const;

@@ -10,9 +10,6 @@
 namespace megalodon::bench {
 namespace {
 
-// What gradients are in: on a GPU what activations are.
-DType gradient_dtype(Bench& bench, DType dtype) { return bench.on_gpu() ? dtype : DType::F32; }
-
 // Everything that a call of the op needs, for one shape. `dtype` is that of x and y.
 class Run {
  public:
@@ -24,8 +21,8 @@ class Run {
                   data.zeros({op.dim, op.order, 2}), data.zeros({op.dim, 1})},
         x(data.normal({batch, length, op.dim}, 11, 1, dtype)),
         y(data.zeros({batch, length, op.dim}, dtype)),
-        dy(data.normal({batch, length, op.dim}, 12, 1, gradient_dtype(bench, dtype))),
-        dx(data.zeros({batch, length, op.dim}, gradient_dtype(bench, dtype))),
+        dy(data.normal({batch, length, op.dim}, 12, 1, bench.gradient_dtype(dtype))),
+        dx(data.zeros({batch, length, op.dim}, bench.gradient_dtype(dtype))),
         ctx_(bench.context()),
         op_(op),
         saved_{data.zeros({batch, op.dim, op.order, 2})} {}
@@ -73,7 +70,7 @@ const Register kBench("cema", [](Bench& bench) {
     Run run(bench, batch, length, op, dtype);
     const double values = static_cast<double>(batch * length * op.dim);
     const double bytes = values * static_cast<double>(size_of(dtype));
-    const double gradients = 2 * values * static_cast<double>(size_of(gradient_dtype(bench, dtype)));
+    const double gradients = 2 * values * static_cast<double>(size_of(bench.gradient_dtype(dtype)));
     // On a CPU six (forward) and fourteen (backward) fused float64 operations a state and step; the ceiling is that of float32,
     // twice theirs. A GPU has other ways, of which memory is the limit.
     const double state_steps = bench.on_gpu() ? 0 : 2 * values * static_cast<double>(op.order);

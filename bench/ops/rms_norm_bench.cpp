@@ -16,7 +16,7 @@ void measure(Bench& bench, std::int64_t rows, std::int64_t dim, DType dtype, boo
   const Shape shape{1, rows, dim};
   const Tensor x = data.normal(shape, 1, 1, dtype);
   const Tensor weight = data.normal({dim}, 2, 0.3);
-  const DType of_gradients = bench.on_gpu() ? dtype : DType::F32;
+  const DType of_gradients = bench.gradient_dtype(dtype);
   const Tensor dy = data.normal(shape, 3, 1, of_gradients);
   const Tensor y = data.zeros(shape, dtype);
   const Tensor dx = data.zeros(shape, of_gradients);

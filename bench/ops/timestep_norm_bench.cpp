@@ -18,7 +18,7 @@ class Run {
   Run(Bench& bench, std::int64_t batch, std::int64_t length, std::int64_t dim, std::int64_t groups, DType dtype)
       : data(bench),
         x(data.normal({batch, length, dim}, 1)),
-        dy(data.normal({batch, length, dim}, 2, 1, bench.on_gpu() ? dtype : DType::F32)),
+        dy(data.normal({batch, length, dim}, 2, 1, bench.gradient_dtype(dtype))),
         weight(data.normal({dim}, 3, 0.3)),
         bias(data.normal({dim}, 4, 0.3)),
         y(data.zeros({batch, length, dim}, dtype)),

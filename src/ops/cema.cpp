@@ -45,8 +45,7 @@ void cema_backward(Context& ctx, const Cema& op, const CemaParameters& parameter
                    const Tensor& dy, const Tensor& dx, const CemaParameters& gradients, const Tensor& documents) {
   check(op, parameters, x, saved);
   check_documents(documents, x.shape()[0], x.shape()[1], kName);
-  const bool exact = ctx.device() == Device::Cpu || dy.dtype() == DType::F32;
-  require_tensor(dy, exact ? DType::F32 : x.dtype(), x.shape(), kName, "dy");
+  require_upstream(ctx, dy, x.dtype(), x.shape(), kName);
   require_tensor(dx, dy.dtype(), x.shape(), kName, "dx");
   require(static_cast<bool>(saved.h0), kName, "backward needs saved.h0");
   check_parameters(op, gradients);

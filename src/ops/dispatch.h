@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "core/check.h"
 #include "core/context.h"
 #include "cuda/built.h"
 #include "megalodon/error.h"
@@ -29,6 +30,12 @@ void dispatch(Context& ctx, DType dtype, const char* op, OnCpu&& on_cpu, OnGpu&&
     }
   }
   throw Error(ErrorKind::Unsupported, std::string(to_string(dtype)) + " on " + to_string(ctx.device()), op);
+}
+
+// The gradient of an op's result is float32; on a GPU it may be of the activations' dtype as well.
+inline void require_upstream(const Context& ctx, const Tensor& dy, DType activations, const Shape& shape, const char* op) {
+  const bool exact = ctx.device() == Device::Cpu || dy.dtype() == DType::F32;
+  require_tensor(dy, exact ? DType::F32 : activations, shape, op, "dy");
 }
 
 }  // namespace megalodon

@@ -41,8 +41,7 @@ void layer_norm_backward(Context& ctx, const LayerNorm& op, const Tensor& weight
                          const Tensor& a, const Tensor& bias, const Tensor& y) {
   check(op, weight, x, saved);
   require_activations(dx, x.shape(), kName, "dx");
-  const bool exact = ctx.device() == Device::Cpu || dy.dtype() == DType::F32;
-  require_tensor(dy, exact ? DType::F32 : dx.dtype(), x.shape(), kName, "dy");
+  require_upstream(ctx, dy, dx.dtype(), x.shape(), kName);
   if (a) require_tensor(a, dx.dtype(), x.shape(), kName, "a");
   require(!a || a.raw() != dx.raw(), kName, "a and dx must not share memory");
   if (y) require_tensor(y, dx.dtype(), x.shape(), kName, "y");

@@ -44,7 +44,7 @@ void linear_backward_input(Context& ctx, const Linear& op,
                            const Tensor& dx,      // [..., in] T or f32, any pitch
                            bool accumulate = false);
 
-constexpr std::int64_t kDotColumns = 256;
+constexpr std::int64_t kDotColumns = 256;  // of a sum in `dots`
 
 // silu_gate_backward where the gate's result was multiplied: the gradient of what it took, by dy W, that of what it gave.
 // Overwrites da and db, y with what the gate gave, and dx, which is memory for where dy W is not gated at once. None of them may

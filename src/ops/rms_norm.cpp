@@ -34,8 +34,7 @@ void rms_norm_forward(Context& ctx, const RmsNorm& op, const Tensor& weight, con
 void rms_norm_backward(Context& ctx, const RmsNorm& op, const Tensor& weight, const Tensor& x, const RmsNormSaved& saved,
                        const Tensor& dy, const Tensor& dx, const Tensor& dweight, const Tensor& y) {
   check(op, weight, x, saved);
-  const bool exact = ctx.device() == Device::Cpu || dy.dtype() == DType::F32;
-  require_tensor(dy, exact ? DType::F32 : x.dtype(), x.shape(), kName, "dy");
+  require_upstream(ctx, dy, x.dtype(), x.shape(), kName);
   require_tensor(dx, dy.dtype(), x.shape(), kName, "dx");
   require(static_cast<bool>(saved.rstd), kName, "backward needs saved.rstd");
   require(static_cast<bool>(weight) == static_cast<bool>(dweight), kName, "dweight goes with weight");

@@ -13,18 +13,19 @@ using namespace test;
 
 using TrainingCudaTest = OnGpu;
 
-// On the CPU, where tests/model holds packed documents to each of them alone.
-struct Expected {
+// What a step gives: the loss, and the gradients of all parameters.
+struct Step {
   double loss = 0;
   std::vector<float> gradients;
 };
 
-Expected on_cpu(const ModelConfig& config, const Tensor& tokens, const Tensor& targets, const Tensor& documents) {
+// On the CPU, where tests/model holds packed documents to each of them alone.
+Step on_cpu(const ModelConfig& config, const Tensor& tokens, const Tensor& targets, const Tensor& documents) {
   Megalodon model(config);
   model.initialize(7);
   Context ctx(2);
   Training training(ctx, model, tokens.shape()[0], tokens.shape()[1]);
-  Expected expected;
+  Step expected;
   expected.gradients.resize(static_cast<std::size_t>(model.flat().numel()));
   expected.loss = training.forward_backward(tokens, targets, nullptr, Tensor(expected.gradients.data(), model.flat().shape()),
                                             1.0F, {}, documents);
@@ -43,7 +44,7 @@ TEST_F(TrainingCudaTest, PackedDocumentsAreThoseOfTheCpu) {
   targets[0] = targets[9] = -1;
   const Tensor all(tokens.data(), window);
   const Tensor wanted(targets.data(), window);
-  std::vector<Expected> expected;
+  std::vector<Step> expected;
   expected.reserve(windows.size());
   for (Documents& documents : windows) expected.push_back(on_cpu(config, all, wanted, documents.tensor()));
   for (const auto& [precision, tolerance] :
@@ -72,12 +73,7 @@ TEST_F(TrainingCudaTest, PackedDocumentsAreThoseOfTheCpu) {
   }
 }
 
-// The loss, and the gradients of all parameters, of a step that is taken twice: the second time it is recorded.
-struct Step {
-  double loss = 0;
-  std::vector<float> gradients;
-};
-
+// Taken twice: the second time it is recorded.
 Step step_on_gpu(const ModelConfig& config, Precision precision, Recompute recompute, const Shape& window,
                  const Tensor& documents) {
   Megalodon model(config, precision, the_gpu());
@@ -148,23 +144,11 @@ TEST_F(TrainingCudaTest, ManyRowsAreThoseOfTheCpu) {
   const Shape window{92, 64};
   auto tokens = random_tokens(window.numel(), 1);
   auto targets = random_tokens(window.numel(), 2);
-  const Tensor text(tokens.data(), window);
-  const Tensor wanted(targets.data(), window);
-  const Expected expected = on_cpu(config, text, wanted, Tensor());
-  Megalodon model(config, Precision::BF16WithMaster, the_gpu());
-  model.initialize(7);
-  Context ctx(the_gpu(), 1);
-  const Shape flat = model.flat().shape();
-  const Buffer buffer(static_cast<std::size_t>(flat.numel()) * sizeof(float), "test", ctx.accelerator());
-  const Tensor gradients(buffer.data(), DType::F32, flat, Device::Cuda);
+  const Step expected = on_cpu(config, Tensor(tokens.data(), window), Tensor(targets.data(), window), Tensor());
   for (const Recompute recompute : {Recompute::Keep, Recompute::None}) {
-    Training training(ctx, model, window[0], window[1], recompute);
-    ctx.zero(gradients);
-    const double loss = training.forward_backward(text, wanted, nullptr, gradients, 1.0F);
-    std::vector<float> got(expected.gradients.size());
-    ctx.copy(gradients, Tensor(got.data(), flat));
-    EXPECT_NEAR(loss, expected.loss, tolerance::kBFloat16Model * expected.loss) << to_string(recompute);
-    expect_close(got, widen(expected.gradients), tolerance::kBFloat16Model,
+    const Step step = step_on_gpu(config, Precision::BF16WithMaster, recompute, window, Tensor());
+    EXPECT_NEAR(step.loss, expected.loss, tolerance::kBFloat16Model * expected.loss) << to_string(recompute);
+    expect_close(step.gradients, widen(expected.gradients), tolerance::kBFloat16Model,
                  std::string("gradients, recompute ") + to_string(recompute));
   }
 }
