@@ -87,38 +87,37 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
   };
   const auto load_x = [&](int c, int m) { return shared.tile.turned[first + c][m][place(c, lane)]; };
   const auto keep = [&](const auto& steps) { bounds.template keep_all<false>(a, a, steps, t); };
-  const auto keep_x = [&](uint4 x, int m, const auto& steps) {  // whose places are turned round
-    return bounds.keep(x, __brev(steps(2 * m)) >> 16, __brev(steps(2 * m + 1)) >> 16, t);
+  // Of the first documents: in their blocks no dy of another comes before their x.
+  const auto load_first_x = [&](int c, int m) {
+    const uint4 x = load_x(c, m);
+    if constexpr (!Documents) return x;
+    return bounds.keep(x, __brev(bounds.first(2 * m)) >> 16, __brev(bounds.first(2 * m + 1)) >> 16, t);  // turned round
   };
-  const auto add_lags = [&](int c, uint4 x, int m) {
+  const auto add_lags = [&](int c, uint4 x, uint4 dy) {
     const uint4 turned = {transpose(x.x), transpose(x.z), transpose(x.y), transpose(x.w)};
     float(&lags)[2][4] = sums[c].lags;
-    multiply(lags[0], turned, transpose(a[m].x), transpose(a[m].y));
-    multiply(lags[1], turned, transpose(a[m].z), transpose(a[m].w));
+    multiply(lags[0], turned, transpose(dy.x), transpose(dy.y));
+    multiply(lags[1], turned, transpose(dy.z), transpose(dy.w));
   };
+  if constexpr (Documents) {
+    for (DocumentRows rows(bounds); rows.next();) {
+#pragma unroll
+      for (int c = 0; c < kTurns; ++c) {
+        load(c);
+        const uint4 x[kPairs] = {load_x(c, 0), load_x(c, 1)};
+        add_lags(c, rows.of(x, t, true), rows.of(a, t));
+      }
+    }
+  }
 
   // W and dW at each block's end, from zero.
   float w[kTurns][kPairs][4][4], d[kTurns][kPairs][4][4];
 #pragma unroll
   for (int c = 0; c < kTurns; ++c) {
-    if constexpr (Documents) {
-      EachDocument of(bounds);
-#pragma unroll 1
-      for (int document = 0; document <= bounds.most; ++document) {
-        const auto steps = [&](int i) { return of.steps[i]; };
-        load(c);
-        keep(steps);
+    load(c);
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) add_lags(c, keep_x(load_x(c, m), m, steps), m);
-        of.next();
-      }
-      load(c);
-      keep([&](int i) { return bounds.last(i); });
-    } else {
-      load(c);
-#pragma unroll
-      for (int m = 0; m < kPairs; ++m) add_lags(c, load_x(c, m), m);
-    }
+    for (int m = 0; m < kPairs; ++m) add_lags(c, load_first_x(c, m), a[m]);
+    if constexpr (Documents) keep([&](int i) { return bounds.last(i); });
     const uint4(&fragments)[kFragments][kWarp] = shared.fragments[first + c];
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
@@ -161,36 +160,34 @@ __device__ __forceinline__ void backward_channels(BackwardShared& shared, int fi
       load(c);  // again: registers are scarce in between
       if constexpr (Documents) keep([&](int i) { return bounds.first(i); });
       float out[kPairs][2][4];
-      const auto multiply_toeplitz = [&](float(&to)[kPairs][2][4]) {
-        const uint4 f = fragments[kToeplitz][lane];
+      const uint4 toeplitz = fragments[kToeplitz][lane];
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<false>(to[m], a[m], a[m], f);
-      };
-      multiply_toeplitz(out);
+      for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<false>(out[m], a[m], a[m], toeplitz);
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         const uint4 f = fragments[kOutput + v][lane];
 #pragma unroll
         for (int m = 0; m < kPairs; ++m) multiply_states(out[m], w[c][m][v], f);
       }
+      uint4 results[kPairs];
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m) results[m] = words_of(out[m]);
+      // Those are right for the documents that begin before the blocks.
       if constexpr (Documents) {
-        const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
+        for (DocumentRows rows(bounds); rows.next();) {
           load(c);
-          keep(steps);
-          multiply_toeplitz(to);
-        };
-        choose_documents(bounds, t, multiply_alone, out);
+          float alone[2][4];
+          begin_multiply_toeplitz<false>(alone, rows.of(a, t), {}, toeplitz);
+          rows.put(alone, t, results);
+        }
       }
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m) shared.tile.dy[first + c][m][place(c, lane)] = words_of(out[m]);
+      for (int m = 0; m < kPairs; ++m) shared.tile.dy[first + c][m][place(c, lane)] = results[m];
     };
     const auto sum_up = [&] {
       uint4 x[kPairs];
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m) {
-        x[m] = load_x(c, m);
-        if constexpr (Documents) x[m] = keep_x(x[m], m, [&](int i) { return bounds.first(i); });
-      }
+      for (int m = 0; m < kPairs; ++m) x[m] = load_first_x(c, m);
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         const uint4 f = fragments[kStates + v][lane];
@@ -415,6 +412,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto row = [&](int token) { return static_cast<std::int64_t>(b) * length + token; };
     Complex carry{}, carry_d{};
     for (int begin = 0; begin < length; begin += kSteps) {
+      // The documents of the tokens after those of the thread's steps, asked for before the tile is waited for.
+      [[maybe_unused]] int document[kSteps / kThreads];
+      [[maybe_unused]] const int after = length - begin - thread;
+      if constexpr (Documents) {
+#pragma unroll
+        for (int k = 0; k < kSteps / kThreads; ++k) {
+          const int token = after - k * kThreads;
+          document[k] = 0 < token && token < length ? documents[row(token)] : -1;
+        }
+      }
 #if MEGALODON_HOPPER
       hopper::wait(shared.full, phase);
       phase ^= 1;
@@ -442,11 +449,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       if constexpr (Documents) {
-        for (int step = thread; step < kSteps; step += kThreads) {
-          const int after = length - begin - step;  // the token after that of the step
-          const bool is_first = 0 < after && after < length && documents[row(after)] == after;
-          const unsigned begins = __ballot_sync(0xffffffffU, is_first);
-          if (n == 0) shared.tile.begins[step / kWarp] = begins;
+#pragma unroll
+        for (int k = 0; k < kSteps / kThreads; ++k) {
+          const unsigned begins = __ballot_sync(0xffffffffU, document[k] == after - k * kThreads);
+          if (n == 0) shared.tile.begins[warp + k * kWarps] = begins;
         }
       }
       __syncthreads();
@@ -456,8 +462,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       const bool is_last = begin + kSteps >= length;
       if (!is_last || b + splits < to_do.batch) load(is_last ? b + splits : b, is_last ? 0 : begin + kSteps);
       const int steps = min(kSteps, length - begin);
-      backward_channels<Documents>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n, steps / kBlock, leap, carry,
-                                   carry_d, sums);
+      with_documents<Documents>(shared.tile.begins, [&](auto cut) {
+        backward_channels<decltype(cut)::value>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n,
+                                                Documents ? 8 * kBlocks : steps / kBlock, leap, carry, carry_d, sums);
+      });
 #if MEGALODON_HOPPER
       if (thread == kStoring) hopper::wait_stores<0>();
 #endif

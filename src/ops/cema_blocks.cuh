@@ -13,6 +13,8 @@
 // line of memory keeps the first cache as busy as 128 bytes of shared memory do, and rows of 16 channels are many lines.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/hopper.cuh"
 #include "ops/cema_cuda.cuh"
 
@@ -308,14 +310,19 @@ __device__ inline void set(float (&rows)[4], int i, Complex v) {
   rows[i % 2 * 2 + 1] = v.i;
 }
 
+// The halves of a word of two steps that are among these; which two a lane has of a block, t says, or t + 4 of its second half.
+__device__ __forceinline__ unsigned mask_of(unsigned steps, int t) {
+  const unsigned two = steps >> 2 * t;
+  return ((two & 1) | (two & 2) << 15) * 0xffffU;
+}
+
 // The documents (ops/documents.h) of a lane's blocks. A block's steps that begin a document are 16 bits of a word of a tile's
 // `begins`, the even block's the lower ones; a document's steps of a block are such bits too, of which those above are any.
-// Where documents begin in a block its products are taken of one document's steps at a time, all others zero. Without documents
-// none begins.
+// Of a block products take the steps of the first document, which begins before it, or of the last; DocumentRows has the others.
+// Without documents none begins.
 template <bool Documents>
 struct Bounds {
   const unsigned* words;  // of the lane
-  int most = 0;           // documents that begin in one block of the tile, at most
   unsigned cut = 0;       // a bit for each of the lane's blocks: one begins there
   unsigned cuts = 0;      // bit 4g: one begins in a block of the lanes g
 
@@ -323,12 +330,8 @@ struct Bounds {
   __device__ __forceinline__ Bounds(const unsigned* tile, int g) : words(tile + g * kPairs) {
     if constexpr (Documents) {
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        cut |= begins(i) != 0 ? 1U << i : 0;
-        most = max(most, __popc(begins(i)));
-      }
+      for (int i = 0; i < kBlocks; ++i) cut |= begins(i) != 0 ? 1U << i : 0;
       cuts = __ballot_sync(0xffffffffU, cut != 0);
-      most = __reduce_max_sync(0xffffffffU, most);
     }
   }
 
@@ -339,12 +342,9 @@ struct Bounds {
   __device__ __forceinline__ unsigned first(int i) const { return (begins(i) & -begins(i)) - 1; }
   __device__ __forceinline__ unsigned last(int i) const { return begins(i) == 0 ? ~0U : -(0x80000000U >> __clz(begins(i))); }
 
-  // The lane's words of blocks 2m and 2m + 1 without steps of other documents than these.
+  // The lane's words of two blocks, the rows of a product, without steps other than these.
   static __device__ __forceinline__ uint4 keep(uint4 words, unsigned even, unsigned odd, int t) {
-    const auto mask = [](unsigned steps) { return ((steps & 1) | (steps & 2) << 15) * 0xffffU; };
-    even >>= 2 * t;
-    odd >>= 2 * t;
-    return {words.x & mask(even), words.y & mask(odd), words.z & mask(even >> 8), words.w & mask(odd >> 8)};
+    return {words.x & mask_of(even, t), words.y & mask_of(odd, t), words.z & mask_of(even, t + 4), words.w & mask_of(odd, t + 4)};
   }
   // The same of all its blocks, and of what rounding left of them: steps(i) are to be kept of block i.
   template <bool Low, class Steps>
@@ -357,39 +357,56 @@ struct Bounds {
       if (Low) rest[m] = keep(rest[m], even, odd, t);
     }
   }
-  // The lane's results of these steps, of two halves of a product's columns, in place of others.
-  static __device__ __forceinline__ void choose(const float (&from)[2][4], unsigned even, unsigned odd, int t,
-                                                float (&to)[2][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if ((i < 2 ? even : odd) >> (2 * t + 8 * half + i % 2) & 1) to[half][i] = from[half][i];
-      }
-    }
-  }
 };
 
-// Over the documents of the blocks: first those that begin before them, then those that begin within, one after the other.
-struct EachDocument {
-  unsigned steps[kBlocks];
-  unsigned left[kBlocks];
+// The documents that begin within a lane's blocks, which take no state: rows of products of their own, with the steps of one
+// document alone. The first row of two is of the lane's first two blocks, the second of the others, and a lane has the words of
+// its rows itself. for (DocumentRows rows(...); rows.next();) takes one document for each row after the other.
+class DocumentRows {
+ public:
+  __device__ __forceinline__ explicit DocumentRows(const Bounds<true>& bounds) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) left_[i] = bounds.words[i];
+  }
+  // All lanes of a warp come here.
+  __device__ __forceinline__ bool next() {
+    if (!__any_sync(0xffffffffU, (left_[0] | left_[1]) != 0)) return false;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const unsigned begin = left_[i] & -left_[i];
+      left_[i] ^= begin;
+      const unsigned steps = (left_[i] & -left_[i]) - begin;  // of both blocks, the even one's the lower ones
+      odd_[i] = begin > 0xffffU;
+      steps_[i] = odd_[i] ? steps >> 16 : steps & 0xffffU;
+    }
+    return true;
+  }
+  // Of the lane's words of all steps those of the rows. Of turned places the last of a block's steps is the first.
+  __device__ __forceinline__ uint4 of(const uint4 (&words)[kPairs], int t, bool turned = false) const {
+    const uint4 rows = {odd_[0] ? words[0].y : words[0].x, odd_[1] ? words[1].y : words[1].x, odd_[0] ? words[0].w : words[0].z,
+                        odd_[1] ? words[1].w : words[1].z};
+    if (turned) return Bounds<true>::keep(rows, __brev(steps_[0]) >> 16, __brev(steps_[1]) >> 16, t);
+    return Bounds<true>::keep(rows, steps_[0], steps_[1], t);
+  }
+  // Puts the rows' results, by halves of their blocks, in the place of the lane's others of the same steps.
+  __device__ __forceinline__ void put(const float (&results)[2][4], int t, uint4 (&to)[kPairs]) const {
+    const uint4 words = words_of(results);
+    const auto choose = [](unsigned& word, unsigned other, unsigned mask) { word = (word & ~mask) | (other & mask); };
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const unsigned first = mask_of(steps_[i], t);
+      const unsigned second = mask_of(steps_[i], t + 4);
+      choose(to[i].x, i == 0 ? words.x : words.y, odd_[i] ? 0 : first);
+      choose(to[i].y, i == 0 ? words.x : words.y, odd_[i] ? first : 0);
+      choose(to[i].z, i == 0 ? words.z : words.w, odd_[i] ? 0 : second);
+      choose(to[i].w, i == 0 ? words.z : words.w, odd_[i] ? second : 0);
+    }
+  }
 
-  __device__ __forceinline__ explicit EachDocument(const Bounds<true>& bounds) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      steps[i] = bounds.first(i);
-      left[i] = bounds.begins(i);
-    }
-  }
-  __device__ __forceinline__ void next() {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      const unsigned begin = left[i] & -left[i];
-      left[i] ^= begin;
-      steps[i] = (left[i] & -left[i]) - begin;
-    }
-  }
+ private:
+  unsigned left_[kPairs];   // of the documents that begin in each row's blocks, those that were not there yet
+  unsigned steps_[kPairs];  // of each row; none where there is no document
+  bool odd_[kPairs];        // it is in the second of the two blocks
 };
 
 // The scan of the channels of a warp over blocks: from each block's own state at its end, made from zero, to that with which it
@@ -472,20 +489,16 @@ __device__ __forceinline__ Complex state_before(int block, Exchange* exchanges, 
   return {state.x, state.y};
 }
 
-// Results that take a state are right for the documents that begin before the blocks. Those of the others, which take none, are
-// put in their place: multiply(steps, to) gives the products of these steps of each block alone.
-template <class Multiply>
-__device__ __forceinline__ void choose_documents(const Bounds<true>& bounds, int t, const Multiply& multiply,
-                                                 float (&results)[kPairs][2][4]) {
-  EachDocument of(bounds);
-#pragma unroll 1
-  for (int d = 0; d < bounds.most; ++d) {
-    of.next();
-    float own[kPairs][2][4];
-    multiply([&](int i) { return of.steps[i]; }, own);
-#pragma unroll
-    for (int m = 0; m < kPairs; ++m) bounds.choose(own[m], of.steps[2 * m], of.steps[2 * m + 1], t, results[m]);
+// Calls compute(cut) with whether a document begins in a tile of these words: where none does it costs what it does without.
+template <bool Documents, class Compute>
+__device__ __forceinline__ void with_documents(const unsigned* begins, const Compute& compute) {
+  if constexpr (Documents) {
+    if (__any_sync(0xffffffffU, begins[threadIdx.x % (kSteps / kWarp)] != 0)) {
+      compute(std::true_type());
+      return;
+    }
   }
+  compute(std::false_type());
 }
 
 // Parts of the batch, each with blocks of threads of its own: as many as take the fewest turns, of 132 blocks of threads at

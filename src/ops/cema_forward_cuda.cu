@@ -179,23 +179,28 @@ __device__ __forceinline__ void forward_channels(const Fragments (&matrices)[kTu
       for (int m = 0; m < kPairs; ++m) multiply_states(y[c][m], own[c][m][v], f);
     }
   }
+  uint4 results[kTurns][kPairs];
 #pragma unroll
   for (int c = 0; c < kTurns; ++c) {
-    if constexpr (Documents) {
-      const auto multiply_alone = [&](const auto& steps, float(&to)[kPairs][2][4]) {
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) {
-          x[c][m] = high[c][m][place(c, lane)];
-          if (Low) rest[c][m] = low[c][m][place(c, lane)];
-        }
-        bounds.template keep_all<Low>(x[c], rest[c], steps, t);
+    for (int m = 0; m < kPairs; ++m) results[c][m] = words_of(y[c][m]);
+  }
+  // Those are right for the documents that begin before the blocks.
+  if constexpr (Documents) {
+    for (DocumentRows rows(bounds); rows.next();) {
+      load();
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m) begin_multiply_toeplitz<Low>(to[m], x[c][m], rest[c][m], matrices[c].toeplitz);
-      };
-      choose_documents(bounds, t, multiply_alone, y[c]);
+      for (int c = 0; c < kTurns; ++c) {
+        float alone[2][4];
+        begin_multiply_toeplitz<Low>(alone, rows.of(x[c], t), Low ? rows.of(rest[c], t) : uint4{}, matrices[c].toeplitz);
+        rows.put(alone, t, results[c]);
+      }
     }
+  }
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) high[c][m][place(c, lane)] = words_of(y[c][m]);
+  for (int c = 0; c < kTurns; ++c) {
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) high[c][m][place(c, lane)] = results[c][m];
   }
 }
 
@@ -290,6 +295,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto put = [&](unsigned tile, int plane, int i, uint4 words) {
     shared.planes[tile % kRing][plane][moved()][i % kPairs][moved_at(i / kPairs)] = words;
   };
+  // Of half of the slice's steps of a tile, which two warps share, the documents: asked for a round ahead.
+  constexpr int kAsked = kSlice / 2 / kWarp;
+  [[maybe_unused]] int document[kAsked];
+  [[maybe_unused]] int first_asked = 0;  // the lane's first step of them
+  const auto asked = [&] { return slice() + eight() * (kSlice / 2); };
+  Place ahead = begin;
+  const auto ask_for_documents = [&] {
+    const std::int32_t* row = documents + static_cast<std::int64_t>(ahead.sequence) * length;
+    first_asked = ahead.begin + asked() + lane();
+#pragma unroll
+    for (int k = 0; k < kAsked; ++k) {
+      const int step = first_asked + k * kWarp;
+      // The window's first token is no bound: there is nothing before it.
+      document[k] = ahead.sequence < to_do.batch && 0 < step && step < length ? row[step] : -1;
+    }
+    ahead.next(length);
+  };
+  if constexpr (Documents) ask_for_documents();
   // x of a tile to its planes; in bfloat16 that is left to put_x.
   const auto fetch_x = [&](unsigned tile, uint4(&words)[kLanes * kPairs]) {
     const unsigned char* from = shared.x[tile % kStages];
@@ -322,17 +345,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         words[i] = load_transposed(from + halves_at(row(), eight()) + i * 2 * kBlock * 32);
     }
     if constexpr (Documents) {
-      Place read = at;
-      if (tile > 0) read.next(length);
-      const std::int32_t* document = documents + static_cast<std::int64_t>(read.sequence) * length;
 #pragma unroll
-      for (int k = 0; k < kSlice / 2; k += kWarp) {  // the two warps of these steps have half of them each
-        const int in_tile = slice() + eight() * (kSlice / 2) + k;
-        const int step = read.begin + in_tile + lane();
-        // The window's first token is no bound: there is nothing before it.
-        const unsigned begins = __ballot_sync(0xffffffffU, step < length && step > 0 && document[min(step, length - 1)] == step);
-        if (lane() == 0) shared.begins[tile % kRing][in_tile / kWarp] = begins;
+      for (int k = 0; k < kAsked; ++k) {
+        const unsigned begins = __ballot_sync(0xffffffffU, document[k] == first_asked + k * kWarp);
+        if (lane() == 0) shared.begins[tile % kRing][asked() / kWarp + k] = begins;
       }
+      ask_for_documents();
     }
 #if !MEGALODON_HOPPER
     __syncwarp();
@@ -443,8 +461,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       carry = {end.x, end.y};
     };
     const int c = kTurns * warp();
-    forward_channels<kLow, Documents>(matrices, shared.step + c, shared.leap[c], shared.exchanges + c, high + c, low + c,
-                                      shared.begins[tile % kRing], lane(), steps / kBlock, carry, move, tell, finish);
+    const unsigned* begins = shared.begins[tile % kRing];
+    with_documents<Documents>(begins, [&](auto cut) {
+      forward_channels<kLow, decltype(cut)::value>(matrices, shared.step + c, shared.leap[c], shared.exchanges + c, high + c,
+                                                   low + c, begins, lane(), Documents ? 8 * kBlocks : steps / kBlock, carry, move,
+                                                   tell, finish);
+    });
     if (last && owner) *reinterpret_cast<float2*>(to_do.h_out + state) = {carry.r, carry.i};
     at.next(length);
   }
