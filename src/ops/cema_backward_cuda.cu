@@ -34,6 +34,7 @@ constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Half));  // of a t
 
 struct Backward {
   int batch, length, dim;
+  int at_once;  // blocks of threads that run at the same time
   Matrix<const Half> x, dy;
   Matrix<Half> dx;
   const float* h0;
@@ -220,10 +221,9 @@ __device__ inline double2 wide(Complex v) { return {v.r, v.i}; }
 
 // W and dW some steps on, one after the other. No part of the kernel, where its float64 would take registers.
 template <class Dy>
-__device__ __noinline__ float4 begin_of_sequence(const CemaPointers& parameters, std::int64_t channel, int n, const Dy* dy,
-                                                 std::int64_t pitch, int steps, float4 from) {
-  const CemaCoefficients k = cema_coefficients(parameters, kOrder, channel, n);
-  const double2 q = {k.qr, k.qi};
+__device__ __noinline__ float4 begin_of_sequence(const double* q_at, std::int64_t dim, const Dy* dy, std::int64_t pitch,
+                                                 int steps, float4 from) {
+  const double2 q = {q_at[0], q_at[dim]};
   double2 w = {from.x, from.y};
   double2 d = {from.z, from.w};
   for (int s = steps - 1; s >= 0; --s) {
@@ -358,6 +358,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::commit_stores();
 #endif
   };
+  const SetUp::Given given(parameters, first, to_do.dim);
   if (MEGALODON_HOPPER && thread == 0) {
     hopper::init(shared.full, 2);
     hopper::fence_init();
@@ -365,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   load(static_cast<int>(blockIdx.y), 0);
   // q is kept where the sums will be: it takes long to compute.
-  const double2 q = shared.set_up.make<true>(parameters, first, to_do.dim);
+  const double2 q = shared.set_up.make<true>(given);
   if (first + thread / kOrder < to_do.dim) {
     double* to = sums_of(to_do, first, thread);
     to[0] = q.x;
@@ -387,7 +388,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int own_channel = thread / kOrder;
   const int own_state = thread % kOrder;
   const bool owner = first + own_channel < to_do.dim;
-  shared.step[own_channel][own_state] = shared.set_up.powers[own_channel][own_state][kBlock];
+  shared.step[own_channel][own_state] = shared.set_up.step[own_channel][own_state];
   shared.before[0][own_channel][own_state] = shared.before[1][own_channel][own_state] = {};
   const float2 power = shared.set_up.leap[own_channel][own_state];
   const Complex leap = {power.x, power.y};
@@ -474,7 +475,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (!Documents && steps % kBlock != 0) {
         if (owner) {
           const float4 end =
-              begin_of_sequence(parameters, first + own_channel, own_state, to_do.dy.row(row(0)) + first + own_channel,
+              begin_of_sequence(sums_of(to_do, first, thread), to_do.dim, to_do.dy.row(row(0)) + first + own_channel,
                                 to_do.dy.pitch, steps % kBlock, {carry.r, carry.i, carry_d.r, carry_d.i});
           carry = {end.x, end.y};
           carry_d = {end.z, end.w};
@@ -530,6 +531,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   store(to_do.batch - 1 - (to_do.batch - 1 - static_cast<int>(blockIdx.y)) % splits, last_begin);
 #endif
   let_next_start();
+  SetUp::ask_for_next(parameters, to_do.at_once, to_do.dim);
   finish(to_do, first, shared, sums);
 #if MEGALODON_HOPPER
   if (thread == kStoring) hopper::wait_stores<0>();
@@ -576,6 +578,7 @@ void cema_blocks_backward(Context& ctx, const Cema& op, const CemaPointers& para
   const Backward to_do{static_cast<int>(batch),
                        static_cast<int>(x.shape()[1]),
                        static_cast<int>(op.dim),
+                       static_cast<int>(gpu_of(ctx).multiprocessors()),
                        {pointer<const Half>(x), x.pitch()},
                        {pointer<const Half>(dy), dy.pitch()},
                        matrix<Half>(dx),

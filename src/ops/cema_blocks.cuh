@@ -161,17 +161,56 @@ __device__ __forceinline__ void wait_copies() {
 
 // What the matrices of 16 channels are made of. A lane holds of each matrix one uint4, of which 32 lanes make a fragment.
 struct SetUp {
-  float2 powers[kChannels][kOrder][kBlock + 1];  // q^j
-  float2 leap[kChannels][kOrder];                // q^64
-  float2 weights[kChannels][kOrder];             // of the outputs
-  float2 mixed[kChannels][kOrder];               // p g
-  float scales[kChannels][kOrder];               // of the states
+  // q^j, of which no two lanes that read or write at once meet in a bank: even rows of states, and between real and imaginary
+  // parts and between channels 16 banks.
+  struct Powers {
+    float real[kOrder][kBlock + 2];
+    float between[16];
+    float imaginary[kOrder][kBlock + 2];
+  };
+  static_assert(sizeof(Powers) / sizeof(float) % 32 == 16 && offsetof(Powers, imaginary) / sizeof(float) % 32 == 16);
+
+  Powers powers[kChannels];
+  float2 step[kChannels][kOrder];     // q^16
+  float2 leap[kChannels][kOrder];     // q^64
+  float2 weights[kChannels][kOrder];  // of the outputs
+  float2 mixed[kChannels][kOrder];    // p g
+  float scales[kChannels][kOrder];    // of the states
   float kappa[kChannels][kBlock];
 
-  // For channels [first, first + 16), by all threads of the block, which are kSetUp; gives each q of state % 16 of channel / 16.
+  // What a thread reads: of state % 16 of channel / 16, of channels [first, first + 16), of which there may be fewer.
+  struct Given {
+    CemaValues state{};
+    float omega = 0;
+    bool there;
+
+    __device__ Given(const CemaPointers& parameters, std::int64_t first, std::int64_t dim) {
+      const std::int64_t channel = first + threadIdx.x / kOrder;
+      there = channel < dim;
+      if (!there) return;
+      state = CemaValues(parameters, kOrder, channel, static_cast<int>(threadIdx.x % kOrder));
+      omega = parameters.omega[channel];
+    }
+  };
+
+  // At the end of a block of threads: has what a block that follows will read come to the second cache. Memory is busy, and what
+  // it is asked for takes long.
+  static __device__ void ask_for_next(const CemaPointers& parameters, int at_once, std::int64_t dim) {
+    const std::int64_t channel = (std::int64_t{blockIdx.x} + at_once) * kChannels + threadIdx.x / kOrder;
+    if (channel >= dim) return;
+    const auto ask = [](const float* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); };
+    const std::int64_t state = channel * kOrder + threadIdx.x % kOrder;
+    ask(parameters.alpha + state);
+    ask(parameters.delta + state);
+    ask(parameters.theta + channel);
+    ask(parameters.gamma + 2 * state);
+    ask(parameters.omega + channel);
+  }
+
+  // By all threads of the block. Each warp makes what its own channels need and waits for no other. Gives each its state's q.
   // Forward has h in States, and so p in their scale; backward V, and so p in the outputs' weight.
   template <bool Backward>
-  __device__ double2 make(const CemaPointers& parameters, std::int64_t first, std::int64_t dim);
+  __device__ double2 make(const Given& given);
 
   // Of state 4t+v, high and low halves of scale q^(15-j), real and imaginary part the columns; or the derivative, (15-j) times
   // it.
@@ -179,14 +218,16 @@ struct SetUp {
     const int g = lane / 4;
     const int t = lane % 4;
     const int n = g / 2 * 4 + v;
-    const auto at = [&](int step) {
-      const int j = 15 - step;
-      const float2 q = powers[c][n][j];
-      return (g % 2 == 0 ? q.x : q.y) * scales[c][n] * (derivative ? static_cast<float>(j) : 1.0F);
+    const float* row = g % 2 == 0 ? powers[c].real[n] : powers[c].imaginary[n];
+    const auto two = [&](int j, unsigned& high, unsigned& low) {  // the powers j + 1 and j
+      const float2 q = *reinterpret_cast<const float2*>(row + j);
+      const float scale = scales[c][n];
+      split(q.y * scale * (derivative ? static_cast<float>(j + 1) : 1.0F),
+            q.x * scale * (derivative ? static_cast<float>(j) : 1.0F), high, low);
     };
     uint4 f;
-    split(at(2 * t), at(2 * t + 1), f.x, f.z);
-    split(at(2 * t + 8), at(2 * t + 9), f.y, f.w);
+    two(14 - 2 * t, f.x, f.z);
+    two(6 - 2 * t, f.y, f.w);
     return f;
   }
   // Kappa for steps of the same half of a block, then for those a half later; high halves, then low ones.
@@ -211,46 +252,59 @@ struct SetUp {
   // (Re, -Im) of weight q^(j+1)
   __device__ float2 output(int c, int n, int j) const {
     const float2 w = weights[c][n];
-    const float2 q = powers[c][n][j + 1];
+    const float2 q = {powers[c].real[n][j + 1], powers[c].imaginary[n][j + 1]};
     return {w.x * q.x - w.y * q.y, -(w.x * q.y + w.y * q.x)};
   }
 };
 
 template <bool Backward>
-__device__ double2 SetUp::make(const CemaPointers& parameters, std::int64_t first, std::int64_t dim) {
+__device__ double2 SetUp::make(const Given& given) {
   const int c = static_cast<int>(threadIdx.x) / kOrder;
   const int n = static_cast<int>(threadIdx.x) % kOrder;
-  const float omega = n == 0 && first + c < dim ? parameters.omega[first + c] : 0;
   CemaCoefficients k{};
-  if (first + c < dim) k = cema_coefficients(parameters, kOrder, first + c, n);
+  if (given.there) k = cema_coefficients(given.state, kOrder, n);
   const double weight = Backward ? k.p : 1;
   scales[c][n] = static_cast<float>(Backward ? 1 : k.p);
   weights[c][n] = {static_cast<float>(weight * k.gr), static_cast<float>(weight * k.gi)};
   mixed[c][n] = {static_cast<float>(k.p * k.gr), static_cast<float>(k.p * k.gi)};
-  double pr = 1, pi = 0;
-#pragma unroll 4
-  for (int j = 0; j < kBlock; ++j) {
-    powers[c][n][j] = {static_cast<float>(pr), static_cast<float>(pi)};
-    const double next = pr * k.qr - pi * k.qi;
-    pi = pr * k.qi + pi * k.qr;
-    pr = next;
-  }
-  powers[c][n][kBlock] = {static_cast<float>(pr), static_cast<float>(pi)};
-  for (int exponent = 1; exponent < kBlocks; exponent *= 2) {
+  // The powers of two of q by squaring in float64; the others, which become no more exact than 2^-17, are products of these.
+  double pr = k.qr, pi = k.qi;
+  const auto square = [&] {
     const double next = pr * pr - pi * pi;
     pi = 2 * pr * pi;
     pr = next;
+  };
+  float2 q[kBlock] = {{1, 0}};
+#pragma unroll
+  for (int e = 1; e < kBlock; e *= 2) {
+    q[e] = {static_cast<float>(pr), static_cast<float>(pi)};
+#pragma unroll
+    for (int j = 1; j < e; ++j) {
+      q[e + j] = {q[e].x * q[j].x - q[e].y * q[j].y, q[e].x * q[j].y + q[e].y * q[j].x};
+    }
+    square();
   }
+  const float2 last = {static_cast<float>(pr), static_cast<float>(pi)};
+  step[c][n] = last;
+  for (int exponent = 1; exponent < kBlocks; exponent *= 2) square();
   leap[c][n] = {static_cast<float>(pr), static_cast<float>(pi)};
-  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kBlock; j += 2) {
+    *reinterpret_cast<float2*>(powers[c].real[n] + j) = {q[j].x, q[j + 1].x};
+    *reinterpret_cast<float2*>(powers[c].imaginary[n] + j) = {q[j].y, q[j + 1].y};
+  }
+  powers[c].real[n][kBlock] = last.x;
+  powers[c].imaginary[n][kBlock] = last.y;
+  __syncwarp();
   // Of channel c, lag n.
-  float sum = omega;
+  float sum = n == 0 ? given.omega : 0;
+#pragma unroll
   for (int i = 0; i < kOrder; ++i) {
-    const float2 q = powers[c][i][n];
-    sum += mixed[c][i].x * q.x - mixed[c][i].y * q.y;
+    const float2 m = mixed[c][i];
+    sum += m.x * powers[c].real[i][n] - m.y * powers[c].imaginary[i][n];
   }
   kappa[c][n] = sum;
-  __syncthreads();
+  __syncwarp();
   return {k.qr, k.qi};
 }
 

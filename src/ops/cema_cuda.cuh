@@ -18,8 +18,23 @@ struct CemaPointers {
   float *alpha, *delta, *theta, *gamma, *omega;
 };
 
+// 1 / (1 + exp(-v)), to a few units of float64's last place, without a branch: kernels wait for several of these at once.
 __device__ inline double cema_sigmoid(double v) {
-  return 1 / (1 + exp(-(v < -200 ? -200.0 : v)));  // p stays a divisor
+  const double x = -v > 200 ? 200 : -v < -700 ? -700 : -v;  // p stays a divisor; NaN stays
+  const double k = rint(x * 1.4426950408889634);
+  const double r = fma(k, -1.90821492927058770002e-10, fma(k, -6.93147180369123816490e-01, x));  // of ln 2, in two parts
+  double power = 1.0 / 6227020800;  // 1 / 13!, and then the sum of r^i / i! by Horner's rule
+  constexpr double kInverse[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+                                 1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1,           1};
+#pragma unroll
+  for (const double inverse : kInverse) power = fma(power, r, inverse);
+  const int exponent = static_cast<int>(k);
+  const double sum = 1 + __hiloint2double(__double2hiint(power) + (exponent << 20), __double2loint(power));
+  double y = 0;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(sum));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) y = fma(y, fma(-sum, y, 1.0), y);
+  return y;
 }
 
 // p, sigmoid(delta), q and g = gamma / sqrt(N) of one state.
@@ -27,22 +42,33 @@ struct CemaCoefficients {
   double p, d, qr, qi, gr, gi;
 };
 
-__device__ inline CemaCoefficients cema_coefficients(const CemaPointers& parameters, int order, std::int64_t channel, int n) {
-  const std::int64_t i = channel * order + n;
-  // All at once, for each may be far away.
-  const float alpha = parameters.alpha[i];
-  const float delta = parameters.delta[i];
-  const float theta = parameters.theta[channel];
-  const float real = parameters.gamma[2 * i];
-  const float imaginary = parameters.gamma[2 * i + 1];
-  const double p = cema_sigmoid(alpha);
-  const double d = cema_sigmoid(delta);
-  const double turns = (n + 1) * cema_sigmoid(theta) / order;
+// What they are made of, all read at once, for each may be far away.
+struct CemaValues {
+  float alpha, delta, theta, real, imaginary;
+
+  CemaValues() = default;
+  __device__ CemaValues(const CemaPointers& parameters, int order, std::int64_t channel, int n) {
+    const std::int64_t i = channel * order + n;
+    alpha = parameters.alpha[i];
+    delta = parameters.delta[i];
+    theta = parameters.theta[channel];
+    real = parameters.gamma[2 * i];
+    imaginary = parameters.gamma[2 * i + 1];
+  }
+};
+
+__device__ inline CemaCoefficients cema_coefficients(const CemaValues& of, int order, int n) {
+  const double p = cema_sigmoid(of.alpha);
+  const double d = cema_sigmoid(of.delta);
+  const double turns = (n + 1) * cema_sigmoid(of.theta) / order;
   double sine, cosine;
   sincospi(2 * turns, &sine, &cosine);
   const double modulus = 1 - p * d;
   const double scale = rsqrt(static_cast<double>(order));
-  return {p, d, modulus * cosine, modulus * sine, scale * real, scale * imaginary};
+  return {p, d, modulus * cosine, modulus * sine, scale * of.real, scale * of.imaginary};
+}
+__device__ inline CemaCoefficients cema_coefficients(const CemaPointers& parameters, int order, std::int64_t channel, int n) {
+  return cema_coefficients(CemaValues(parameters, order, channel, n), order, n);
 }
 
 // Moves a state on by x and returns what it adds to the channel's output.

@@ -32,7 +32,9 @@ constexpr const char* kWhere = "cema forward";
 
 struct Forward {
   int batch, length, dim;
-  const float* h;  // null: zero
+  int at_once;       // blocks of threads that run at the same time
+  unsigned inverse;  // of the tiles of a sequence, in units of 2^-32, rounded down
+  const float* h;    // null: zero
   float *h_out, *h0;
 };
 
@@ -230,10 +232,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto moved_at = [&](int l) { return place(moved(), (warp() % kSlices * kLanes + l) * 4 + lane() % 4); };
   const auto row = [&] { return slice() + lane() / 8 % 2 * kBlock + lane() / 16 * 8 + lane() % 8; };  // of two blocks' matrices
 
+  const SetUp::Given given(parameters, first, to_do.dim);
 #if MEGALODON_HOPPER
   const auto move_boxes = [&](unsigned tile, const auto& move) {
-    const int sequence = begin.sequence + static_cast<int>(tile) / each * static_cast<int>(gridDim.y);
-    const int from = static_cast<int>(tile) % each * kSteps;
+    // tile / each and what that leaves, without a division: the thread's whole warp would wait for it.
+    unsigned whole = __umulhi(tile, to_do.inverse);
+    unsigned rest = tile - whole * each;
+    if (rest >= static_cast<unsigned>(each)) {
+      ++whole;
+      rest -= each;
+    }
+    const int sequence = begin.sequence + static_cast<int>(whole * gridDim.y);
+    const int from = static_cast<int>(rest) * kSteps;
 #pragma unroll
     for (int step = 0; step < kSteps; step += kBoxSteps) move(step, from + step, sequence);
   };
@@ -256,9 +266,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::fence_init();
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int tile = 0; tile < min(kStages, tiles); ++tile) load_tile(tile);
-  }
+  // A warp each, since all of its lanes wait for the one that asks. First no more than is needed first, which comes the sooner.
+  const auto load_tiles = [&](int from, int to) {
+    if (lane() == 0 && from <= warp() && warp() < min(to, tiles)) load_tile(warp());
+    __syncwarp();
+  };
+  constexpr int kFirst = 2;
+  load_tiles(0, kFirst);
 #else
   Place loaded = begin;
   const auto load_tile = [&](int tile) {  // this warp's slice
@@ -284,10 +298,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   for (int tile = 0; tile < kStages; ++tile) load_tile(tile);
 #endif
-  shared.set_up.template make<false>(parameters, first, to_do.dim);
+  shared.set_up.template make<false>(given);
+#if MEGALODON_HOPPER
+  load_tiles(kFirst, kStages);
+#endif
   const Fragments matrices[kTurns] = {{shared.set_up, kTurns * warp(), lane()}, {shared.set_up, kTurns * warp() + 1, lane()}};
   const auto owned = [&] { return kTurns * warp() + lane() / kOrder; };  // the channel of which the lane owns a state
-  shared.step[owned()][lane() % kOrder] = shared.set_up.powers[owned()][lane() % kOrder][kBlock];
+  shared.step[owned()][lane() % kOrder] = shared.set_up.step[owned()][lane() % kOrder];
   shared.leap[owned()][lane() % kOrder] = shared.set_up.leap[owned()][lane() % kOrder];
   __syncthreads();
 
@@ -470,6 +487,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (last && owner) *reinterpret_cast<float2*>(to_do.h_out + state) = {carry.r, carry.i};
     at.next(length);
   }
+  SetUp::ask_for_next(parameters, to_do.at_once, to_do.dim);
 #if MEGALODON_HOPPER
   if (lane() == 0) hopper::wait_stores<0>();
 #endif
@@ -482,7 +500,14 @@ void run(Context& ctx, const Cema& op, const CemaPointers& parameters, const Ten
   const std::size_t memory = Shared::bytes(ctx);
   const std::int64_t batch = x.shape()[0];
   const std::int64_t length = x.shape()[1];
-  const Forward to_do{static_cast<int>(batch), static_cast<int>(length), static_cast<int>(op.dim), h, h, h0};
+  const Forward to_do{static_cast<int>(batch),
+                      static_cast<int>(length),
+                      static_cast<int>(op.dim),
+                      static_cast<int>(gpu_of(ctx).multiprocessors()),
+                      static_cast<unsigned>(0xffffffffU / ceil_div(length, kSteps)),
+                      h,
+                      h,
+                      h0};
   const auto kernel = documents != nullptr ? forward_kernel<X, true> : forward_kernel<X, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(memory)), kWhere);
   const bool maps = gpu_of(ctx).code().hopper;
