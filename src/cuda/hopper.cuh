@@ -113,7 +113,7 @@ __device__ __forceinline__ void load_for(std::uint16_t blocks, void* to, const C
 }
 
 // From shared memory to a map's box at these coordinates; what lies outside is not written. Whoever wrote the shared memory calls
-// fence_stores() before, and one thread stores, commits and waits.
+// fence_stores() before, or the one thread that stores, commits and waits does when all who wrote have arrived at a barrier.
 __device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),

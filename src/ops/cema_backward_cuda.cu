@@ -411,6 +411,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int last_begin = (length - 1) / kSteps * kSteps;
   for (int b = static_cast<int>(blockIdx.y); b < to_do.batch; b += splits) {
     const auto row = [&](int token) { return static_cast<std::int64_t>(b) * length + token; };
+    const auto first_state = [&] {  // the one that the thread owns, before the sequence
+      const std::int64_t own = thread_again<kThreads>();
+      return reinterpret_cast<const float2*>(to_do.h0) + (static_cast<std::int64_t>(b) * to_do.dim + first) * kOrder + own;
+    };
     Complex carry{}, carry_d{};
     for (int begin = 0; begin < length; begin += kSteps) {
       // The documents of the tokens after those of the thread's steps, asked for before the tile is waited for.
@@ -462,6 +466,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (!is_first || b >= splits) store(is_first ? b - splits : b, is_first ? last_begin : begin - kSteps);
       const bool is_last = begin + kSteps >= length;
       if (!is_last || b + splits < to_do.batch) load(is_last ? b + splits : b, is_last ? 0 : begin + kSteps);
+      if (!Documents && is_last && owner) ask_for(first_state());
       const int steps = min(kSteps, length - begin);
       with_documents<Documents>(shared.tile.begins, [&](auto cut) {
         backward_channels<decltype(cut)::value>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n,
@@ -517,8 +522,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
     }
     if (Documents || !owner) continue;  // no state came before them
-    const std::int64_t state = (static_cast<std::int64_t>(b) * to_do.dim + first + own_channel) * kOrder + own_state;
-    const float2 before = reinterpret_cast<const float2*>(to_do.h0)[state];
+    const float2 before = *first_state();
     const double2 h0 = {before.x, before.y};
     const double2 w = wide(carry);
     const double2 d = wide(carry_d);

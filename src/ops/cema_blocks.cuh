@@ -159,6 +159,9 @@ __device__ __forceinline__ void wait_copies() {
 }
 #endif
 
+// Has what is there come to the second cache.
+__device__ __forceinline__ void ask_for(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // What the matrices of 16 channels are made of. A lane holds of each matrix one uint4, of which 32 lanes make a fragment.
 struct SetUp {
   // q^j, of which no two lanes that read or write at once meet in a bank: even rows of states, and between real and imaginary
@@ -198,13 +201,12 @@ struct SetUp {
   static __device__ void ask_for_next(const CemaPointers& parameters, int at_once, std::int64_t dim) {
     const std::int64_t channel = (std::int64_t{blockIdx.x} + at_once) * kChannels + threadIdx.x / kOrder;
     if (channel >= dim) return;
-    const auto ask = [](const float* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); };
     const std::int64_t state = channel * kOrder + threadIdx.x % kOrder;
-    ask(parameters.alpha + state);
-    ask(parameters.delta + state);
-    ask(parameters.theta + channel);
-    ask(parameters.gamma + 2 * state);
-    ask(parameters.omega + channel);
+    ask_for(parameters.alpha + state);
+    ask_for(parameters.delta + state);
+    ask_for(parameters.theta + channel);
+    ask_for(parameters.gamma + 2 * state);
+    ask_for(parameters.omega + channel);
   }
 
   // By all threads of the block. Each warp makes what its own channels need and waits for no other. Gives each its state's q.

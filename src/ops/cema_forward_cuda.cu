@@ -255,6 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     });
   };
   const auto store_tile = [&](unsigned tile) {
+    hopper::fence_stores();  // for all who wrote: they have arrived at a barrier since
     move_boxes(tile, [&](int step, int from, int sequence) {
       hopper::store(y_map, shared.y[tile % kRing] + step * kChannels * 2, first, from, sequence);
     });
@@ -435,7 +436,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto tell = [&] {
 #if MEGALODON_HOPPER
       const auto leads = [&](unsigned of) { return threadIdx.x == of % kWarps * kWarp; };
-      if (kStaged) hopper::fence_stores();
       if (kStaged && leads(round - 1)) hopper::wait_stores<0>();
       hopper::arrive(shared.moved);
       if (leads(round)) {
