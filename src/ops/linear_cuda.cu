@@ -162,11 +162,8 @@ void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const 
 
 bool linear_gates(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& x, const Tensor& products, const Tensor& y,
                   bool keep) {
-  // Products that are kept beside their silu take as long to write as silu by itself does, where there is much to sum over.
-  constexpr std::int64_t kMostOfKept = 1024;
   const bool pairs = y.cols() != op.out;
   if (x.rows() <= kFewRows) return !keep && x.rows() > 0 && (!pairs || op.out % kPairs == 0);
-  if (keep && !pairs && op.in > kMostOfKept) return false;
   return linear_fills_tiles(ctx, x.rows(), op.out) && linear_fits_tiles(ctx, {&x, &weight, &y, keep ? &products : &y});
 }
 

@@ -207,13 +207,16 @@ TEST_P(LinearTilesCudaTest, AgreesWithTheCpu) {
   });
 }
 
-// One tile and less; ragged rows, columns and sums; more tiles than there are clusters, in more groups than one; a last group of
-// fewer; fewer steps to a tile than there are stages, and many more.
+// One tile and less; ragged rows, columns and sums; more tiles than there are clusters, twice and more, in more groups than one;
+// a last group of fewer; fewer steps to a tile than there are stages, and many more. Another kernel takes forward from 1,024 to
+// sum over on and backward from 2,048: one of them here, or both.
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTilesCudaTest,
                          testing::Values(Case{128, 64, 256, 0}, Case{1, 8, 16, 0}, Case{257, 72, 264, 8}, Case{500, 320, 96, 0},
-                                         Case{1031, 384, 1536, 16}, Case{3000, 136, 1808, 8}, Case{2304, 768, 384, 0},
-                                         Case{2999, 1792, 328, 8}, Case{3000, 384, 1808, 8}, Case{2500, 1032, 1040, 0},
-                                         Case{700, 2120, 272, 8}, Case{4500, 2560, 912, 0}));
+                                         Case{1031, 384, 1536, 16}, Case{257, 2056, 2064, 8}, Case{1, 2048, 2048, 0},
+                                         Case{3000, 136, 1808, 8}, Case{2304, 768, 384, 0}, Case{5200, 1792, 328, 8},
+                                         Case{5000, 384, 1808, 8}, Case{2500, 1032, 1040, 0}, Case{600, 1024, 2040, 0},
+                                         Case{900, 1016, 2304, 8}, Case{700, 2120, 272, 8}, Case{2600, 512, 2056, 8},
+                                         Case{3330, 2816, 2840, 8}));
 
 // The ops choose: a result that keeps all of the GPU busy is gated at once, by both names.
 TEST_F(LinearTilesCudaOpTest, LargeResultsAreGatedAtOnce) {
