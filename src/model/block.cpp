@@ -197,9 +197,11 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   linear_backward_input(ctx, op.fc13, p.fc13, d.d_fc13, d.d_a);
 
   // The gradient of y goes two ways: to what was added to x, in h1's place, and to x itself, where it joins that of out.
-  // d_zrh is filled slice by slice: h1 and r here, z below.
-  layer_norm_backward(ctx, op.nffn, p.nffn_weight, x, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias, d_out, a.h1, p.nffn_bias,
-                      unless_kept(t.n));
+  // d_zrh is filled slice by slice: h1 and r here, z below. In a GPU's bfloat16 the second way is the first's once more, at the
+  // block's end: that spares d_out one crossing of memory.
+  const bool once_more = ctx.device() != Device::Cpu && da.h1.dtype() == DType::BF16 && (!masks.active || c.dropout == 0);
+  layer_norm_backward(ctx, op.nffn, p.nffn_weight, x, s.nffn, d.d_a, da.h1, g.nffn_weight, g.nffn_bias,
+                      once_more ? Tensor() : d_out, a.h1, p.nffn_bias, unless_kept(t.n));
   linear_backward_weight(ctx, op.fc13, t.n, d.d_fc13, g.fc13, Tensor());
 
   // Through the gated attention.
@@ -223,7 +225,8 @@ void block_backward(Context& ctx, const BlockOps& op, const BlockParameters& p, 
   linear_backward_weight(ctx, op.wv, s.tn, d.d_gated, g.wv, g.bv);
   linear_backward_input(ctx, op.wv, p.wv, d.d_gated, d.d_b, /*accumulate=*/true);
   timestep_norm_backward(ctx, op.norm, p.timenorm_weight, x, s.norm, d.d_b, d_out, g.timenorm_weight, g.timenorm_bias,
-                         /*accumulate=*/true, window.documents, masks.layer > 0 ? rounded_out(c, d) : Tensor());
+                         /*accumulate=*/true, window.documents, masks.layer > 0 ? rounded_out(c, d) : Tensor(),
+                         once_more ? da.h1 : Tensor());
 }
 
 namespace {

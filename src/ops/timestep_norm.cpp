@@ -57,7 +57,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded,
+                            const Tensor& added) {
   check(op, weight, x, saved);
   check_documents(documents, x.shape()[0], x.shape()[1], kName);
   if (ctx.device() == Device::Cpu) {
@@ -70,13 +71,20 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
   require_contiguous(dweight, DType::F32, {op.dim}, kName, "dweight");
   require_contiguous(dbias, DType::F32, {op.dim}, kName, "dbias");
   if (rounded) require_activations(rounded, x.shape(), kName, "rounded");
+  if (added) {
+    require(accumulate, kName, "added goes with accumulate");
+    require_activations(added, x.shape(), kName, "added");
+  }
   dispatch(
       ctx, x.dtype(), "timestep_norm_backward",
       [&] {
+        if (added) cpu::residual_forward(ctx, Tensor(), dx, added, dx);
         cpu::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents);
         if (rounded) cpu::residual_backward(ctx, Tensor(), Tensor(), dx, rounded, Tensor());
       },
-      [&] { cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents, rounded); });
+      [&] {
+        cuda::timestep_norm_backward(ctx, op, weight, x, saved, dy, dx, dweight, dbias, accumulate, documents, rounded, added);
+      });
 }
 
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads) {

@@ -48,8 +48,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op,
 //   dx_s = r_s g_s - sum over t >= s of (r_t a_t + r_t^3 c_t (x_s - mean_t)) / n_t
 //   dw += sum over (b, t) of dy * (x - mean) * r,  db += sum over (b, t) of dy
 // Gradients stop at the window's start: the state that came in counts as a constant.
-// Overwrites dx, or with accumulate adds to it; adds to dweight and dbias. x, dy and dx may be pitched; dy and dx may be the same
-// tensor. rounded is dx as it is then, once more.
+// Overwrites dx, or with accumulate adds it and `added` to it; adds to dweight and dbias. x, dy and dx may be pitched; dy and dx
+// may be the same tensor. rounded is dx as it is then, once more.
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& weight,  // [D] f32
                             const Tensor& x,       // [B, L, D] f32
@@ -59,7 +59,8 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op,
                             const Tensor& dweight,                                  // [D] f32
                             const Tensor& dbias,                                    // [D] f32
                             bool accumulate = false, const Tensor& documents = {},  // those of forward
-                            const Tensor& rounded = {});                            // [B, L, D] T, any pitch; or null
+                            const Tensor& rounded = {},                             // [B, L, D] T, any pitch; or null
+                            const Tensor& added = {});                              // the same, with accumulate alone
 
 // Bytes of workspace that either of the two takes.
 std::size_t timestep_norm_workspace_bytes(const TimestepNorm& op, int threads);
@@ -95,7 +96,8 @@ void timestep_norm_forward(Context& ctx, const TimestepNorm& op, const Tensor& w
                            const Tensor& documents);
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded);
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded,
+                            const Tensor& added);
 }  // namespace cuda
 
 }  // namespace megalodon

@@ -300,11 +300,16 @@ std::size_t timestep_norm_backward_bytes(const TimestepNorm& op, std::int64_t ba
 
 void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& weight, const Tensor& x,
                             const TimestepNormSaved& saved, const Tensor& dy, const Tensor& dx, const Tensor& dweight,
-                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded) {
+                            const Tensor& dbias, bool accumulate, const Tensor& documents, const Tensor& rounded,
+                            const Tensor& added) {
   if (x.rows() == 0) return;
   require_tiles(op);
   const std::int64_t batch = x.shape()[0];
   const std::int64_t width = op.dim / op.groups;
+  const bool packed = width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
+  const auto fits = [](const Tensor& half) { return can_pack<4>(half) && (!half || half.dtype() == DType::BF16); };
+  const bool strips = packed && fits_strips(op) && fits(rounded) && fits(added);
+  if (added && !strips) cuda::residual_forward(ctx, Tensor(), dx, added, dx);
   const TimestepNormBackward p{batch,
                                x.shape()[1],
                                op.groups,
@@ -315,12 +320,12 @@ void timestep_norm_backward(Context& ctx, const TimestepNorm& op, const Tensor& 
                                dy.dtype() == DType::BF16 ? matrix<const Half>(dy) : Matrix<const Half>{},
                                matrix<float>(dx),
                                matrix<Half>(rounded),
+                               matrix<const Half>(added),
                                pointer<const std::int64_t>(saved.count),
                                pointer<const float>(saved.mean),
                                pointer<const float>(saved.rstd),
                                pointer<const std::int32_t>(documents)};
-  const bool packed = width % 4 == 0 && can_pack<4>(weight) && can_pack<4>(x) && can_pack<4>(dy) && can_pack<4>(dx);
-  if (packed && fits_strips(op) && can_pack<4>(rounded) && (!rounded || rounded.dtype() == DType::BF16)) {
+  if (strips) {
     return timestep_norm_strips_backward(ctx, p, accumulate, pointer<float>(dweight), pointer<float>(dbias));
   }
   with_tile_shape<kBackwardRows>(op, packed, [&](auto shape) {

@@ -37,6 +37,7 @@ struct TimestepNormBackward {
   Matrix<const Half> half_dy;  // the same where it is bfloat16, else null
   Matrix<float> dx;
   Matrix<Half> rounded;
+  Matrix<const Half> added;
   const std::int64_t* count;
   const float *mean, *rstd;
   const std::int32_t* documents;

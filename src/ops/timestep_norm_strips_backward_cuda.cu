@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
   };
   // What dx is added to: it is asked for while there is something else to do.
   float dx[kRows][kN];
+  Pack<std::uint32_t, 2> more[kRows];
   const auto fetch_sum = [&](unsigned step) {
     if constexpr (!Accumulate) return;
     const int begin = first_row(step);
@@ -87,6 +88,12 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
 #pragma unroll
     for (int r = 0; r < kRows; ++r, row += p.dx.pitch) {
       if (begin + r < length) load_f32(row, dx[r]);
+    }
+    if (!p.added) return;
+    const Half* of = p.added.row(row0 + begin) + place.column;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, of += p.added.pitch) {
+      if (begin + r < length) more[r] = load_pack<2>(reinterpret_cast<const std::uint32_t*>(of));
     }
   };
 
@@ -196,6 +203,10 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
         dweight[j] = fmaf(dy[j], from * s.rstd, dweight[j]);
         dbias[j] += dy[j];
         dx[r][j] = Accumulate ? dx[r][j] + change : change;
+      }
+      if (Accumulate && p.added) {
+#pragma unroll
+        for (int j = 0; j < kN; ++j) dx[r][j] += j % 2 == 0 ? low_half(more[r].v[j / 2]) : high_half(more[r].v[j / 2]);
       }
       if (r >= rows) continue;
       store_f32(to, dx[r]);

@@ -52,6 +52,8 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
     const auto dx = both.output("dx", shape, gradient, DType::F32, gap);
     const auto sum = both.updated("dx, accumulated", normal(shape.numel(), 5), shape, gradient, DType::F32, gap);
     const auto rounded = both.output("dx, accumulated and rounded", shape, tolerance::kBFloat16, DType::BF16, gap);
+    const auto added = both.input(normal(shape.numel(), 9), shape, dtype, gap);
+    const auto more = both.updated("dx, accumulated with more", normal(shape.numel(), 5), shape, gradient, DType::F32, gap);
     const auto dweight = both.updated("dweight", normal(dim, 6), {dim}, gradient);
     const auto dbias = both.updated("dbias", normal(dim, 7), {dim}, gradient);
     const auto x_and_y = both.updated("y over x", values, shape, tolerance::kForward, DType::F32, gap);
@@ -62,6 +64,8 @@ TEST_P(TimestepNormCudaTest, AgreesWithTheCpu) {
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), state, t(y), saved, t(exact));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(sum), t(dweight), t(dbias), true, {}, t(rounded));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(more), t(dweight), t(dbias), true, {}, {},
+                             t(added));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_and_dx), t(dy_and_dx), t(dweight), t(dbias));
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(stateless), {});
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x_and_y), {}, t(x_and_y), {});
@@ -200,13 +204,15 @@ TEST_P(TimestepNormCudaPackedTest, AgreesWithTheCpu) {
     const auto exact = both.output("exact", shape, tolerance::kForward, DType::F32, 2 * gap);
     const auto dx = both.output("dx", shape, gradient, DType::F32, gap);
     const auto sum = both.updated("dx, accumulated", normal(shape.numel(), 5), shape, gradient, DType::F32, gap);
+    const auto added = both.input(normal(shape.numel(), 9), shape, dtype, gap);
     const auto dweight = both.updated("dweight", normal(dim, 6), {dim}, gradient);
     const auto dbias = both.updated("dbias", normal(dim, 7), {dim}, gradient);
     both.run([&](Context& ctx, const BothDevices::Tensors& t) {
       const TimestepNormSaved saved{t(count), t(mean), t(rstd)};
       timestep_norm_forward(ctx, op, t(weight), t(bias), t(x), {}, t(y), saved, t(exact), t(documents));
       timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy), t(dx), t(dweight), t(dbias), false, t(documents));
-      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(sum), t(dweight), t(dbias), true, t(documents));
+      timestep_norm_backward(ctx, op, t(weight), t(x), saved, t(dy_of_dtype), t(sum), t(dweight), t(dbias), true, t(documents),
+                             {}, t(added));
     });
   }
 }
