@@ -43,6 +43,7 @@ GROUPS = {
     "layer norm": ("Shapes/LayerNormCudaTest.*/{}", range(14)),
     "linear": ("Shapes/LinearCudaTest.*/{}", range(8)),
     "linear of many rows": ("Shapes/LinearCudaTest.*/{}", (8, 9, 10, 11)),
+    "linear weight": ("Shapes/SmallWeightsCudaTest.*/{}", range(6)),
     "linear tiles": ("Shapes/LinearTilesCudaTest.*/{}", (0, 1, 2, 3, 4)),
     "linear tiles of long sums": ("Shapes/LinearTilesCudaTest.*/{}", (5, 6)),
     "linear of few rows": ("FewRows/LinearCudaTest.*/{}", range(0, 81, 4)),

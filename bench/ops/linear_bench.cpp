@@ -84,6 +84,8 @@ const Register kBench("linear", [](Bench& bench) {
       for (const Linear& op : {Linear{4096, 13312}, {4096, 8192}, {8192, 4096}, {4096, 16384}}) {
         measure(bench, 32768, op, dtype);
       }
+      // And of D 384, 128 x 512 tokens.
+      for (const Linear& op : {Linear{384, 1344}, {384, 768}, {768, 384}, {384, 1536}}) measure(bench, 65536, op, dtype);
     } else if (dtype == DType::F32) {
       measure(bench, 4096, {384, 2304}, dtype);
       measure(bench, 4096, {768, 384}, dtype);

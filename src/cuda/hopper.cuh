@@ -113,7 +113,9 @@ __device__ __forceinline__ void load_for(std::uint16_t blocks, void* to, const C
 }
 
 // From shared memory to a map's box at these coordinates; what lies outside is not written. Whoever wrote the shared memory calls
-// fence_stores() before, or the one thread that stores, commits and waits does when all who wrote have arrived at a barrier.
+// fence_stores() before, or the one thread that stores, commits and waits does when all who wrote have arrived at a barrier: the
+// fence has to be somewhere on the way from a write to the store, in the same block of threads ("Mixed-proxy extensions for the
+// NVIDIA PTX memory consistency model", ISCA 2022).
 __device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
@@ -211,6 +213,26 @@ __device__ __forceinline__ void wgmma(float (&d)[64], std::uint64_t a, std::uint
       "}"
       : MEGALODON_EIGHT(0), MEGALODON_EIGHT(8), MEGALODON_EIGHT(16), MEGALODON_EIGHT(24), MEGALODON_EIGHT(32),
         MEGALODON_EIGHT(40), MEGALODON_EIGHT(48), MEGALODON_EIGHT(56)
+      : "l"(a), "l"(b), "r"(add), "n"(static_cast<int>(TransposeA)), "n"(static_cast<int>(TransposeB)));
+}
+template <bool TransposeA, bool TransposeB>
+__device__ __forceinline__ void wgmma(float (&d)[96], std::uint64_t a, std::uint64_t b, int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %98, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+      "}, %96, %97, add, 1, 1, %99, %100;\n"
+      "}"
+      : MEGALODON_EIGHT(0), MEGALODON_EIGHT(8), MEGALODON_EIGHT(16), MEGALODON_EIGHT(24), MEGALODON_EIGHT(32),
+        MEGALODON_EIGHT(40), MEGALODON_EIGHT(48), MEGALODON_EIGHT(56), MEGALODON_EIGHT(64), MEGALODON_EIGHT(72),
+        MEGALODON_EIGHT(80), MEGALODON_EIGHT(88)
       : "l"(a), "l"(b), "r"(add), "n"(static_cast<int>(TransposeA)), "n"(static_cast<int>(TransposeB)));
 }
 template <bool TransposeA, bool TransposeB>

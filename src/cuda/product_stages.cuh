@@ -29,11 +29,12 @@ struct RingPlace {
 constexpr int kLines = 16;
 constexpr int kLinesBytes = kLines * 128;
 
-// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 256 columns, and what leaves.
-template <int Stages, class Out>
+// Shared memory: operands of as many steps as there are stages, A of 128 rows and B of up to 64 columns a block, and
+// what leaves.
+template <int Stages, class Out, int Blocks = 4>
 struct OperandStages {
   static constexpr int kStages = Stages;
-  static constexpr int kB = 4;
+  static constexpr int kB = Blocks;
   using Place = RingPlace<kStages>;
   using Block = unsigned char[hopper::kBlockBytes];
 

@@ -4,6 +4,7 @@
 #include "cuda/matmul.h"
 #include "ops/linear_few_rows.h"
 #include "ops/linear_tiles.h"
+#include "ops/linear_weight.h"
 
 namespace megalodon::cuda {
 
@@ -125,7 +126,7 @@ std::size_t linear_workspace_bytes(const Linear& op, std::int64_t rows) {
     sums.allocate(DType::F32, {cut(rows, op.out, width).parts, op.out});
     most = std::max(most, sums.peak());
   }
-  return most;
+  return std::max(most, linear_weight_bytes(op, rows));
 }
 
 void linear_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x, const Tensor& y,
@@ -201,6 +202,7 @@ void linear_backward_input(Context& ctx, const Linear& op, const Tensor& weight,
 void linear_backward_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor& dy, const Tensor& dweight,
                             const Tensor& dbias) {
   if (x.rows() == 0) return;
+  if (linear_fits_weight(ctx, op, x, dy, dweight)) return linear_weight(ctx, op, x, dy, dweight, dbias);
   matmul(ctx,
          {.m = op.out,
           .n = op.in,

@@ -1,7 +1,10 @@
+#include <memory>
 #include <ostream>
 #include <vector>
 
 #include "ops/linear.h"
+#include "ops/linear_tiles.h"
+#include "ops/linear_weight.h"
 #include "support/both_devices.h"
 
 namespace megalodon {
@@ -93,7 +96,46 @@ std::vector<Case> few_rows() {
 }
 INSTANTIATE_TEST_SUITE_P(FewRows, LinearCudaTest, testing::ValuesIn(few_rows()));
 
+// Small weights' gradients over many rows are by a kernel of their own on Hopper; here over few, of which every part has some.
+class SmallWeightsCudaTest : public OnGpu, public testing::WithParamInterface<Case> {};
+
+TEST_P(SmallWeightsCudaTest, AgreesWithTheCpu) {
+  const Case c = GetParam();
+  const Linear op{c.in, c.out};
+  if (!cuda::linear_fits_tiles(*std::make_unique<Context>(the_gpu(), 1), {})) GTEST_SKIP() << "the GPU has no such kernel";
+  BothDevices both(cpu::linear_workspace_bytes(op, c.rows), cuda::linear_weight_bytes(op, std::int64_t{1} << 30));
+  const auto x = both.input(normal(c.rows * c.in, 3), {c.rows, c.in}, DType::BF16, c.gap);
+  const auto dy = both.input(normal(c.rows * c.out, 4), {c.rows, c.out}, DType::BF16, 2 * c.gap);
+  const auto dweight =
+      both.updated("dweight", normal(c.out * c.in, 7), {c.out, c.in}, tolerance::product(DType::BF16, DType::F32, c.rows));
+  const auto dbias = c.bias ? both.updated("dbias", normal(c.out, 8), {c.out}, tolerance::kForward) : BothDevices::kNone;
+  both.run([&](Context& ctx, const BothDevices::Tensors& t) {
+    (ctx.device() == Device::Cpu ? linear_backward_weight : cuda::linear_weight)(ctx, op, t(x), t(dy), t(dweight), t(dbias));
+  });
+}
+
+// Ragged tiles and rows, wide and tall, one tile's pair and many.
+INSTANTIATE_TEST_SUITE_P(Shapes, SmallWeightsCudaTest,
+                         testing::Values(Case{700, 384, 1344, 0, true, false}, Case{651, 376, 1336, 8, true, false},
+                                         Case{1000, 768, 384, 16, false, false}, Case{1003, 384, 768, 0, true, false},
+                                         Case{5300, 384, 128, 0, true, false}, Case{700, 384, 1248, 8, true, false}));
+
 using LinearCudaEdgeTest = OnGpu;
+
+TEST_F(LinearCudaEdgeTest, SmallWeightsHaveAKernelOfTheirOwnOnHopper) {
+  Context ctx(the_gpu(), 1);
+  if (!cuda::linear_fits_tiles(ctx, {})) GTEST_SKIP() << "the GPU has no such kernel";
+  const auto fits = [&](std::int64_t rows, std::int64_t in, std::int64_t out) {
+    const Tensor x(nullptr, DType::BF16, {rows, in}, Device::Cuda);
+    const Tensor dy(nullptr, DType::BF16, {rows, out}, Device::Cuda);
+    return cuda::linear_fits_weight(ctx, {in, out}, x, dy, Tensor());
+  };
+  EXPECT_TRUE(fits(65536, 384, 1248));
+  EXPECT_TRUE(fits(65536, 768, 384));
+  EXPECT_FALSE(fits(600, 384, 1248));     // few rows
+  EXPECT_FALSE(fits(65536, 200, 1344));   // tiles half empty
+  EXPECT_FALSE(fits(65536, 2048, 4096));  // tiles enough without parts
+}
 
 TEST_F(LinearCudaEdgeTest, ProjectionsAreSlicesOfOneMatrixAtAnyAddress) {
   for (const DType dtype : {DType::F32, DType::BF16}) {
