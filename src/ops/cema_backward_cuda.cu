@@ -466,7 +466,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (!is_first || b >= splits) store(is_first ? b - splits : b, is_first ? last_begin : begin - kSteps);
       const bool is_last = begin + kSteps >= length;
       if (!is_last || b + splits < to_do.batch) load(is_last ? b + splits : b, is_last ? 0 : begin + kSteps);
-      if (!Documents && is_last && owner) ask_for(first_state());
+      if (!Documents && is_last && owner) prefetch(first_state());
       const int steps = min(kSteps, length - begin);
       with_documents<Documents>(shared.tile.begins, [&](auto cut) {
         backward_channels<decltype(cut)::value>(shared, kTurns * warp, shared.exchanges + kTurns * warp, n,

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "cuda/hopper.cuh"
+#include "cuda/launch.cuh"
 #include "ops/cema_cuda.cuh"
 
 namespace megalodon::cuda::cema_blocks {
@@ -159,9 +160,6 @@ __device__ __forceinline__ void wait_copies() {
 }
 #endif
 
-// Has what is there come to the second cache.
-__device__ __forceinline__ void ask_for(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
-
 // What the matrices of 16 channels are made of. A lane holds of each matrix one uint4, of which 32 lanes make a fragment.
 struct SetUp {
   // q^j, of which no two lanes that read or write at once meet in a bank: even rows of states, and between real and imaginary
@@ -202,11 +200,11 @@ struct SetUp {
     const std::int64_t channel = (std::int64_t{blockIdx.x} + at_once) * kChannels + threadIdx.x / kOrder;
     if (channel >= dim) return;
     const std::int64_t state = channel * kOrder + threadIdx.x % kOrder;
-    ask_for(parameters.alpha + state);
-    ask_for(parameters.delta + state);
-    ask_for(parameters.theta + channel);
-    ask_for(parameters.gamma + 2 * state);
-    ask_for(parameters.omega + channel);
+    prefetch(parameters.alpha + state);
+    prefetch(parameters.delta + state);
+    prefetch(parameters.theta + channel);
+    prefetch(parameters.gamma + 2 * state);
+    prefetch(parameters.omega + channel);
   }
 
   // By all threads of the block. Each warp makes what its own channels need and waits for no other. Gives each its state's q.

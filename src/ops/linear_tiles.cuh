@@ -1,4 +1,5 @@
-// What the two kernels for products of many rows with gates share (ops/linear_tiles.h).
+// What kernels for products of many rows share: the two with gates (ops/linear_tiles.h), and of clusters, ring and launch also
+// that for gradients of small weights (ops/linear_weight.h), whose tiles are others.
 //
 // A tile is 128 rows by 256 columns, a block of threads takes one after the other, and two blocks are a cluster: they take the
 // same columns of neighbouring rows, and each fetches half of the weights for both. The two groups of a block need not keep step.
@@ -48,6 +49,33 @@ struct LinearKernel {
 };
 LinearKernel linear_tiles_beside(LinearEnd end);
 
+// Boxes of `rows` rows by 128 bytes of a bfloat16 tensor; nothing of none.
+inline CUtensorMap linear_map(const Tensor& tensor, int rows) {
+  if (!tensor) return {};
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(tensor.cols()), static_cast<cuuint64_t>(tensor.rows())};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(tensor.pitch()) * sizeof(Half)};
+  const cuuint32_t box[] = {hopper::kBlock, static_cast<cuuint32_t>(rows)};
+  return hopper::make_map(tensor.raw(), DType::BF16, 2, extents, strides, box, "linear");
+}
+
+// So many clusters of kProductThreads threads a block.
+template <class Arguments>
+void launch_linear(Context& ctx, void (*kernel)(Arguments), int clusters, int shared, const Arguments& arguments) {
+  constexpr const char* kName = "linear";
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), kName);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kLinearCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(kLinearCluster * clusters);
+  config.blockDim = kProductThreads;
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared);
+  config.stream = stream_of(ctx);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, arguments), kName);
+}
+
 #if MEGALODON_HOPPER
 
 constexpr int kLinearParts = kLinearColumns / hopper::kBlock;  // 64 columns each
@@ -59,8 +87,8 @@ struct LinearRing : Stages {
   using typename Stages::Place;
   using typename Stages::Stage;
 
-  // Stages are filled for both blocks of a cluster, so both must have read them.
-  __device__ void init() { Stages::init(kLinearCluster * kProductWarps); }
+  // Stages are filled for both blocks of a cluster, so both must have read them: as many warps of each.
+  __device__ void init(int warps = kProductWarps) { Stages::init(kLinearCluster * warps); }
   __device__ __forceinline__ void release(int stage) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     if (lane < kLinearCluster) hopper::arrive_at(lane, empty[stage]);

@@ -11,8 +11,6 @@ namespace megalodon::cuda {
 
 namespace {
 
-constexpr const char* kName = "linear";
-
 #if MEGALODON_HOPPER
 
 using Ring = LinearRing<ProductStages>;
@@ -224,17 +222,8 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_tiles_kernel(const 
 #endif
 }
 
-// Boxes of `rows` rows by 128 bytes.
-CUtensorMap map(const Tensor& tensor, int rows) {
-  if (!tensor) return {};
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(tensor.cols()), static_cast<cuuint64_t>(tensor.rows())};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(tensor.pitch()) * sizeof(Half)};
-  const cuuint32_t box[] = {hopper::kBlock, static_cast<cuuint32_t>(rows)};
-  return hopper::make_map(tensor.raw(), DType::BF16, 2, extents, strides, box, kName);
-}
-
-// Where there is less to sum over, three warps are too few for what is to be written.
-constexpr std::int64_t least_beside(LinearEnd end) { return of_backward(end) ? 2048 : 1024; }
+// Whether the other kernel does this: where there is less to sum over, three warps are too few for what is to be written.
+constexpr bool is_beside(LinearEnd end, std::int64_t summed) { return summed >= (of_backward(end) ? 2048 : 1024); }
 
 template <LinearEnd E>
 void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, std::int64_t width) {
@@ -246,20 +235,8 @@ void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, s
   a.columns = static_cast<int>(ceil_div(width, kWidth));
   a.width = static_cast<int>(width);
   const LinearKernel of =
-      summed >= least_beside(E) ? linear_tiles_beside(E) : LinearKernel{linear_tiles_kernel<E>, sizeof(ProductStages)};
-  check(cudaFuncSetAttribute(of.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, of.shared), kName);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kLinearCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim =
-      kLinearCluster * static_cast<unsigned>(std::min(gpu_of(ctx).multiprocessors() / kLinearCluster, a.rows * a.columns));
-  config.blockDim = kProductThreads;
-  config.dynamicSmemBytes = static_cast<unsigned>(of.shared);
-  config.stream = stream_of(ctx);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, of.kernel, a), kName);
+      is_beside(E, summed) ? linear_tiles_beside(E) : LinearKernel{linear_tiles_kernel<E>, sizeof(ProductStages)};
+  launch_linear(ctx, of.kernel, std::min(gpu_of(ctx).multiprocessors() / kLinearCluster, a.rows * a.columns), of.shared, a);
 }
 
 }  // namespace
@@ -281,9 +258,9 @@ bool linear_fills_tiles(Context& ctx, std::int64_t rows, std::int64_t columns) {
 void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& bias, const Tensor& x,
                           const Tensor& products, const Tensor& y) {
   LinearTiles a{};
-  a.x = map(x, kLinearRows);
-  a.weight = map(weight, kLinearColumns / 2);
-  a.y = map(y, kLines);
+  a.x = linear_map(x, kLinearRows);
+  a.weight = linear_map(weight, kLinearColumns / 2);
+  a.y = linear_map(y, kLines);
   a.has_products = static_cast<bool>(products);
   a.has_y = static_cast<bool>(y);
   a.bias = pointer<const float>(bias);
@@ -291,11 +268,11 @@ void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, 
   a.memory.y = matrix<Half>(y);
   if (y && y.cols() != op.out) {
     if (products) {
-      for (const int i : {0, 1}) a.products[i] = map(products.column_range(i * y.cols(), y.cols()), kLines);
+      for (const int i : {0, 1}) a.products[i] = linear_map(products.column_range(i * y.cols(), y.cols()), kLines);
     }
     run<LinearEnd::Pairs>(ctx, a, x.rows(), op.in, y.cols());
   } else {
-    a.products[0] = map(products, kLines);
+    a.products[0] = linear_map(products, kLines);
     run<LinearEnd::Rows>(ctx, a, x.rows(), op.in, op.out);
   }
 }
@@ -303,14 +280,14 @@ void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, 
 void linear_tiles_gate_backward(Context& ctx, const Linear& op, const Tensor& weight, const Tensor& dy, const Tensor& a,
                                 const Tensor& b, const Tensor& da, const Tensor& db, const Tensor& y, const Tensor& dots) {
   LinearTiles all{};
-  all.x = map(dy, kLinearRows);
-  all.weight = map(weight, hopper::kBlock);
-  const int gated_rows = op.out >= least_beside(LinearEnd::Gradients) ? kLinearGatedRows : kLinearRows;
-  all.from[0] = map(a, gated_rows);
-  all.from[1] = map(b, gated_rows);
-  all.gradients[0] = map(da, kLines);
-  all.gradients[1] = map(db, kLines);
-  all.y = map(y, kLines);
+  all.x = linear_map(dy, kLinearRows);
+  all.weight = linear_map(weight, hopper::kBlock);
+  const int gated_rows = is_beside(LinearEnd::Gradients, op.out) ? kLinearGatedRows : kLinearRows;
+  all.from[0] = linear_map(a, gated_rows);
+  all.from[1] = linear_map(b, gated_rows);
+  all.gradients[0] = linear_map(da, kLines);
+  all.gradients[1] = linear_map(db, kLines);
+  all.y = linear_map(y, kLines);
   all.has_b = static_cast<bool>(b);
   all.has_y = static_cast<bool>(y);
   all.dots = pointer<float>(dots);

@@ -7,8 +7,8 @@
 #include <algorithm>
 
 #include "core/buffer.h"
-#include "cuda/product_stages.cuh"
 #include "cuda/rows.cuh"
+#include "ops/linear_tiles.cuh"
 #include "ops/linear_tiles.h"
 
 namespace megalodon::cuda {
@@ -16,7 +16,6 @@ namespace megalodon::cuda {
 namespace {
 
 constexpr const char* kName = "linear";
-constexpr int kCluster = 2;
 constexpr int kRows = 128;     // of a tile: columns of dy, rows of the result
 constexpr int kColumns = 192;  // columns of x
 constexpr int kTile = kRows * kColumns;
@@ -28,11 +27,11 @@ constexpr int kLeastSteps = 16;  // of 64 rows in a part: fewer are not worth wh
 // The result's tiles, two and two, and the parts of the rows.
 struct WeightTiles {
   int rows, pairs, parts;
-  __host__ __device__ int tiles() const { return kCluster * rows * pairs; }
+  __host__ __device__ int tiles() const { return kLinearCluster * rows * pairs; }
 };
 
 WeightTiles weight_tiles(const Linear& op, int multiprocessors) {
-  WeightTiles t{static_cast<int>(ceil_div(op.out, kRows)), static_cast<int>(ceil_div(op.in, kCluster * kColumns)), 0};
+  WeightTiles t{static_cast<int>(ceil_div(op.out, kRows)), static_cast<int>(ceil_div(op.in, kLinearCluster * kColumns)), 0};
   t.parts = std::min(multiprocessors, kMaxMultiprocessors) / t.tiles();
   return t;
 }
@@ -56,38 +55,30 @@ using WeightStages = OperandStages<5, NothingLeaves, kColumns / hopper::kBlock>;
 
 #if MEGALODON_HOPPER
 
-struct Ring : WeightStages {
-  // Stages are filled for both blocks of a cluster, so both must have read them.
-  __device__ __forceinline__ void release(int stage) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    if (lane < kCluster) hopper::arrive_at(lane, empty[stage]);
-  }
-};
+using Ring = LinearRing<WeightStages>;
 
 struct WeightPlace {
   int row, column, part;  // which tile's, and part
   int first, steps;
 
   __device__ explicit WeightPlace(const LinearWeight& a) {
-    const int cluster = static_cast<int>(blockIdx.x) / kCluster;
-    column = cluster % a.tiles.pairs * kCluster + hopper::cluster_block();
+    const int cluster = static_cast<int>(blockIdx.x) / kLinearCluster;
+    column = cluster % a.tiles.pairs * kLinearCluster + hopper::cluster_block();
     row = cluster / a.tiles.pairs % a.tiles.rows;
     part = cluster / a.tiles.pairs / a.tiles.rows;
     first = static_cast<int>(std::int64_t{a.steps} * part / a.tiles.parts);
     steps = static_cast<int>(std::int64_t{a.steps} * (part + 1) / a.tiles.parts) - first;
   }
-  __device__ int tile(const LinearWeight& a) const { return row * a.tiles.pairs * kCluster + column; }
+  __device__ int tile(const LinearWeight& a) const { return row * a.tiles.pairs * kLinearCluster + column; }
 };
 
 __device__ __forceinline__ void fetch(const LinearWeight& a, Ring& ring, const WeightPlace& place) {
-  constexpr std::uint16_t kAll = (1U << kCluster) - 1;
+  constexpr std::uint16_t kAll = (1U << kLinearCluster) - 1;
   const int rank = hopper::cluster_block();
   Ring::Place at;
   for (int i = 0; i < place.steps; ++i, at.next()) {
-    hopper::wait(ring.empty[at.stage], at.phase ^ 1);
-    Ring::Stage& stage = ring.stages[at.stage];
+    Ring::Stage& stage = ring.fill(at, sizeof(Ring::Stage));
     hopper::Barrier& full = ring.full[at.stage];
-    hopper::arrive_expecting(full, sizeof stage);
     const int row = (place.first + i) * hopper::kBlock;
     hopper::load_for(kAll, stage.a[rank], a.dy, full, place.row * kRows + rank * hopper::kBlock, row);
 #pragma unroll
@@ -144,8 +135,8 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_weight_kernel(const
   extern __shared__ __align__(1024) unsigned char shared[];
   auto& ring = *reinterpret_cast<Ring*>(shared);
   const WeightPlace place(a);
-  const bool has_bias = a.biases != nullptr && place.column < kCluster;
-  ring.init(kCluster * (kProductWarps + (has_bias ? kSummingWarps : 0)));
+  const bool has_bias = a.biases != nullptr && place.column < kLinearCluster;
+  ring.init(kProductWarps + (has_bias ? kSummingWarps : 0));
   __syncthreads();
   hopper::wait_for_cluster();
   if (product_group() == 2) {
@@ -201,7 +192,7 @@ __global__ void __launch_bounds__(kMultiplying)
     for (int i = 0; i < 4; ++i) total[i] += sum.v[i];
   }
   // As a thread that multiplies has them.
-  const int columns = tiles.pairs * kCluster;
+  const int columns = tiles.pairs * kLinearCluster;
   const int row = tile / columns * kRows + thread / kWarp * 16 + thread % kWarp / 4;
   const int column = tile % columns * kColumns + piece * 8 + thread % 4 * 2;
   if (column >= in) return;
@@ -214,14 +205,6 @@ __global__ void __launch_bounds__(kMultiplying)
     value.v[1] += total[2 * i + 1];
     store_pack<2>(to, value);
   }
-}
-
-// Boxes of 64 rows by 64 columns.
-CUtensorMap map(const Tensor& tensor) {
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(tensor.cols()), static_cast<cuuint64_t>(tensor.rows())};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(tensor.pitch()) * sizeof(Half)};
-  const cuuint32_t box[] = {hopper::kBlock, hopper::kBlock};
-  return hopper::make_map(tensor.raw(), DType::BF16, 2, extents, strides, box, kName);
 }
 
 struct Workspace {
@@ -257,24 +240,10 @@ void linear_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor
   const WeightTiles t = weight_tiles(op, gpu_of(ctx).multiprocessors());
   const ArenaScope scope(ctx.workspace());
   const Workspace workspace(ctx.workspace(), t, static_cast<bool>(dbias));
-  const LinearWeight a{map(dy),
-                       map(x),
-                       t,
-                       static_cast<int>(ceil_div(x.rows(), hopper::kBlock)),
-                       pointer<float>(workspace.sums),
-                       pointer<float>(workspace.biases)};
-  check(cudaFuncSetAttribute(linear_weight_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), kName);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(t.tiles() * t.parts);
-  config.blockDim = kProductThreads;
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream_of(ctx);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, linear_weight_kernel, a), kName);
+  const LinearWeight a{
+      linear_map(dy, hopper::kBlock), linear_map(x, hopper::kBlock),   t, static_cast<int>(ceil_div(x.rows(), hopper::kBlock)),
+      pointer<float>(workspace.sums), pointer<float>(workspace.biases)};
+  launch_linear(ctx, linear_weight_kernel, t.tiles() * t.parts / kLinearCluster, kShared, a);
   const std::int64_t blocks = t.tiles() * kPieces + (dbias ? ceil_div(op.out, kMultiplying) : 0);
   add_weight_parts<<<static_cast<unsigned>(blocks), kMultiplying, 0, stream_of(ctx)>>>(
       t, a.sums, a.biases, static_cast<int>(op.out), static_cast<int>(op.in), pointer<float>(dweight), pointer<float>(dbias));

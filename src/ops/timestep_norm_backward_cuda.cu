@@ -42,7 +42,7 @@ __device__ __forceinline__ void prefetch_tile(const Matrix<float>& from, const T
   const float* const first = from.row(tile.batch * plan.length + tile.begin) + tile.first_group * plan.width;
   for (int i = static_cast<int>(threadIdx.x); i < tile.rows * lines; i += kTileThreads) {
     const int row = i / lines;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(first + row * from.pitch + (i - row * lines) * kLine));
+    prefetch(first + row * from.pitch + (i - row * lines) * kLine);
   }
 }
 
