@@ -37,7 +37,7 @@ GROUPS = {
     "dropout": ("DropoutCudaTest.*", ()),
     "embedding": ("EmbeddingCudaTest.*", ()),
     "head norm": ("Shapes/HeadNormCudaTest.*/{}", range(18)),
-    "a token's kernel": ("InferenceCudaTest.EightSingleTokensEqualAWindow", ()),
+    "a token's kernel": ("InferenceCudaTest.FewTokens*", ()),
     "tokens' kernel": ("InferenceCudaTest.SingleTokensEqualAWindow", ()),
     "inference": ("InferenceCudaTest.GeneratesWhatTheCpuGenerates", ()),
     "layer norm": ("Shapes/LayerNormCudaTest.*/{}", range(14)),
@@ -61,6 +61,9 @@ GROUPS = {
 # What CUDA refuses is for the tests to expect: too large a buffer, for one.
 OURS = ("--kernel-name", "kernel_substring=megalodon")
 TOOLS = {"memcheck": (*OURS, "--report-api-errors", "no"), "racecheck": OURS, "initcheck": ()}
+# What racecheck does not end in minutes: products of cuBLASLt's over many rows, and weights by the hundred megabytes. Other cases have
+# the same kernels of ours.
+TOO_LONG = {"racecheck": "Shapes/GatedAttentionOnGpu.*/6:Shapes/LinearCudaTest.*/10:InferenceCudaTest.SingleTokensEqualAWindow"}
 BROKEN = "Internal Sanitizer Error"
 
 
@@ -79,10 +82,13 @@ def check(tool, group, options):
     """What is to be printed of it, and whether all is well."""
     pattern, cases = GROUPS[group]
     wanted = ":".join(pattern.format(case) for case in cases) if cases else pattern
+    left_out = TOO_LONG.get(tool, "")
+    if wanted in left_out.split(":"):
+        return f"{tool:10} {group:24} left out: it does not end in minutes", True
 
     def run(kernels, error_status):
         return output_of(["compute-sanitizer", "--tool", tool, "--error-exitcode", str(error_status), "--print-limit", "10000", *kernels,
-                          options.program, f"--gtest_filter={wanted}"], options.seconds)
+                          options.program, f"--gtest_filter={wanted}-{left_out}"], options.seconds)
 
     text, status = run(TOOLS[tool], 9)
     again = tool == "racecheck" and status is not None and BROKEN in text
