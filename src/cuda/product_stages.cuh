@@ -60,19 +60,24 @@ struct OperandStages {
 using ProductLines = unsigned char[kProductWarps][2][kLinesBytes];
 using ProductStages = OperandStages<4, ProductLines>;
 
-// sums = A B over `steps` stages of a ring, which is OperandStages with release(stage): that this warp has read it.
-template <bool TransposeA, bool TransposeB, class Ring, int N>
+// sums = A B over `steps` stages of a ring, which is OperandStages with release(stage): that this warp has read it. In so many
+// pieces of columns: one instruction for 256 takes more than the 128 registers that a thread of 512 is compiled for.
+template <bool TransposeA, bool TransposeB, int Pieces = 1, class Ring, int N>
 __device__ __forceinline__ void multiply(Ring& ring, typename Ring::Place& at, int steps, float (&sums)[N]) {
   int before = 0;
   for (int i = 0; i < steps; ++i) {
     hopper::wait(ring.full[at.stage], at.phase);
     const std::uint64_t a = hopper::operand(ring.stages[at.stage].a[product_group()]);
-    const std::uint64_t b = hopper::operand(ring.stages[at.stage].b[0]);
     hopper::fence_products();
 #pragma unroll
-    for (int k = 0; k < hopper::kBlock / 16; ++k) {
-      hopper::wgmma<TransposeA, TransposeB>(sums, hopper::operand_at<TransposeA>(a, k), hopper::operand_at<TransposeB>(b, k),
-                                            i + k);
+    for (int piece = 0; piece < Pieces; ++piece) {
+      const std::uint64_t b = hopper::operand(ring.stages[at.stage].b[piece * (Ring::kB / Pieces)]);
+      auto& of_piece = reinterpret_cast<float(&)[N / Pieces]>(sums[piece * (N / Pieces)]);
+#pragma unroll
+      for (int k = 0; k < hopper::kBlock / 16; ++k) {
+        hopper::wgmma<TransposeA, TransposeB>(of_piece, hopper::operand_at<TransposeA>(a, k),
+                                              hopper::operand_at<TransposeB>(b, k), i + k);
+      }
     }
     hopper::commit_products();
     if (i > 0) {

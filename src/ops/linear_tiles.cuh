@@ -23,12 +23,10 @@ enum class LinearEnd { Rows, Pairs, Gradients, Dots };
 constexpr bool of_backward(LinearEnd e) { return e == LinearEnd::Gradients || e == LinearEnd::Dots; }
 
 struct LinearTiles {
-  CUtensorMap x, weight;    // boxes of 128 rows; of 64 where the product sums over the rows of the weights
-  CUtensorMap products[2];  // boxes of 16 rows from here on. Pairs: of each matrix
-  CUtensorMap y;
-  CUtensorMap from[2];       // Gradients: a and b, boxes of 128 rows, or of kLinearGatedRows
-  CUtensorMap gradients[2];  // and da and db
-  bool has_products, has_y, has_b;
+  CUtensorMap x, weight;  // boxes of 128 rows; of 64 where the product sums over the rows of the weights
+  // Gradients: a and b, boxes of 128 rows, or of kLinearGatedRows; and da, db and y, boxes of 16 rows.
+  CUtensorMap from[2], gradients[2], y;
+  bool has_b, has_y;
   const float* bias;
   float* dots;        // [height, columns]
   int height;         // rows of y
@@ -42,12 +40,12 @@ struct LinearTiles {
 };
 
 // The kernel whose sums are gated and written beside the next tile's products (linear_tiles_beside_cuda.cu), and the bytes of
-// shared memory that it takes.
+// shared memory and threads that it takes, where it sums over so much.
 struct LinearKernel {
   void (*kernel)(LinearTiles);
-  int shared;
+  int threads, shared;
 };
-LinearKernel linear_tiles_beside(LinearEnd end);
+LinearKernel linear_tiles_beside(LinearEnd end, std::int64_t summed);
 
 // Boxes of `rows` rows by 128 bytes of a bfloat16 tensor; nothing of none.
 inline CUtensorMap linear_map(const Tensor& tensor, int rows) {
@@ -58,9 +56,9 @@ inline CUtensorMap linear_map(const Tensor& tensor, int rows) {
   return hopper::make_map(tensor.raw(), DType::BF16, 2, extents, strides, box, "linear");
 }
 
-// So many clusters of kProductThreads threads a block.
+// So many clusters of blocks of so many threads.
 template <class Arguments>
-void launch_linear(Context& ctx, void (*kernel)(Arguments), int clusters, int shared, const Arguments& arguments) {
+void launch_linear(Context& ctx, void (*kernel)(Arguments), int clusters, int threads, int shared, const Arguments& arguments) {
   constexpr const char* kName = "linear";
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), kName);
   cudaLaunchAttribute cluster{};
@@ -68,7 +66,7 @@ void launch_linear(Context& ctx, void (*kernel)(Arguments), int clusters, int sh
   cluster.val.clusterDim = {kLinearCluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = static_cast<unsigned>(kLinearCluster * clusters);
-  config.blockDim = kProductThreads;
+  config.blockDim = static_cast<unsigned>(threads);
   config.dynamicSmemBytes = static_cast<std::size_t>(shared);
   config.stream = stream_of(ctx);
   config.attrs = &cluster;

@@ -1,5 +1,5 @@
 // The kernel whose groups leave what they have summed up in shared memory, in bfloat16, and multiply on, while three warps gate
-// it and write. For products that sum over so much that three warps are enough.
+// it and write, or seven: three are enough where there is much to sum over, and leave the products wider instructions.
 #include "ops/linear_tiles.cuh"
 #include "ops/silu_gate.cuh"
 
@@ -11,30 +11,44 @@ namespace {
 constexpr int kShared = 3 * 6 * hopper::kBlockBytes + 8 * hopper::kBlockBytes + 18 * 1024 + 256;
 static_assert(kShared <= hopper::kMostShared);
 
+// Of a block: two groups that multiply, and warps that write and one that fetches.
+constexpr int threads_of(int writers) { return 2 * hopper::kGroup + (writers + 1) * kWarp; }
+
 #if MEGALODON_HOPPER
 
-constexpr int kWriters = kProductThreads / kWarp - kProductWarps - 1;  // warps; the other one fetches
+// The warps beside those that multiply, but for the one that fetches, and registers of a thread of these and of those.
+template <int Writers>
+struct Crew;
+template <>
+struct Crew<3> {
+  static constexpr int kMultiplyingRegisters = 192;
+  static constexpr int kWritingRegisters = 120;
+  static constexpr int kPieces = 1;
+};
+template <>
+struct Crew<7> {
+  static constexpr int kMultiplyingRegisters = 168;
+  static constexpr int kWritingRegisters = 88;
+  static constexpr int kPieces = 2;  // an instruction for 256 columns wants more registers than 512 threads are compiled for
+};
 
-// Registers of a thread that multiplies, and of the others.
-constexpr int kMultiplyingRegisters = 192;
-constexpr int kWritingRegisters = 120;
-
-// What a gate took, a and b: rows of 64 columns that a warp takes next, in turns.
+// What a gate took, a and b: rows of 64 columns that a warp takes next, in turns. Three warps gate in backward.
 constexpr int kSlots = 3;
+constexpr int kGating = 3;
 using Slot = unsigned char[2][kLinearGatedRows * 128];
 
 struct TileShared {
-  Slot slots[kWriters][kSlots];
+  Slot slots[kGating][kSlots];
   // A tile's sums in bfloat16, of each group blocks of 64 rows by 64 columns, for the warps that do not multiply.
   LinearRing<OperandStages<3, unsigned char[2][kLinearParts][hopper::kBlockBytes]>> ring;
   hopper::Barrier given[2], taken[2];  // what a group has summed up
-  hopper::Barrier fetched[kWriters][kSlots];
+  hopper::Barrier fetched[kGating][kSlots];
 
-  __device__ void init() {
+  __device__ void init(int writers) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) {
         hopper::init(given[i], hopper::kGroup / kWarp);
-        hopper::init(taken[i], kWriters);
+        hopper::init(taken[i], writers);
       }
       for (auto& of_warp : fetched) {
         for (hopper::Barrier& barrier : of_warp) hopper::init(barrier, 1);
@@ -85,10 +99,11 @@ struct Eight {
 
 // What a writing warp takes at a time: kRows rows of all of a tile's columns. The warps take units in turns, from one tile to the
 // next, so that they have as much to do. Eight threads have a row, and each 16 bytes of every 64 columns.
-template <LinearEnd E>
+template <LinearEnd E, int Writers>
 struct Unit {
   static constexpr int kRows = of_backward(E) ? kLinearGatedRows : 4;
   static constexpr int kOfGroup = hopper::kBlock / kRows;
+  static_assert(kOfGroup >= Writers, "each warp takes some of each group's");
 
   const LinearTiles& a;
   int i = static_cast<int>(blockIdx.x) / kLinearCluster;  // the tile's number
@@ -101,7 +116,7 @@ struct Unit {
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
   __device__ __forceinline__ bool exists() const { return i < a.rows * a.columns; }
   __device__ __forceinline__ void next() {
-    unit += kWriters;
+    unit += Writers;
     if (unit < 2 * kOfGroup) return;
     unit -= 2 * kOfGroup;
     phase ^= 1;
@@ -128,7 +143,7 @@ struct Unit {
   }
   // All of the warp has read them.
   __device__ __forceinline__ void release(TileShared& shared) const {
-    if (unit + kWriters < (group() + 1) * kOfGroup) return;
+    if (unit + Writers < (group() + 1) * kOfGroup) return;
     __syncwarp();
     if (lane() == 0) hopper::arrive(shared.taken[group()]);
   }
@@ -141,11 +156,11 @@ __device__ __forceinline__ int piece_of(int line) {
 }
 
 // Products, and gates of them.
-template <LinearEnd E>
+template <LinearEnd E, int Writers>
 __device__ __forceinline__ void write_forward(const LinearTiles& a, TileShared& shared) {
   constexpr int kParts = E == LinearEnd::Pairs ? kLinearParts / 2 : kLinearParts;
 #pragma unroll 1
-  for (Unit<E> unit(a); unit.exists(); unit.next()) {
+  for (Unit<E, Writers> unit(a); unit.exists(); unit.next()) {
     const int parts = unit.parts();
     const int parts_kept = a.memory.products ? parts : 0;
     const int parts_of_y = a.memory.y ? parts : 0;
@@ -181,9 +196,9 @@ template <LinearEnd E>
 __device__ __forceinline__ void write_backward(const LinearTiles& a, TileShared& shared) {
   constexpr int kOfThread = kLinearGatedRows / 4;  // rows
   constexpr std::uint32_t kOnes = 0x3F803F80U;
-  Slot(&slots)[kSlots] = shared.slots[Unit<E>::warp()];
-  hopper::Barrier(&fetched)[kSlots] = shared.fetched[Unit<E>::warp()];
-  Unit<E> ahead(a);
+  Slot(&slots)[kSlots] = shared.slots[Unit<E, kGating>::warp()];
+  hopper::Barrier(&fetched)[kSlots] = shared.fetched[Unit<E, kGating>::warp()];
+  Unit<E, kGating> ahead(a);
   int part_ahead = 0;
   const auto fetch = [&](int slot) {
     if (!ahead.exists()) return;
@@ -201,7 +216,7 @@ __device__ __forceinline__ void write_backward(const LinearTiles& a, TileShared&
   for (int slot = 0; slot < kSlots; ++slot) fetch(slot);
   RingPlace<kSlots> at;
 #pragma unroll 1
-  for (Unit<E> unit(a); unit.exists(); unit.next()) {
+  for (Unit<E, kGating> unit(a); unit.exists(); unit.next()) {
     int parts[kOfThread];
     float dots[kOfThread];
 #pragma unroll
@@ -264,12 +279,12 @@ __device__ __forceinline__ void write_backward(const LinearTiles& a, TileShared&
 
 #endif
 
-template <LinearEnd E>
-__global__ void __launch_bounds__(kProductThreads, 1) linear_beside_kernel(const __grid_constant__ LinearTiles a) {
+template <LinearEnd E, int Writers>
+__global__ void __launch_bounds__(threads_of(Writers), 1) linear_beside_kernel(const __grid_constant__ LinearTiles a) {
 #if MEGALODON_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<TileShared*>(memory);
-  shared.init();
+  shared.init(Writers);
   __syncthreads();
   hopper::wait_for_cluster();
   RingPlace<3> at;
@@ -277,23 +292,23 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_beside_kernel(const
   const int clusters = static_cast<int>(gridDim.x) / kLinearCluster;
   const int first = static_cast<int>(blockIdx.x) / kLinearCluster;
   if (product_group() >= 2) {
-    hopper::fewer_registers<kWritingRegisters>();
+    hopper::fewer_registers<Crew<Writers>::kWritingRegisters>();
     if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
       if constexpr (of_backward(E)) {
         write_backward<E>(a, shared);
       } else {
-        write_forward<E>(a, shared);
+        write_forward<E, Writers>(a, shared);
       }
     } else {
       if (threadIdx.x != 2 * hopper::kGroup) return;
       for (int i = first; i < tiles; i += clusters) fetch_operands(a, shared.ring, at, LinearPlace<E>(i, a));
     }
   } else {
-    hopper::more_registers<kMultiplyingRegisters>();
+    hopper::more_registers<Crew<Writers>::kMultiplyingRegisters>();
     std::uint32_t phase = 0;
     for (int i = first; i < tiles; i += clusters, phase ^= 1) {
       float sums[kLinearColumns / 2] = {};
-      multiply<false, of_backward(E)>(shared.ring, at, a.steps, sums);
+      multiply<false, of_backward(E), Crew<Writers>::kPieces>(shared.ring, at, a.steps, sums);
       if (!of_backward(E) && a.bias != nullptr) add_bias<E>(a, LinearPlace<E>(i, a), sums);
       shared.give(sums, phase);
     }
@@ -305,16 +320,22 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_beside_kernel(const
 #endif
 }
 
+template <LinearEnd E, int Writers>
+LinearKernel kernel_of() {
+  return {linear_beside_kernel<E, Writers>, threads_of(Writers), kShared};
+}
+
 }  // namespace
 
-LinearKernel linear_tiles_beside(LinearEnd end) {
+LinearKernel linear_tiles_beside(LinearEnd end, std::int64_t summed) {
+  const bool much = summed >= 1024;
   switch (end) {
-    case LinearEnd::Rows: return {linear_beside_kernel<LinearEnd::Rows>, kShared};
-    case LinearEnd::Pairs: return {linear_beside_kernel<LinearEnd::Pairs>, kShared};
-    case LinearEnd::Gradients: return {linear_beside_kernel<LinearEnd::Gradients>, kShared};
+    case LinearEnd::Rows: return much ? kernel_of<LinearEnd::Rows, 3>() : kernel_of<LinearEnd::Rows, 7>();
+    case LinearEnd::Pairs: return much ? kernel_of<LinearEnd::Pairs, 3>() : kernel_of<LinearEnd::Pairs, 7>();
+    case LinearEnd::Gradients: return kernel_of<LinearEnd::Gradients, 3>();
     case LinearEnd::Dots: break;
   }
-  return {linear_beside_kernel<LinearEnd::Dots>, kShared};
+  return kernel_of<LinearEnd::Dots, 3>();
 }
 
 }  // namespace megalodon::cuda

@@ -1,5 +1,6 @@
-// The kernel whose warps gate and write what they have summed up: one group of a block multiplies on while the other writes. And
-// where the other kernel takes its place.
+// The gate's backward where there is little to sum over: its warps gate and write what they have summed up themselves, and one
+// group of a block multiplies on while the other writes. And which kernel does what; the other one is in
+// linear_tiles_beside_cuda.cu.
 #include "ops/linear_tiles.h"
 
 #include <algorithm>
@@ -31,60 +32,6 @@ __device__ __forceinline__ void fetch_gated(const LinearTiles& a, Ring& ring, Ri
     hopper::load(stage.b[0], a.from[0], full, column, tile.row);
     if (a.has_b) hopper::load(stage.b[2], a.from[1], full, column, tile.row);
   }
-}
-
-// What a warp writes: 16 rows by 64 columns at a time, while it goes on.
-struct Writer {
-  unsigned char (&out)[2][kLinesBytes];
-  int row;
-  int next = 0;
-
-  __device__ __forceinline__ void write(const std::uint32_t (&values)[16], const CUtensorMap& to, int column) {
-    const bool stores = threadIdx.x % kWarp == 0;
-    if (stores) hopper::wait_stores<1>();
-    __syncwarp();
-    put_lines(out[next], values);
-    hopper::fence_stores();
-    __syncwarp();
-    if (stores) {
-      hopper::store(to, out[next], column, row);
-      hopper::commit_stores();
-    }
-    next ^= 1;
-  }
-};
-
-template <int Part>
-__device__ __forceinline__ void write_rows(const LinearTiles& a, int column, const float (&sums)[kLinearColumns / 2],
-                                           Writer& writer) {
-  std::uint32_t values[16];
-  round_part(Part, sums, values);
-  if (a.has_products) writer.write(values, a.products[0], column + Part * hopper::kBlock);
-  if (!a.has_y) return;
-#pragma unroll
-  for (std::uint32_t& value : values) {
-    value = pack_halves(silu(low_half(value)), silu(high_half(value)));
-  }
-  writer.write(values, a.y, column + Part * hopper::kBlock);
-}
-
-template <int Part>
-__device__ __forceinline__ void write_pairs(const LinearTiles& a, int column, const float (&sums)[kLinearColumns / 2],
-                                            Writer& writer) {
-  std::uint32_t values[16];
-  std::uint32_t gates[16];
-  round_part(Part, sums, values);
-  round_part(Part + kLinearParts / 2, sums, gates);
-  if (a.has_products) {
-    writer.write(values, a.products[0], column + Part * hopper::kBlock);
-    writer.write(gates, a.products[1], column + Part * hopper::kBlock);
-  }
-#pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    values[j] =
-        pack_halves(silu_gate(low_half(values[j]), low_half(gates[j])), silu_gate(high_half(values[j]), high_half(gates[j])));
-  }
-  writer.write(values, a.y, column + Part * hopper::kBlock);
 }
 
 // What the gate took lies in a stage, and what goes out takes its place. Dots: this thread's parts of db . b of its two rows, of
@@ -180,40 +127,25 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_tiles_kernel(const 
     for (int i = first; i < tiles; i += clusters) {
       const LinearPlace<E> tile(i, a);
       fetch_operands(a, ring, at, tile);
-      if constexpr (of_backward(E)) fetch_gated(a, ring, at, tile);
+      fetch_gated(a, ring, at, tile);
     }
   } else {
     hopper::more_registers<232>();
     for (int i = first; i < tiles; i += clusters) {
       const LinearPlace<E> tile(i, a);
       float sums[kLinearColumns / 2] = {};
-      multiply<false, of_backward(E)>(ring, at, a.steps, sums);
-      if constexpr (of_backward(E)) {
-        int before = 0;
-        float dots[2] = {};
-        write_gradients<0>(a, ring, at, tile, sums, before, dots);
-        write_gradients<1>(a, ring, at, tile, sums, before, dots);
-        write_gradients<2>(a, ring, at, tile, sums, before, dots);
-        write_gradients<3>(a, ring, at, tile, sums, before, dots);
-        if constexpr (E == LinearEnd::Dots) write_dots(a, tile, dots);
-        if (threadIdx.x % kWarp == 0) hopper::wait_stores<0>();
-        __syncwarp();
-        ring.release(before);
-      } else {
-        if (a.bias != nullptr) add_bias<E>(a, tile, sums);
-        Writer writer{ring.out[product_warp()], tile.row + product_warp() * kLines};
-        if constexpr (E == LinearEnd::Pairs) {
-          write_pairs<0>(a, tile.column, sums, writer);
-          write_pairs<1>(a, tile.column, sums, writer);
-        } else {
-          write_rows<0>(a, tile.column, sums, writer);
-          write_rows<1>(a, tile.column, sums, writer);
-          write_rows<2>(a, tile.column, sums, writer);
-          write_rows<3>(a, tile.column, sums, writer);
-        }
-      }
+      multiply<false, true>(ring, at, a.steps, sums);
+      int before = 0;
+      float dots[2] = {};
+      write_gradients<0>(a, ring, at, tile, sums, before, dots);
+      write_gradients<1>(a, ring, at, tile, sums, before, dots);
+      write_gradients<2>(a, ring, at, tile, sums, before, dots);
+      write_gradients<3>(a, ring, at, tile, sums, before, dots);
+      if constexpr (E == LinearEnd::Dots) write_dots(a, tile, dots);
+      if (threadIdx.x % kWarp == 0) hopper::wait_stores<0>();
+      __syncwarp();
+      ring.release(before);
     }
-    if (threadIdx.x % kWarp == 0) hopper::wait_stores<0>();
   }
   // The other block fills this one's stages and arrives at its barriers until it has ended too.
   hopper::wait_for_cluster();
@@ -222,8 +154,16 @@ __global__ void __launch_bounds__(kProductThreads, 1) linear_tiles_kernel(const 
 #endif
 }
 
-// Whether the other kernel does this: where there is less to sum over, three warps are too few for what is to be written.
-constexpr bool is_beside(LinearEnd end, std::int64_t summed) { return summed >= (of_backward(end) ? 2048 : 1024); }
+// Whether a gate's backward is beside products: where there is less to sum over, three warps are too few for what is written.
+constexpr bool is_beside(std::int64_t summed) { return summed >= 2048; }
+
+template <LinearEnd E>
+LinearKernel kernel_for(std::int64_t summed) {
+  if constexpr (of_backward(E)) {
+    if (!is_beside(summed)) return {linear_tiles_kernel<E>, kProductThreads, sizeof(ProductStages)};
+  }
+  return linear_tiles_beside(E, summed);
+}
 
 template <LinearEnd E>
 void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, std::int64_t width) {
@@ -234,9 +174,9 @@ void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, s
   a.rows = static_cast<int>(ceil_div(rows, kLinearCluster * kLinearRows));
   a.columns = static_cast<int>(ceil_div(width, kWidth));
   a.width = static_cast<int>(width);
-  const LinearKernel of =
-      is_beside(E, summed) ? linear_tiles_beside(E) : LinearKernel{linear_tiles_kernel<E>, sizeof(ProductStages)};
-  launch_linear(ctx, of.kernel, std::min(gpu_of(ctx).multiprocessors() / kLinearCluster, a.rows * a.columns), of.shared, a);
+  const LinearKernel of = kernel_for<E>(summed);
+  launch_linear(ctx, of.kernel, std::min(gpu_of(ctx).multiprocessors() / kLinearCluster, a.rows * a.columns), of.threads,
+                of.shared, a);
 }
 
 }  // namespace
@@ -260,19 +200,12 @@ void linear_tiles_forward(Context& ctx, const Linear& op, const Tensor& weight, 
   LinearTiles a{};
   a.x = linear_map(x, kLinearRows);
   a.weight = linear_map(weight, kLinearColumns / 2);
-  a.y = linear_map(y, kLines);
-  a.has_products = static_cast<bool>(products);
-  a.has_y = static_cast<bool>(y);
   a.bias = pointer<const float>(bias);
   a.memory.products = matrix<Half>(products);
   a.memory.y = matrix<Half>(y);
   if (y && y.cols() != op.out) {
-    if (products) {
-      for (const int i : {0, 1}) a.products[i] = linear_map(products.column_range(i * y.cols(), y.cols()), kLines);
-    }
     run<LinearEnd::Pairs>(ctx, a, x.rows(), op.in, y.cols());
   } else {
-    a.products[0] = linear_map(products, kLines);
     run<LinearEnd::Rows>(ctx, a, x.rows(), op.in, op.out);
   }
 }
@@ -282,7 +215,7 @@ void linear_tiles_gate_backward(Context& ctx, const Linear& op, const Tensor& we
   LinearTiles all{};
   all.x = linear_map(dy, kLinearRows);
   all.weight = linear_map(weight, hopper::kBlock);
-  const int gated_rows = is_beside(LinearEnd::Gradients, op.out) ? kLinearGatedRows : kLinearRows;
+  const int gated_rows = is_beside(op.out) ? kLinearGatedRows : kLinearRows;
   all.from[0] = linear_map(a, gated_rows);
   all.from[1] = linear_map(b, gated_rows);
   all.gradients[0] = linear_map(da, kLines);

@@ -243,7 +243,7 @@ void linear_weight(Context& ctx, const Linear& op, const Tensor& x, const Tensor
   const LinearWeight a{
       linear_map(dy, hopper::kBlock), linear_map(x, hopper::kBlock),   t, static_cast<int>(ceil_div(x.rows(), hopper::kBlock)),
       pointer<float>(workspace.sums), pointer<float>(workspace.biases)};
-  launch_linear(ctx, linear_weight_kernel, t.tiles() * t.parts / kLinearCluster, kShared, a);
+  launch_linear(ctx, linear_weight_kernel, t.tiles() * t.parts / kLinearCluster, kProductThreads, kShared, a);
   const std::int64_t blocks = t.tiles() * kPieces + (dbias ? ceil_div(op.out, kMultiplying) : 0);
   add_weight_parts<<<static_cast<unsigned>(blocks), kMultiplying, 0, stream_of(ctx)>>>(
       t, a.sums, a.biases, static_cast<int>(op.out), static_cast<int>(op.in), pointer<float>(dweight), pointer<float>(dbias));
