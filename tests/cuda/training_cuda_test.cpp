@@ -153,6 +153,33 @@ TEST_F(TrainingCudaTest, ManyRowsAreThoseOfTheCpu) {
   }
 }
 
+// A whole model's gradients would not tell: those of weights are so many more. Weights that are not small leave the sums to a
+// pass of its own, behind the masks.
+TEST_F(TrainingCudaTest, BiasesOfLargeWeightsAreFloat32s) {
+  ModelConfig plain = tiny_config();
+  plain.num_layers = 1;
+  plain.model_dim = 2048;
+  plain.z_dim = 128;
+  plain.value_dim = 2048;
+  plain.chunk_size = 256;
+  ModelConfig masked = plain;
+  masked.hidden_dropout = 0.1;
+  const ParameterLayout layout(plain);
+  const Shape window{2, 2304};
+  for (const ModelConfig* config : {&plain, &masked}) {
+    const Step exact = step_on_gpu(*config, Precision::F32, Recompute::None, window, Tensor());
+    const Step step = step_on_gpu(*config, Precision::BF16WithMaster, Recompute::None, window, Tensor());
+    for (const std::string name : {"wz.bias", "wr.bias", "wh1.bias"}) {
+      const ParameterInfo& info = layout.entry("layers.0.mega." + name);
+      const auto of = [&](const Step& from) {
+        const auto begin = from.gradients.begin() + info.offset;
+        return std::vector<float>(begin, begin + info.shape.numel());
+      };
+      expect_close(of(step), widen(of(exact)), tolerance::kBFloat16Model, name + (config == &masked ? ", masked" : ""));
+    }
+  }
+}
+
 // Not a bit of what is elsewhere in the window changes with a document.
 TEST_F(TrainingCudaTest, DocumentsDoNotSeeOneAnother) {
   Documents documents({{9, 11, 180}, {150, 40, 10}});
