@@ -127,6 +127,11 @@ __device__ __forceinline__ void store(const CUtensorMap& map, const void* from, 
                "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
+__device__ __forceinline__ void store(const CUtensorMap& map, const void* from, int x, int y, int z, int w, int v) {
+  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v)
+               : "memory");
+}
 __device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until the shared memory of all but the last N groups of stores has been read.
 template <int N>

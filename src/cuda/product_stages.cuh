@@ -91,16 +91,29 @@ __device__ __forceinline__ void multiply(Ring& ring, typename Ring::Place& at, i
   ring.release(before);
 }
 
+// Where this lane's row of four 8 x 8 matrices of a warp's lines begins: of columns 8 j to 8 j + 15.
+__device__ __forceinline__ std::uint32_t lines_row(const unsigned char* lines, int j) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int row = lane % kLines;
+  return hopper::shared_address(lines) + row * 128 + ((j + lane / kLines) ^ (row % 8)) * 16;
+}
+
 // A warp's 16 by 64 values to its lines: values[2 j] are this thread's pair of its first row in the j'th eight columns,
 // values[2 j + 1] that of the eighth row below.
 __device__ __forceinline__ void put_lines(unsigned char* lines, const std::uint32_t (&values)[16]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row = lane % kLines;
-  const std::uint32_t line = hopper::shared_address(lines) + row * 128;
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
-    const int piece = (j + lane / kLines) ^ (row % 8);
-    hopper::store_matrices(line + piece * 16, values[2 * j], values[2 * j + 1], values[2 * j + 2], values[2 * j + 3]);
+    hopper::store_matrices(lines_row(lines, j), values[2 * j], values[2 * j + 1], values[2 * j + 2], values[2 * j + 3]);
+  }
+}
+// The same from its lines.
+__device__ __forceinline__ void get_lines(const unsigned char* lines, std::uint32_t (&values)[16]) {
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    std::uint32_t four[4];
+    hopper::load_matrices(lines_row(lines, j), four);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[2 * j + i] = four[i];
   }
 }
 

@@ -64,8 +64,8 @@ void attention_forward(Context& ctx, const Attention& op,
 // With w the weights as above (m their dropout factor, 1 without dropout) and do the gradient of o:
 //   dv_j = sum_i m_ij w_ij do_i,  ds_ij = w_ij (m_ij do_i . v_j - do_i . o_i),  dq_i = sum_j ds_ij k_j,  dk_j = sum_i ds_ij q_i
 // Overwrites dq, dk and dv, which may be pitched. w is computed again from lse. Windows start at a chunk's first token. Where v
-// is silu(a), dv times silu's slope is the gradient of a, of dv as it is rounded to T. Where somebody has made do . o already, it
-// may be given in parts.
+// is silu(a), dv times silu's slope is the gradient of a, of dv as it is rounded to T, or before it is. Where somebody has made
+// do . o already, it may be given in parts.
 void attention_backward(Context& ctx, const Attention& op,
                         const Tensor& positions,  // [B] i64, multiples of C; null: 0
                         const Tensor& q,          // [B, L, Z] T

@@ -289,7 +289,6 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
     for (const AttentionChunks& pieces : attention_chunks(op, batch, length, 0)) {
       attention_backward_tiles(ctx, backward, pieces);
     }
-    if (!attention_multiplies(op, length)) through_silu();
     return;
   }
   const Scratch scratch = take_scratch(ctx.workspace(), op, batch, length, band);

@@ -75,9 +75,10 @@ struct AttentionPairs {
 // Whether this window goes by these kernels: chosen by sizes, addresses and the GPU.
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors);
 
-// Whether these kernels multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
+// Whether warps that write multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
 // rows that see few keys do not have. (H200: with chunks of 512 o and its gate take 0.21 ms so and 0.19 in two ops, with 2,048
-// 0.77 and 0.78, with 4,096 2.32 and 2.52.)
+// 0.77 and 0.78, with 4,096 2.32 and 2.52.) Where they do not, the copy engine takes backward's results, and the groups that sum
+// dv up multiply it.
 inline bool attention_multiplies(const Attention& op, std::int64_t length) {
   constexpr std::int64_t kLeastKeys = 2048;
   return std::min(op.chunk, length) >= kLeastKeys;
@@ -99,16 +100,22 @@ std::size_t attention_backward_tiles_bytes(const Attention& op, std::int64_t bat
 CUtensorMap attention_map(const Tensor& tensor, std::int64_t row, std::int64_t rows, std::int64_t row_step, std::int64_t pieces,
                           std::int64_t heads);
 
-// The same of 64 rows and up to 256 columns, as blocks: at once where heads are whole blocks, else one by one. A thread that
-// fetches has little time for a step.
+// The same of 64 rows and up to four times 128 bytes of columns, as blocks: at once where heads are whole blocks, else one by
+// one. A thread that fetches has little time for a step.
 struct AttentionColumns {
   CUtensorMap map;
   bool at_once;
+  int width;  // columns of a block
 
   __device__ __forceinline__ void load(unsigned char (*to)[hopper::kBlockBytes], hopper::Barrier& barrier, int blocks, int column,
                                        int head, int row, int piece) const {
     if (at_once) return hopper::load(to, map, barrier, 0, row, column / hopper::kBlock, head, piece);
     for (int n = 0; n < blocks; ++n) hopper::load(to[n], map, barrier, column + n * hopper::kBlock, row, 0, head, piece);
+  }
+  __device__ __forceinline__ void store(const unsigned char (*from)[hopper::kBlockBytes], int blocks, int block, int head,
+                                        int row, int piece) const {
+    if (at_once) return hopper::store(map, from, 0, row, block, head, piece);
+    for (int n = 0; n < blocks; ++n) hopper::store(map, from[n], (block + n) * width, row, 0, head, piece);
   }
 };
 AttentionColumns attention_columns(const Tensor& tensor, std::int64_t row, std::int64_t rows, std::int64_t row_step,
@@ -218,7 +225,8 @@ inline AttentionRows attention_rows(const Tensor& tensor, const AttentionChunks&
 }
 
 // The kernels whose sums are results. Two groups multiply; what they have summed they leave in shared memory, and go on while
-// three warps of the third group take it to memory. A thread of that group's other warp fetches, and announces to them each tile.
+// three warps of the third group, or two of their threads and the copy engine, take it to memory. A thread of that group's other
+// warp fetches, and announces to them each tile.
 constexpr int kWritingWarps = hopper::kGroup / kWarp - 1;
 template <class Tile>
 struct ResultShared {
@@ -232,12 +240,13 @@ struct ResultShared {
   hopper::Barrier fetched[2], ready[2], taken[2], announced[kTiles];
   Tile tiles[kTiles];
 
-  __device__ void init() {
+  // takers: threads that take what a group has left.
+  __device__ void init(int takers) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) {
         hopper::init(fetched[i], 1);
         hopper::init(ready[i], hopper::kGroup);
-        hopper::init(taken[i], kWritingWarps * kWarp);
+        hopper::init(taken[i], takers);
       }
       for (hopper::Barrier& barrier : announced) hopper::init(barrier, 1);
     }
@@ -262,6 +271,7 @@ template <class Tile>
 struct ResultGiver {
   ResultShared<Tile>& shared;
   std::uint32_t phase = 0;
+  std::uint32_t fetched_phase = 0;
 
   static constexpr int kParts = ResultShared<Tile>::kParts;
 
@@ -292,6 +302,26 @@ struct ResultGiver {
     }
     give();
   }
+  // The sums times the slopes of silu at what has been fetched to where they are left, in bfloat16.
+  template <int N>
+  __device__ __forceinline__ void give_slopes(const float (&sums)[N]) {
+    static_assert(N == kParts * 32);
+    hopper::wait(shared.fetched[product_group()], fetched_phase);
+    fetched_phase ^= 1;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      std::uint32_t values[16];
+      get_lines(lines(part), values);
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const float* const two = sums + 32 * part + 2 * j;
+        const float2 slopes = silu_slopes(values[j]);
+        values[j] = pack_halves(two[0] * slopes.x, two[1] * slopes.y);
+      }
+      put_lines(lines(part), values);
+    }
+    give();
+  }
   // The sums in float32, 128 columns at a time.
   template <int N>
   __device__ __forceinline__ void give_floats(const float (&sums)[N]) {
@@ -315,7 +345,7 @@ struct ResultGiver {
   }
 };
 
-// What becomes of results on their way to memory.
+// What becomes of results on their way to memory by warps that write.
 struct AttentionEnd {
   AttentionRows result;   // null: not kept
   AttentionRows product;  // result times silu, or its slope, of `factors`; null: there is none
@@ -323,8 +353,9 @@ struct AttentionEnd {
 };
 
 // Where a tile of results goes: its first row, and the first of its bytes in rows of a head.
+template <class End>
 struct AttentionPlace {
-  const AttentionEnd& end;
+  const End& end;
   int piece, head, row, byte;
 };
 
@@ -341,8 +372,8 @@ __device__ __forceinline__ std::uint32_t attention_product(std::uint32_t result,
 
 // A block, which is a part of what a group gave, and of factors or null; what is past the ends of rows is left out.
 template <Factor Of>
-__device__ __forceinline__ void write_block(const unsigned char* results, const unsigned char* factors, const AttentionPlace& to,
-                                            int row, int byte) {
+__device__ __forceinline__ void write_block(const unsigned char* results, const unsigned char* factors,
+                                            const AttentionPlace<AttentionEnd>& to, int row, int byte) {
   constexpr int kThreads = kWritingWarps * kWarp;
   constexpr int kPieces = 8;  // of 16 bytes in a line
   constexpr int kStep = kThreads / kPieces;
@@ -409,7 +440,7 @@ __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&
     if (tile.pair < 0) return;
     const int results = count(tile);
     for (int i = 0; i < results; ++i, phase ^= 1) {
-      const AttentionPlace to = place(tile, i);
+      const AttentionPlace<AttentionEnd> to = place(tile, i);
       const bool multiplied = to.end.product.data != nullptr;
       // Of the factors the n'th block.
       const auto fetch = [&](int n) {
@@ -435,6 +466,40 @@ __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&
         }
         if (part == kParts - 1) hopper::arrive(shared.taken[group]);
       }
+    }
+  }
+}
+
+// Results that the copy engine takes to memory. What they are multiplied by is fetched to where they will be left as soon as the
+// ones before are gone, and the group that has the sums multiplies by the slopes of silu at it.
+struct AttentionCopies {
+  AttentionColumns results, factors;
+  bool has_factors;
+};
+
+// The same by one thread for each multiplying group.
+template <class Tile, class Count, class Place>
+__device__ __forceinline__ void copy_results(ResultShared<Tile>& shared, int group, Count&& count, Place&& place) {
+  constexpr int kParts = ResultShared<Tile>::kParts;
+  auto& out = shared.ring.out[group];
+  std::uint32_t phase = 0;
+  for (int tiles = 0;; ++tiles) {
+    const Tile tile = shared.next(tiles);
+    if (tile.pair < 0) return;
+    const int results = count(tile);
+    for (int i = 0; i < results; ++i, phase ^= 1) {
+      const auto to = place(tile, i);
+      const int row = to.row + group * hopper::kBlock;
+      if (to.end.has_factors) {
+        hopper::arrive_expecting(shared.fetched[group], kParts * hopper::kBlockBytes);
+        to.end.factors.load(out, shared.fetched[group], kParts, to.byte / 2, to.head, row, to.piece);
+      }
+      hopper::wait(shared.ready[group], phase);
+      hopper::fence_stores();
+      to.end.results.store(out, kParts, to.byte / 128, to.head, row, to.piece);
+      hopper::commit_stores();
+      hopper::wait_stores<0>();
+      hopper::arrive(shared.taken[group]);
     }
   }
 }

@@ -201,10 +201,17 @@ __global__ void __launch_bounds__(kProductThreads, 1) gradients_kernel(const __g
 #endif
 }
 
+template <class End>
+struct ResultEnds {
+  End dq, dk, dv;
+};
+
 // dv = weights^T do, dk = gradients^T q, dq = gradients k.
 struct Results {
   AttentionColumns q, k, do_;
-  AttentionEnd dq, dk, dv;
+  ResultEnds<AttentionEnd> written;    // by the writing warps
+  ResultEnds<AttentionCopies> copied;  // or by the copy engine
+  bool copies;
   AttentionPairs pairs;
   int columns;  // tiles of dv's columns
   const unsigned char *weights, *gradients;
@@ -227,24 +234,30 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<ResultShared<ResultTile>*>(memory);
   auto& ring = shared.ring;
-  shared.init();
+  shared.init(a.copies ? 1 : kWritingWarps * kWarp);
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.taken = 0;
   RingPlace<3> place;
   if (product_group() == 2) {
     hopper::fewer_registers<kOtherRegisters>();
     const AttentionTiles& tiles = a.pairs.tiles;
     if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
-      return write_results<Factor::Slope>(
-          shared, [&](const ResultTile& tile) { return tile.result < a.columns ? 1 : Z / 128; },
-          [&](const ResultTile& tile, int i) {
-            const bool of_values = tile.result < a.columns;
-            const bool of_keys = tile.result <= a.columns;
-            return AttentionPlace{of_values ? a.dv
-                                  : of_keys ? a.dk
-                                            : a.dq,
-                                  a.pairs.piece(tile.pair), a.pairs.head(tile.pair),
-                                  (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile, (of_values ? tile.result : i) * 512};
-          });
+      const auto count = [&](const ResultTile& tile) { return tile.result < a.columns ? 1 : Z / 128; };
+      const auto in = [&](const auto& ends) {
+        return [&](const ResultTile& tile, int i) {
+          const bool of_values = tile.result < a.columns;
+          const bool of_keys = tile.result <= a.columns;
+          return AttentionPlace<std::decay_t<decltype(ends.dv)>>{of_values ? ends.dv
+                                                                 : of_keys ? ends.dk
+                                                                           : ends.dq,
+                                                                 a.pairs.piece(tile.pair), a.pairs.head(tile.pair),
+                                                                 (of_keys ? tile.at : tiles.rows - 1 - tile.at) * kTile,
+                                                                 (of_values ? tile.result : i) * 512};
+        };
+      };
+      if (!a.copies) return write_results<Factor::Slope>(shared, count, in(a.written));
+      const int group = static_cast<int>(threadIdx.x) / kWarp - 2 * hopper::kGroup / kWarp - 1;
+      if (group < 2 && threadIdx.x % kWarp == 0) copy_results(shared, group, count, in(a.copied));
+      return;
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;
     const int of_tile = a.columns + 2;
@@ -300,7 +313,11 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
       if (tile.result < a.columns) {
         float sums[kColumns / 2] = {};
         multiply<true, true>(ring, place, tile.steps, sums);
-        results.give_halves(sums, 1, 1);
+        if (a.copies && a.copied.dv.has_factors) {
+          results.give_slopes(sums);
+        } else {
+          results.give_halves(sums, 1, 1);
+        }
       } else {
         float sums[Z / 2] = {};
         if (tile.result == a.columns) {
@@ -372,20 +389,22 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
                   next,
                   next + 1,
                   ends};
-  AttentionEnd of_values{rows(a.dv), {}, {}};
-  if (a.a && attention_multiplies(op, length)) {
-    of_values = {{}, rows(a.dv), attention_columns(a.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1)};
-  }
   const bool narrow = op.z_head_dim <= 128;
   const auto columns = [&](const Tensor& tensor, int width) {
     return attention_columns(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, width / hopper::kBlock);
   };
+  const bool copies = !attention_multiplies(op, length);
+  const AttentionColumns factors = a.a ? columns(a.a, copies ? kColumns : hopper::kBlock) : AttentionColumns{};
+  AttentionEnd dv{rows(a.dv), {}, {}};
+  if (a.a) dv = {{}, rows(a.dv), factors};
   Results second{columns(a.q, narrow ? 128 : 256),
                  columns(a.k, narrow ? 128 : 256),
                  columns(a.do_, kColumns),
-                 {rows(a.dq), {}, {}},
-                 {rows(a.dk), {}, {}},
-                 of_values,
+                 {{rows(a.dq), {}, {}}, {rows(a.dk), {}, {}}, dv},
+                 {{columns(a.dq, kColumns), {}, false},
+                  {columns(a.dk, kColumns), {}, false},
+                  {columns(a.dv, kColumns), factors, static_cast<bool>(a.a)}},
+                 copies,
                  part,
                  static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
                  weights,

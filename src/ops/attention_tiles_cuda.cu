@@ -20,13 +20,15 @@ AttentionColumns attention_columns(const Tensor& tensor, std::int64_t row, std::
   const std::size_t size = size_of(tensor.dtype());
   const auto dim = static_cast<std::size_t>(tensor.cols() / heads);
   const auto pitch = static_cast<std::size_t>(tensor.pitch());
-  const bool at_once = dim % hopper::kBlock == 0;
-  const cuuint64_t extents[] = {at_once ? hopper::kBlock : dim, static_cast<cuuint64_t>(rows), at_once ? dim / hopper::kBlock : 1,
+  const std::size_t width = 128 / size;
+  const bool at_once = dim % width == 0;
+  const cuuint64_t extents[] = {at_once ? width : dim, static_cast<cuuint64_t>(rows), at_once ? dim / width : 1,
                                 static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(pieces)};
-  const cuuint64_t strides[] = {pitch * size, hopper::kBlock * size, dim * size,
+  const cuuint64_t strides[] = {pitch * size, width * size, dim * size,
                                 static_cast<cuuint64_t>(std::max<std::int64_t>(row_step, 1)) * pitch * size};
-  const cuuint32_t box[] = {hopper::kBlock, hopper::kBlock, at_once ? static_cast<cuuint32_t>(blocks) : 1, 1, 1};
-  return {hopper::make_map(attention_at(tensor, row, 0), tensor.dtype(), 5, extents, strides, box, "attention"), at_once};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(width), hopper::kBlock, at_once ? static_cast<cuuint32_t>(blocks) : 1, 1, 1};
+  return {hopper::make_map(attention_at(tensor, row, 0), tensor.dtype(), 5, extents, strides, box, "attention"), at_once,
+          static_cast<int>(width)};
 }
 
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors) {

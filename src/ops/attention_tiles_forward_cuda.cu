@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<ResultShared<AttendTile>*>(memory);
   auto& ring = shared.ring;
-  shared.init();
+  shared.init(kWritingWarps * kWarp);
   RingPlace<3> at;
   if (product_group() == 2) {
     hopper::fewer_registers<kOtherRegisters>();
@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
       return write_results<Factor::Silu>(
           shared, [](const AttendTile&) { return 1; },
           [&](const AttendTile& tile, int) {
-            return AttentionPlace{a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile, tile.column * 2};
+            return AttentionPlace<AttentionEnd>{a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile,
+                                                tile.column * 2};
           });
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;

@@ -134,13 +134,30 @@ std::vector<float> dots_of(Context& ctx, const Attention& op, const Tensor& do_,
   return {sums.begin(), sums.end()};
 }
 
+// Where results of bfloat16 are not the same bits: none is further away than another rounding in between may take it.
+void expect_a_rounding_apart(const std::vector<std::byte>& got, const std::vector<std::byte>& want, const char* what) {
+  ASSERT_EQ(got.size(), want.size());
+  std::int64_t wrong = 0;
+  for (std::size_t i = 0; i + 1 < got.size(); i += 2) {
+    BFloat16 halves[2];
+    std::memcpy(&halves[0], &got[i], 2);
+    std::memcpy(&halves[1], &want[i], 2);
+    const float a = to_float(halves[0]);
+    const float b = to_float(halves[1]);
+    if (std::fabs(a - b) <= std::fabs(b) / 64 + 1e-30F || wrong++ > 3) continue;
+    ADD_FAILURE() << what << " at " << i / 2 << ": " << a << " for " << b;
+  }
+  EXPECT_EQ(wrong, 0) << what << ", of " << got.size() / 2;
+}
+
 class GatedAttentionOnGpu : public OnGpu, public testing::WithParamInterface<Case> {};
 
-// What a gate after attention, and silu before it, make of o and dv: the bits of ops of their own.
+// What a gate after attention, and silu before it, make of o and dv: the bits of ops of their own, or dv's of a rounding less.
 TEST_P(GatedAttentionOnGpu, HasTheBitsOfOpsOfTheirOwn) {
   const auto& [batch, length, op, gap] = GetParam();
   const std::int64_t rows = batch * length;
-  const bool by_rows = length <= 16;  // they round once, after the gate
+  const bool by_rows = length <= 16;                       // they round once, after the gate
+  const bool in_sums = std::min(length, op.chunk) < 2048;  // and so may dv's sums in short chunks
   const Shape z{batch, length, op.heads * op.z_head_dim};
   const Shape w{batch, length, op.heads * op.v_head_dim};
   for (const DType dtype : {DType::F32, DType::BF16}) {
@@ -190,7 +207,11 @@ TEST_P(GatedAttentionOnGpu, HasTheBitsOfOpsOfTheirOwn) {
       };
       EXPECT_EQ(bytes(o), bytes(o_alone));
       EXPECT_EQ(bytes(gated), bytes(gated_alone));
-      EXPECT_EQ(bytes(d_before), bytes(dv_alone));
+      if (dtype == DType::BF16 && in_sums) {
+        expect_a_rounding_apart(bytes(d_before), bytes(dv_alone), "silu' dv");
+      } else {
+        EXPECT_EQ(bytes(d_before), bytes(dv_alone));
+      }
       if (!by_rows) {
         EXPECT_EQ(bytes(in_place), bytes(gated_alone));
       }
@@ -202,7 +223,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, GatedAttentionOnGpu,
                          testing::Values(Case{2, 9, {2, 8, 16, 16}}, Case{2, 53, {3, 5, 7, 16}},
                                          Case{3, 512, {1, 96, 768, 512}, 16}, Case{2, 511, {3, 64, 256, 512}, 8},
                                          Case{1, 513, {2, 256, 520, 300}, 8}, Case{1, 700, {2, 32, 40, 300}},
-                                         Case{2, 90, {2, 8, 16, 80, 0.3, 0.1, 7, 3}}, Case{1, 2111, {1, 16, 32, 2100}},
+                                         Case{2, 90, {2, 8, 16, 80, 0.3, 0.1, 7, 3}}, Case{2, 300, {3, 192, 264, 200}, 16},
+                                         Case{6, 260, {2, 64, 384, 130}}, Case{1, 2111, {1, 16, 32, 2100}},
                                          Case{1, 2048, {2, 64, 256, 2048}, 8}, Case{2, 2300, {1, 192, 264, 4096}, 8}));
 
 struct Packed {
