@@ -43,7 +43,7 @@ struct AttentionSaved {
   Tensor lse;  // [B, L, H] f32: log of the sum of exp of the logits; null when there will be no backward
 };
 
-// What multiplies o on its way out: gated = o * silu(a) (ops/silu_gate.h), of o as it is rounded to T.
+// What multiplies o on its way out: gated = o * silu(a) (ops/silu_gate.h), of o as it is rounded to T, or before it is.
 struct AttentionGate {
   Tensor a;      // [B, L, V] T; null: there is no gate
   Tensor gated;  // [B, L, V] T; null: it takes o's place

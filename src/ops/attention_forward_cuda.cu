@@ -272,7 +272,6 @@ void attention_forward(Context& ctx, const Attention& op, const Tensor& position
       for (const AttentionChunks& pieces : attention_chunks(op, a.batch(), a.length(), begin)) {
         attention_forward_tiles(ctx, a, pieces);
       }
-      if (!attention_multiplies(op, a.length())) gate_alone();
     } else {
       by_products(ctx, a, begin, cut);
       gate_alone();

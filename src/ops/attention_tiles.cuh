@@ -75,11 +75,9 @@ struct AttentionPairs {
 // Whether this window goes by these kernels: chosen by sizes, addresses and the GPU.
 bool attention_fits_tiles(Context& ctx, const Attention& op, std::initializer_list<const Tensor*> tensors);
 
-// Whether warps that write multiply by gates as well: what they do beside products takes as long as some 20 steps of one, which
-// rows that see few keys do not have. (H200: with chunks of 512 o and its gate take 0.21 ms so and 0.19 in two ops, with 2,048
-// 0.77 and 0.78, with 4,096 2.32 and 2.52.) Where they do not, the copy engine takes backward's results, and the groups that sum
-// dv up multiply it.
-inline bool attention_multiplies(const Attention& op, std::int64_t length) {
+// Whether results leave by warps that write, and multiply by gates, beside the products: that takes as long as some 20 steps of
+// one, which rows that see few keys do not have. Else the copy engine takes them, and the groups that sum up multiply.
+inline bool attention_writes(const Attention& op, std::int64_t length) {
   constexpr std::int64_t kLeastKeys = 2048;
   return std::min(op.chunk, length) >= kLeastKeys;
 }
@@ -302,9 +300,9 @@ struct ResultGiver {
     }
     give();
   }
-  // The sums times the slopes of silu at what has been fetched to where they are left, in bfloat16.
-  template <int N>
-  __device__ __forceinline__ void give_slopes(const float (&sums)[N]) {
+  // The same times silu, or its slope, of what has been fetched to where they are left.
+  template <Factor Of, int N>
+  __device__ __forceinline__ void give_products(const float (&sums)[N], float scale, float scale_below) {
     static_assert(N == kParts * 32);
     hopper::wait(shared.fetched[product_group()], fetched_phase);
     fetched_phase ^= 1;
@@ -315,8 +313,9 @@ struct ResultGiver {
 #pragma unroll
       for (int j = 0; j < 16; ++j) {
         const float* const two = sums + 32 * part + 2 * j;
-        const float2 slopes = silu_slopes(values[j]);
-        values[j] = pack_halves(two[0] * slopes.x, two[1] * slopes.y);
+        const float2 of = silu_factors<Of>(values[j]);
+        const float by = j % 2 == 0 ? scale : scale_below;
+        values[j] = pack_halves(two[0] * by * of.x, two[1] * by * of.y);
       }
       put_lines(lines(part), values);
     }
@@ -358,8 +357,6 @@ struct AttentionPlace {
   const End& end;
   int piece, head, row, byte;
 };
-
-enum class Factor { Silu, Slope };
 
 // Of two results in bfloat16 and as many of a.
 template <Factor Of>
@@ -471,7 +468,7 @@ __device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&
 }
 
 // Results that the copy engine takes to memory. What they are multiplied by is fetched to where they will be left as soon as the
-// ones before are gone, and the group that has the sums multiplies by the slopes of silu at it.
+// ones before are gone, and the group that has the sums multiplies.
 struct AttentionCopies {
   AttentionColumns results, factors;
   bool has_factors;
@@ -479,8 +476,10 @@ struct AttentionCopies {
 
 // The same by one thread for each multiplying group.
 template <class Tile, class Count, class Place>
-__device__ __forceinline__ void copy_results(ResultShared<Tile>& shared, int group, Count&& count, Place&& place) {
+__device__ __forceinline__ void copy_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
   constexpr int kParts = ResultShared<Tile>::kParts;
+  const int group = (static_cast<int>(threadIdx.x) - 2 * hopper::kGroup) / kWarp - 1;
+  if (group >= 2 || threadIdx.x % kWarp != 0) return;
   auto& out = shared.ring.out[group];
   std::uint32_t phase = 0;
   for (int tiles = 0;; ++tiles) {

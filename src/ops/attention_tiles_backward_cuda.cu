@@ -255,9 +255,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
         };
       };
       if (!a.copies) return write_results<Factor::Slope>(shared, count, in(a.written));
-      const int group = static_cast<int>(threadIdx.x) / kWarp - 2 * hopper::kGroup / kWarp - 1;
-      if (group < 2 && threadIdx.x % kWarp == 0) copy_results(shared, group, count, in(a.copied));
-      return;
+      return copy_results(shared, count, in(a.copied));
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;
     const int of_tile = a.columns + 2;
@@ -314,7 +312,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) results_kernel(const __gri
         float sums[kColumns / 2] = {};
         multiply<true, true>(ring, place, tile.steps, sums);
         if (a.copies && a.copied.dv.has_factors) {
-          results.give_slopes(sums);
+          results.give_products<Factor::Slope>(sums, 1, 1);
         } else {
           results.give_halves(sums, 1, 1);
         }
@@ -393,7 +391,7 @@ void attention_backward_tiles(Context& ctx, const AttentionBackward& a, const At
   const auto columns = [&](const Tensor& tensor, int width) {
     return attention_columns(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, width / hopper::kBlock);
   };
-  const bool copies = !attention_multiplies(op, length);
+  const bool copies = !attention_writes(op, length);
   const AttentionColumns factors = a.a ? columns(a.a, copies ? kColumns : hopper::kBlock) : AttentionColumns{};
   AttentionEnd dv{rows(a.dv), {}, {}};
   if (a.a) dv = {{}, rows(a.dv), factors};

@@ -218,7 +218,9 @@ __global__ void __launch_bounds__(kWeightThreads, ZBlocks > 2 ? 1 : 2) weights_k
 // o = the pairs' weights times the values, divided by the weights' sums.
 struct Attend {
   AttentionColumns v;
-  AttentionEnd o;
+  AttentionEnd o;             // by the writing warps
+  AttentionCopies copied[2];  // or by the copy engine, `copies` results one after the other
+  int copies;
   AttentionPairs pairs;
   int columns;  // tiles of 256 columns
   const unsigned char* tiles;
@@ -238,17 +240,22 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<ResultShared<AttendTile>*>(memory);
   auto& ring = shared.ring;
-  shared.init(kWritingWarps * kWarp);
+  shared.init(a.copies > 0 ? 1 : kWritingWarps * kWarp);
   RingPlace<3> at;
   if (product_group() == 2) {
     hopper::fewer_registers<kOtherRegisters>();
     if (threadIdx.x >= 2 * hopper::kGroup + kWarp) {
-      return write_results<Factor::Silu>(
-          shared, [](const AttendTile&) { return 1; },
-          [&](const AttendTile& tile, int) {
-            return AttentionPlace<AttentionEnd>{a.o, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile,
-                                                tile.column * 2};
-          });
+      const auto at_end = [&](const auto& end, const AttendTile& tile) {
+        return AttentionPlace<std::decay_t<decltype(end)>>{end, a.pairs.piece(tile.pair), a.pairs.head(tile.pair), tile.r * kTile,
+                                                           tile.column * 2};
+      };
+      if (a.copies == 0) {
+        return write_results<Factor::Silu>(
+            shared, [](const AttendTile&) { return 1; }, [&](const AttendTile& tile, int) { return at_end(a.o, tile); });
+      }
+      return copy_results(
+          shared, [&](const AttendTile&) { return a.copies; },
+          [&](const AttendTile& tile, int i) { return at_end(a.copied[i], tile); });
     }
     if (threadIdx.x != 2 * hopper::kGroup) return;
     const AttentionTiles& tiles = a.pairs.tiles;
@@ -283,7 +290,9 @@ __global__ void __launch_bounds__(kProductThreads, 1) attend_kernel(const __grid
       const float scale_below = scales[8];
       float sums[kColumns / 2] = {};
       multiply<false, true>(ring, at, tile.steps, sums);
-      results.give_halves(sums, scale, scale_below);
+      const bool multiplies = a.copies > 0 && a.copied[0].has_factors;
+      if (multiplies) results.give_products<Factor::Silu>(sums, scale, scale_below);
+      if (!multiplies || a.copies > 1) results.give_halves(sums, scale, scale_below);
     }
   }
 #else
@@ -343,14 +352,20 @@ void attention_forward_tiles(Context& ctx, const AttentionForward& a, const Atte
   const auto attend = documents ? attend_kernel<true> : attend_kernel<false>;
   Weights first{of_rows(a.q), of_keys(k), part, weights, scales, a.saved.lse ? pointer<float>(a.saved.lse) : nullptr, next};
   const auto rows = [&](const Tensor& tensor) { return attention_rows(tensor, pieces, op.heads); };
+  const bool copies = !attention_writes(op, a.length());
+  const bool keeps = a.gate.a && a.gate.gated;  // o beside what the gate makes of it
+  const Tensor& gated = keeps ? a.gate.gated : a.o;
+  const auto columns = [&](const Tensor& tensor, int blocks) {
+    return attention_columns(tensor, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, blocks);
+  };
+  constexpr int kBlocks = kColumns / hopper::kBlock;
+  const AttentionColumns factors = a.gate.a ? columns(a.gate.a, copies ? kBlocks : 1) : AttentionColumns{};
   AttentionEnd end{rows(a.o), {}, {}};
-  if (a.gate.a && attention_multiplies(op, a.length())) {
-    if (!a.gate.gated) end.result = {};
-    end.product = rows(a.gate.gated ? a.gate.gated : a.o);
-    end.factors = attention_columns(a.gate.a, pieces.row, pieces.rows, pieces.row_step, pieces.count, op.heads, 1);
-  }
+  if (a.gate.a) end = {keeps ? rows(a.o) : AttentionRows{}, rows(gated), factors};
   Attend second{attention_columns(v, pieces.key_row, keys, pieces.key_step, pieces.count, op.heads, kColumns / hopper::kBlock),
                 end,
+                {{columns(gated, kBlocks), factors, static_cast<bool>(a.gate.a)}, {columns(a.o, kBlocks), {}, false}},
+                copies ? (keeps ? 2 : 1) : 0,
                 part,
                 static_cast<int>(ceil_div(op.v_head_dim, kColumns)),
                 weights,

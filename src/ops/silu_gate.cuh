@@ -17,9 +17,12 @@ __device__ __forceinline__ GateGradients silu_gate_gradients(float a, float b, f
   return {dy * slope * b, dy * (a * s), a * s * b};
 }
 
-// Slopes of silu at two bfloat16, with one inverse for both: inverses and powers of two leave by the same narrow pipe.
-__device__ __forceinline__ float2 silu_slopes(std::uint32_t halves) {
-  constexpr std::uint32_t kLeast = 0xC22CC22CU;  // twice -43: the slope is nothing there, and the divisors' product still finite
+enum class Factor { Silu, Slope };
+
+// silu, or its slope, of two bfloat16, with one inverse for both: inverses and powers of two leave by the same narrow pipe.
+template <Factor Of>
+__device__ __forceinline__ float2 silu_factors(std::uint32_t halves) {
+  constexpr std::uint32_t kLeast = 0xC22CC22CU;  // twice -43: both are nothing there, and the divisors' product still finite
   asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(halves) : "r"(kLeast));
   const float a = low_half(halves);
   const float b = high_half(halves);
@@ -29,6 +32,7 @@ __device__ __forceinline__ float2 silu_slopes(std::uint32_t halves) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x * y));
   const float s = inverse * y;
   const float t = inverse * x;
+  if constexpr (Of == Factor::Silu) return {a * s, b * t};
   return {fmaf(fmaf(-s, a, a), s, s), fmaf(fmaf(-t, b, b), t, t)};
 }
 
