@@ -26,10 +26,11 @@ inline constexpr int kThreads = kWarps * kWarp;
 inline constexpr int kSteps = kWarps * kRows;  // timesteps of a tile
 inline constexpr int kColumns = kWarp * kN;    // of a strip
 inline constexpr int kGroups = kWarp / kRows;  // of a strip, at most: a group has as many lanes as a warp has timesteps, or more
-inline constexpr int kAsks = 4;                // for what tiles have published, of a lane at once
+inline constexpr int kMostSharers = 32;        // of a strip
 inline constexpr int kForwardBlocks = 4;       // on a multiprocessor
 inline constexpr int kBackwardBlocks = 3;
-inline constexpr int kSharedBackwardBlocks = 2;
+template <class D, bool Accumulate>  // the type of dy; what dx is added to takes registers
+inline constexpr int kSharedBackwardBlocks = sizeof(D) == 2 && !Accumulate ? 3 : 2;
 
 // Where the strips lie.
 struct Strips {
@@ -37,12 +38,12 @@ struct Strips {
   unsigned tiles, sharers;  // of a strip
 };
 
-inline Strips strips_of(std::int64_t batch, std::int64_t length, std::int64_t dim, std::int64_t lanes, std::int64_t blocks) {
+inline Strips strips_of(std::int64_t batch, std::int64_t length, std::int64_t dim, std::int64_t blocks) {
   Strips plan{};
   plan.slices = static_cast<unsigned>(dim / kColumns);
   plan.strips = static_cast<unsigned>(batch) * plan.slices;
   plan.tiles = static_cast<unsigned>(ceil_div(length, kSteps));
-  const std::int64_t most = std::min<std::int64_t>(plan.tiles, kAsks * lanes);
+  const std::int64_t most = std::min<std::int64_t>(plan.tiles, kMostSharers);
   plan.sharers = static_cast<unsigned>(std::clamp<std::int64_t>(blocks / plan.strips, 1, most));
   return plan;
 }
@@ -102,6 +103,8 @@ struct StripPlace {
     }
     return {v[0][0], v[0][1]};
   }
+  // What the lane has that has row r of this lane's group.
+  __device__ __forceinline__ float of_row(int r, float v) const { return __shfl_sync(0xffffffffU, v, group * Lanes + r); }
   // The sum over the rows from `head` to this lane's, or from this lane's to `tail`.
   __device__ __forceinline__ Two sum_from(int head, Two v) const {
 #pragma unroll
@@ -122,7 +125,7 @@ struct StripPlace {
   }
 };
 
-// What steps [begin, end) have published of this lane's group, of those that counts(step) says: no more than kAsks a lane. It is
+// What steps [begin, end) have published of this lane's group, of those that counts(step) says: no more than kMostSharers. It is
 // asked for early, for the answer takes its time.
 template <int Lanes>
 class Asked {
@@ -152,6 +155,7 @@ class Asked {
   }
 
  private:
+  static constexpr int kAsks = kMostSharers / Lanes;  // of a lane
   const double2* from_;
   double2 each_[kAsks];
   bool counts_[kAsks];
@@ -165,15 +169,13 @@ __device__ __forceinline__ int tail_of(unsigned begins, int row) {
   return after != 0 ? row + __ffs(after) - 1 : kRows - 1;
 }
 
-// Copies this lane's features of the rows of `from` from `begin` on, as many as there are before `end`, to its places in shared
-// memory, which are those of kThreads threads for each row. What there is none of becomes zeros.
+// Copies this lane's features of as many as `rows` of a warp's rows, from `row` on, to its places in shared memory, which are
+// those of kThreads threads for each row. What there is none of becomes zeros.
 template <class T>
-__device__ __forceinline__ void copy_rows(T (*to)[kThreads][kN], const Matrix<const T>& from, std::int64_t begin,
-                                          std::int64_t end, std::int64_t column) {
+__device__ __forceinline__ void copy_rows(T (*to)[kThreads][kN], const T* row, std::int64_t pitch, int rows) {
   const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to[0][threadIdx.x]));
   constexpr unsigned kBytes = kN * sizeof(T);
   constexpr unsigned kRow = kThreads * kBytes;
-  const T* row = from.row(begin) + column;
   const auto copy = [&](int r) {
     if constexpr (kBytes == 16) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + r * kRow), "l"(row) : "memory");
@@ -181,19 +183,37 @@ __device__ __forceinline__ void copy_rows(T (*to)[kThreads][kN], const Matrix<co
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place + r * kRow), "l"(row), "n"(kBytes) : "memory");
     }
   };
-  if (begin + kRows <= end) {
+  if (rows >= kRows) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, row += from.pitch) copy(r);
+    for (int r = 0; r < kRows; ++r, row += pitch) copy(r);
     return;
   }
 #pragma unroll 1
-  for (int r = 0; r < kRows; ++r, row += from.pitch) {
-    if (begin + r < end) {
+  for (int r = 0; r < kRows; ++r, row += pitch) {
+    if (r < rows) {
       copy(r);
     } else {
       store_pack<kN>(to[r][threadIdx.x], Pack<T, kN>{});
     }
   }
+}
+
+// Stores a lane's features of a row, at once: what the compiler stores by itself here it takes apart into four stores, each of
+// which goes to all of the row's sectors.
+__device__ __forceinline__ void store_row(float* to, const float (&v)[kN]) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]));
+}
+__device__ __forceinline__ void store_row(Half* to, const float (&v)[kN]) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(pack_halves(v[0], v[1])), "r"(pack_halves(v[2], v[3])));
+}
+
+// The block's shared memory, as a pointer whose value the compiler keeps instead of asking for it again wherever it is used.
+template <class Layout>
+__device__ __forceinline__ Layout& shared_memory() {
+  extern __shared__ __align__(16) float memory[];
+  auto at = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+  asm volatile("" : "+r"(at));
+  return *static_cast<Layout*>(__cvta_shared_to_generic(at));
 }
 
 // What the warps of a block tell each other, by turns in one of two places: when one is written again, all have passed the

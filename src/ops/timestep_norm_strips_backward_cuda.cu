@@ -4,12 +4,9 @@ namespace megalodon::cuda {
 
 namespace {
 
-struct __align__(8) Saved {
-  float mean, rstd;
-};
-// What a group's dx needs in one timestep besides.
-struct __align__(16) Sums {
-  float own, later, along, unused;
+// What a group's dx needs in one timestep. It is rstd dy (1 + weight) + rest - along (x - mean).
+struct __align__(16) Scale {
+  float mean, rstd, rest, along;
 };
 
 template <int Stages, class D>
@@ -17,16 +14,14 @@ struct BackwardShared {
   float x[Stages][kRows][kThreads][kN];  // a thread's own
   D dy[Stages][kRows][kThreads][kN];
   TileShared tile;
-  Saved saved[2][kWarps][kRows][kGroups];
-  Sums sums[kWarps][kRows][kGroups];
+  Scale scales[kWarps][kRows][kGroups];
 };
 
 // The same of backward.
 struct SummedBackward {
   unsigned step, stage;
-  int half;
   unsigned begins;
-  float mean;
+  float mean, rstd;
   float own;            // a_t / n_t
   Two here, from_here;  // u and v of this timestep; the sum from it on, as far as this warp has it
   Two part, whole;      // the tile's warps after this one, and the tile, each as far as the document of the first of them goes
@@ -45,13 +40,12 @@ __device__ __forceinline__ const Matrix<const D>& upstream(const TimestepNormBac
 // What is summed is in timestep_norm_backward_cuda.cu. Tiles go from the last to the first; `step` counts them that way.
 // gradients: [B, sharers, 2, D], of weight and bias. D: the type of dy.
 template <class D, int Lanes, bool Accumulate, bool Shared, bool Documents>
-__global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBackwardBlocks)
+__global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks<D, Accumulate> : kBackwardBlocks)
     timestep_norm_strips_backward_kernel(TimestepNormBackward p, Strips plan, double2* published, float* gradients) {
   using Strip = StripPlace<Lanes>;
   constexpr double kWidth = Strip::kWidth;
   constexpr unsigned kStages = Shared ? 3 : 2;
-  extern __shared__ __align__(16) float memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<kStages, D>*>(memory);
+  auto& shared = shared_memory<BackwardShared<kStages, D>>();
   const Strip place(plan, p.groups);
   const int length = static_cast<int>(p.length);
   const std::int64_t row0 = place.batch * p.length;
@@ -64,16 +58,23 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
 
   const auto tile_of = [&](unsigned step) { return static_cast<int>(plan.tiles - 1 - step); };
   const auto first_row = [&](unsigned step) { return tile_of(step) * kSteps + place.warp * kRows; };
+  const std::int64_t between = static_cast<std::int64_t>(plan.sharers) * kSteps;  // rows from a tile of this block's to the next
+  const float* next_x = p.x.row(row0 + first_row(place.share)) + place.column;
+  const D* next_dy = upstream<D>(p).row(row0 + first_row(place.share)) + place.column;
   int next_document = 0;
-  Saved next_saved{0, 0};
+  float next_mean = 0;
+  float next_rstd = 0;
   const auto fetch = [&](unsigned step, unsigned stage) {
     if (step < plan.tiles) {
       const int begin = first_row(step);
-      copy_rows(shared.x[stage], p.x, row0 + begin, row0 + length, place.column);
-      copy_rows<D>(shared.dy[stage], upstream<D>(p), row0 + begin, row0 + length, place.column);
+      copy_rows(shared.x[stage], next_x, p.x.pitch, length - begin);
+      copy_rows(shared.dy[stage], next_dy, upstream<D>(p).pitch, length - begin);
+      next_x -= between * p.x.pitch;
+      next_dy -= between * upstream<D>(p).pitch;
       const std::int64_t own = row0 + min(begin + place.row, length - 1);
       const std::int64_t from = own * p.groups + place.column / Strip::kWidth;
-      next_saved = {p.mean[from], p.rstd[from]};
+      next_mean = p.mean[from];
+      next_rstd = p.rstd[from];
       if constexpr (Documents) next_document = p.documents[own];
     }
     __pipeline_commit();
@@ -101,26 +102,22 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
     SummedBackward now{};
     now.step = step;
     now.stage = stage;
-    now.half = half;
     const int begin = first_row(step);
     const int rows = min(kRows, length - begin);  // may be none
     const int timestep = begin + place.row;
     const int document = next_document;
-    const Saved own = next_saved;
-    now.mean = own.mean;
+    now.mean = next_mean;
+    now.rstd = next_rstd;
     if (Documents) {
       now.begins = __ballot_sync(0xffffffffU, document == timestep && timestep < length) & ((1U << kRows) - 1);
     }
-    __syncwarp();  // all are done with those of an earlier tile
-    if (place.writes) shared.saved[half][place.warp][place.row][place.group] = own;
     fetch(step + plan.sharers, (stage + 1) % kStages);
     __pipeline_wait_prior(1);
-    __syncwarp();
 
     float sums[kRows][2];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const float mean = shared.saved[half][place.warp][r][place.group].mean;
+      const float mean = place.of_row(r, now.mean);
       float x[kN];
       float dy[kN];
       load_f32(shared.x[stage][r][threadIdx.x], x);
@@ -138,9 +135,9 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
     if (place.row < rows) {
       const std::int64_t seen = Documents ? timestep - document + 1 : count + timestep + 1;
       const double share = 1 / (static_cast<double>(seen) * kWidth);
-      const double r = own.rstd;
+      const double r = now.rstd;
       now.here.first = r * r * r * (row_sums.y * share);
-      now.here.second = now.here.first * own.mean - r * (row_sums.x * share);
+      now.here.second = now.here.first * now.mean - r * (row_sums.x * share);
       now.own = static_cast<float>(row_sums.x * share);
     }
     now.from_here = place.sum_to(Documents ? tail_of(now.begins, place.row) : kRows - 1, now.here);
@@ -178,20 +175,20 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
     const int rows = min(kRows, length - begin);
     Two later = now.part_ends ? now.part : after + now.part;
     if (Documents && now.begins >> place.row >> 1 != 0) later = {0, 0};
-    __syncwarp();  // all are done with those of the tile before
-    if (place.writes && place.row < rows) {
+    __syncwarp();        // all are done with those of the tile before
+    if (place.writes) {  // of a timestep past the end too, whose dy is zero, what is finite
       const double after_u = later.first + (now.from_here.first - now.here.first);
-      shared.sums[place.warp][place.row][place.group] = {
-          now.own, static_cast<float>(later.second + (now.from_here.second - now.here.second) - now.mean * after_u),
-          static_cast<float>(later.first + now.from_here.first), 0};
+      const double after_v = later.second + (now.from_here.second - now.here.second);
+      shared.scales[place.warp][place.row][place.group] = {
+          now.mean, now.rstd, static_cast<float>(after_v - now.mean * after_u - static_cast<double>(now.rstd) * now.own),
+          static_cast<float>(later.first + now.from_here.first)};
     }
     __syncwarp();
     float* to = p.dx.row(row0 + begin) + place.column;
     Half* rounded = p.rounded ? p.rounded.row(row0 + begin) + place.column : nullptr;
 #pragma unroll
     for (int r = 0; r < kRows; ++r, to += p.dx.pitch, rounded += p.rounded.pitch) {
-      const Saved s = shared.saved[now.half][place.warp][r][place.group];
-      const Sums t = shared.sums[place.warp][r][place.group];
+      const Scale s = shared.scales[place.warp][r][place.group];
       float x[kN];
       float dy[kN];  // zeros past the end
       load_f32(shared.x[now.stage][r][threadIdx.x], x);
@@ -199,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
         const float from = x[j] - s.mean;
-        const float change = fmaf(s.rstd, fmaf(dy[j], weight[j], -t.own), fmaf(-t.along, from, t.later));
+        const float change = fmaf(s.rstd, dy[j] * weight[j], fmaf(-s.along, from, s.rest));
         dweight[j] = fmaf(dy[j], from * s.rstd, dweight[j]);
         dbias[j] += dy[j];
         dx[r][j] = Accumulate ? dx[r][j] + change : change;
@@ -209,8 +206,8 @@ __global__ void __launch_bounds__(kThreads, Shared ? kSharedBackwardBlocks : kBa
         for (int j = 0; j < kN; ++j) dx[r][j] += j % 2 == 0 ? low_half(more[r].v[j / 2]) : high_half(more[r].v[j / 2]);
       }
       if (r >= rows) continue;
-      store_f32(to, dx[r]);
-      if (p.rounded) store_f32(rounded, dx[r]);
+      store_row(to, dx[r]);
+      if (p.rounded) store_row(rounded, dx[r]);
     }
   };
 
@@ -277,7 +274,7 @@ std::size_t timestep_norm_strips_bytes(const TimestepNorm& op, std::int64_t batc
   Arena arena = Arena::counter();
   arena.allocate(DType::F64, {batch * op.groups, ceil_div(length, kSteps), 2});
   // No smaller batch takes more, though more blocks share its strips.
-  arena.allocate(DType::F32, {std::max(batch, kMaxMultiprocessors * kSharedBackwardBlocks / slices), 2, op.dim});
+  arena.allocate(DType::F32, {std::max(batch, kMaxMultiprocessors * kSharedBackwardBlocks<Half, false> / slices), 2, op.dim});
   return arena.peak();
 }
 
@@ -299,8 +296,9 @@ void timestep_norm_strips_backward(Context& ctx, const TimestepNormBackward& p, 
       constexpr bool kSum = decltype(sum)::value;
       constexpr bool kDocuments = decltype(documents)::value;
       const auto together = timestep_norm_strips_backward_kernel<D, kLanes, kSum, true, kDocuments>;
-      const std::int64_t blocks = blocks_at_once(ctx, kName, together, sizeof(BackwardShared<3, D>), kSharedBackwardBlocks);
-      const Strips plan = strips_of(p.batch, p.length, dim, kLanes, blocks);
+      const std::int64_t blocks =
+          blocks_at_once(ctx, kName, together, sizeof(BackwardShared<3, D>), kSharedBackwardBlocks<D, kSum>);
+      const Strips plan = strips_of(p.batch, p.length, dim, blocks);
       if (plan.sharers > 1) return run(plan, together, sizeof(BackwardShared<3, D>));
       const auto alone = timestep_norm_strips_backward_kernel<D, kLanes, kSum, false, kDocuments>;
       allow_shared(kName, alone, sizeof(BackwardShared<2, D>));

@@ -30,8 +30,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   using Strip = StripPlace<Lanes>;
   constexpr double kWidth = Strip::kWidth;
   constexpr unsigned kStages = Shared ? 3 : 2;
-  extern __shared__ __align__(16) float memory[];
-  auto& shared = *reinterpret_cast<ForwardShared<kStages>*>(memory);
+  auto& shared = shared_memory<ForwardShared<kStages>>();
   const Strip place(plan, p.groups);
   const int length = static_cast<int>(p.length);
   const std::int64_t row0 = place.batch * p.length;
@@ -48,11 +47,15 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   for (float& w : weight) w += 1;
 
   const auto first_row = [&](unsigned tile) { return static_cast<int>(tile) * kSteps + place.warp * kRows; };
+  const std::int64_t between = static_cast<std::int64_t>(plan.sharers) * kSteps;  // rows from a tile of this block's to the next
+  const float* next_x = p.x.row(row0 + first_row(place.share)) + place.column;
+  T* next_y = p.y.row(row0 + first_row(place.share)) + place.column;
   int next_document = 0;
   const auto fetch = [&](unsigned tile, unsigned stage) {
     if (tile < plan.tiles) {
       const int begin = first_row(tile);
-      copy_rows(shared.x[stage], p.x, row0 + begin, row0 + length, place.column);
+      copy_rows(shared.x[stage], next_x, p.x.pitch, length - begin);
+      next_x += between * p.x.pitch;
       if constexpr (Documents) next_document = p.documents[row0 + min(begin + place.row, length - 1)];
     }
     __pipeline_commit();
@@ -147,20 +150,27 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       if (timestep == length - 1 && last != nullptr) last[place.at] = {mean, var};
     }
     __syncwarp();
-    const auto write = [&](const auto& to) {
-      auto* row = to.row(row0 + begin) + place.column;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r, row += to.pitch) {
+    const auto write = [&](auto* row, std::int64_t pitch) {
+      const auto write_row = [&](int r) {
         const TimestepScale s = shared.scales[place.warp][r][place.group];
         float x[kN];
         load_f32(shared.x[now.stage][r][threadIdx.x], x);
 #pragma unroll
         for (int j = 0; j < kN; ++j) x[j] = fmaf(fmaf(x[j] - s.center, s.scale, s.shift), weight[j], bias[j]);
-        if (r < rows) store_f32(row, x);
+        store_row(row, x);
+        row += pitch;
+      };
+      if (rows >= kRows) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) write_row(r);
+      } else {
+#pragma unroll 1
+        for (int r = 0; r < rows; ++r) write_row(r);
       }
     };
-    if (p.exact) write(p.exact);
-    write(p.y);
+    if (p.exact) write(p.exact.row(row0 + begin) + place.column, p.exact.pitch);
+    write(next_y, p.y.pitch);
+    next_y += between * p.y.pitch;
   };
 
   fetch(place.share, 0);
@@ -209,7 +219,7 @@ void timestep_norm_strips_forward(Context& ctx, const TimestepNormForward<T>& p,
       constexpr bool kDocuments = decltype(documents)::value;
       const auto together = timestep_norm_strips_forward_kernel<kLanes, T, true, kDocuments>;
       const std::int64_t blocks = blocks_at_once(ctx, kName, together, sizeof(ForwardShared<3>), kForwardBlocks);
-      const Strips plan = strips_of(p.batch, p.length, p.groups * p.width, kLanes, blocks);
+      const Strips plan = strips_of(p.batch, p.length, p.groups * p.width, blocks);
       if (plan.sharers > 1) return run(plan, together, sizeof(ForwardShared<3>));
       run(plan, timestep_norm_strips_forward_kernel<kLanes, T, false, kDocuments>, sizeof(ForwardShared<2>));
     };
