@@ -56,9 +56,9 @@ struct OperandStages {
   }
 };
 
-// With lines of each multiplying warp, in turns.
+// Lines of each multiplying warp, in turns; or none.
 using ProductLines = unsigned char[kProductWarps][2][kLinesBytes];
-using ProductStages = OperandStages<4, ProductLines>;
+struct NothingLeaves {};
 
 // sums = A B over `steps` stages of a ring, which is OperandStages with release(stage): that this warp has read it. In so many
 // pieces of columns: one instruction for 256 takes more than the 128 registers that a thread of 512 is compiled for.

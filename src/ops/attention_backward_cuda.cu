@@ -281,9 +281,6 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
   ArenaScope scope(ctx.workspace());
   const Tensor delta = take_delta(ctx.workspace(), op, batch, length);
   dots ? add_dots(ctx, op, dots, delta) : take_deltas(ctx, op, do_, o, delta);
-  const auto through_silu = [&] {
-    if (a) cuda::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
-  };
   if (attention_fits_tiles(ctx, op, {&q, &k, &v, &do_, &dq, &dk, &dv, &a})) {
     const AttentionBackward backward{op, q, k, v, saved.lse, delta, do_, dq, dk, dv, a};
     for (const AttentionChunks& pieces : attention_chunks(op, batch, length, 0)) {
@@ -309,7 +306,7 @@ void attention_backward(Context& ctx, const Attention& op, const Tensor& q, cons
       }
     });
   }
-  through_silu();
+  if (a) cuda::silu_gate_backward(ctx, a, Tensor(), dv, dv, Tensor(), Tensor());
 }
 
 std::size_t attention_backward_bytes(const Attention& op, std::int64_t batch, std::int64_t length) {

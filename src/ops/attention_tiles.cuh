@@ -427,44 +427,51 @@ __device__ __forceinline__ void write_block(const unsigned char* results, const 
   }
 }
 
-// The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go.
-template <Factor Of, class Tile, class Count, class Place>
-__device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
-  constexpr int kParts = ResultShared<Tile>::kParts;
+// take(to, phase) for each of the announced tiles' results: `to` is where it goes, and `phase` that in which groups give it.
+template <class Tile, class Count, class Place, class Take>
+__device__ __forceinline__ void take_results(ResultShared<Tile>& shared, Count&& count, Place&& place, Take&& take) {
   std::uint32_t phase = 0;
   for (int tiles = 0;; ++tiles) {
     const Tile tile = shared.next(tiles);
     if (tile.pair < 0) return;
     const int results = count(tile);
     for (int i = 0; i < results; ++i, phase ^= 1) {
-      const AttentionPlace<AttentionEnd> to = place(tile, i);
-      const bool multiplied = to.end.product.data != nullptr;
-      // Of the factors the n'th block.
-      const auto fetch = [&](int n) {
-        if (!multiplied || n >= 2 * kParts || threadIdx.x % hopper::kGroup != kWarp) return;
-        hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
-        to.end.factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
-                            to.row + n / kParts * hopper::kBlock, to.piece);
-      };
-      fetch(0);
-      fetch(1);
-#pragma unroll 1
-      for (int n = 0; n < 2 * kParts; ++n) {
-        const int group = n / kParts;
-        const int part = n % kParts;
-        if (part == 0) hopper::wait(shared.ready[group], phase);
-        if (multiplied) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
-        write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
-                        to.row + group * hopper::kBlock, to.byte + part * 128);
-        if (multiplied) {
-          __syncwarp();  // lanes with fewer lines than others are there first
-          hopper::wait_for_threads<kWritingWarps * kWarp>();
-          fetch(n + 2);
-        }
-        if (part == kParts - 1) hopper::arrive(shared.taken[group]);
-      }
+      take(place(tile, i), phase);
     }
   }
+}
+
+// The writing warps: place(tile, i) is where the i'th of the tile's results, of count(tile), go.
+template <Factor Of, class Tile, class Count, class Place>
+__device__ __forceinline__ void write_results(ResultShared<Tile>& shared, Count&& count, Place&& place) {
+  constexpr int kParts = ResultShared<Tile>::kParts;
+  take_results(shared, count, place, [&](const AttentionPlace<AttentionEnd>& to, std::uint32_t phase) {
+    const bool multiplied = to.end.product.data != nullptr;
+    // Of the factors the n'th block.
+    const auto fetch = [&](int n) {
+      if (!multiplied || n >= 2 * kParts || threadIdx.x % hopper::kGroup != kWarp) return;
+      hopper::arrive_expecting(shared.fetched[n % 2], hopper::kBlockBytes);
+      to.end.factors.load(&shared.factors[n % 2], shared.fetched[n % 2], 1, to.byte / 2 + n % kParts * hopper::kBlock, to.head,
+                          to.row + n / kParts * hopper::kBlock, to.piece);
+    };
+    fetch(0);
+    fetch(1);
+#pragma unroll 1
+    for (int n = 0; n < 2 * kParts; ++n) {
+      const int group = n / kParts;
+      const int part = n % kParts;
+      if (part == 0) hopper::wait(shared.ready[group], phase);
+      if (multiplied) hopper::wait(shared.fetched[n % 2], n / 2 % 2);
+      write_block<Of>(shared.ring.out[group][part], multiplied ? shared.factors[n % 2] : nullptr, to,
+                      to.row + group * hopper::kBlock, to.byte + part * 128);
+      if (multiplied) {
+        __syncwarp();  // lanes with fewer lines than others are there first
+        hopper::wait_for_threads<kWritingWarps * kWarp>();
+        fetch(n + 2);
+      }
+      if (part == kParts - 1) hopper::arrive(shared.taken[group]);
+    }
+  });
 }
 
 // Results that the copy engine takes to memory. What they are multiplied by is fetched to where they will be left as soon as the
@@ -481,26 +488,19 @@ __device__ __forceinline__ void copy_results(ResultShared<Tile>& shared, Count&&
   const int group = (static_cast<int>(threadIdx.x) - 2 * hopper::kGroup) / kWarp - 1;
   if (group >= 2 || threadIdx.x % kWarp != 0) return;
   auto& out = shared.ring.out[group];
-  std::uint32_t phase = 0;
-  for (int tiles = 0;; ++tiles) {
-    const Tile tile = shared.next(tiles);
-    if (tile.pair < 0) return;
-    const int results = count(tile);
-    for (int i = 0; i < results; ++i, phase ^= 1) {
-      const auto to = place(tile, i);
-      const int row = to.row + group * hopper::kBlock;
-      if (to.end.has_factors) {
-        hopper::arrive_expecting(shared.fetched[group], kParts * hopper::kBlockBytes);
-        to.end.factors.load(out, shared.fetched[group], kParts, to.byte / 2, to.head, row, to.piece);
-      }
-      hopper::wait(shared.ready[group], phase);
-      hopper::fence_stores();
-      to.end.results.store(out, kParts, to.byte / 128, to.head, row, to.piece);
-      hopper::commit_stores();
-      hopper::wait_stores<0>();
-      hopper::arrive(shared.taken[group]);
+  take_results(shared, count, place, [&](const AttentionPlace<AttentionCopies>& to, std::uint32_t phase) {
+    const int row = to.row + group * hopper::kBlock;
+    if (to.end.has_factors) {
+      hopper::arrive_expecting(shared.fetched[group], kParts * hopper::kBlockBytes);
+      to.end.factors.load(out, shared.fetched[group], kParts, to.byte / 2, to.head, row, to.piece);
     }
-  }
+    hopper::wait(shared.ready[group], phase);
+    hopper::fence_stores();
+    to.end.results.store(out, kParts, to.byte / 128, to.head, row, to.piece);
+    hopper::commit_stores();
+    hopper::wait_stores<0>();
+    hopper::arrive(shared.taken[group]);
+  });
 }
 
 }  // namespace megalodon::cuda

@@ -12,9 +12,11 @@ namespace megalodon::cuda {
 
 namespace {
 
+using Stages = OperandStages<4, NothingLeaves>;  // what goes out takes the place of what the gate took
+
 #if MEGALODON_HOPPER
 
-using Ring = LinearRing<ProductStages>;
+using Ring = LinearRing<Stages>;
 
 // Of a tile's 64 columns each, how many exist.
 template <LinearEnd E>
@@ -47,15 +49,13 @@ __device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring
   unsigned char* const to_a = stage.b[0] + lines;
   unsigned char* const to_b = stage.b[2] + lines;
   unsigned char* const to_y = stage.a[0] + lines;
-  const int row = lane % kLines;
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
-    const int at_lane = row * 128 + ((j + lane / kLines) ^ (row % 8)) * 16;
     std::uint32_t x[4];
     std::uint32_t gate[4] = {0x3F803F80U, 0x3F803F80U, 0x3F803F80U, 0x3F803F80U};
     std::uint32_t y[4];
-    hopper::load_matrices(hopper::shared_address(to_a) + at_lane, x);
-    if (a.has_b) hopper::load_matrices(hopper::shared_address(to_b) + at_lane, gate);
+    hopper::load_matrices(lines_row(to_a, j), x);
+    if (a.has_b) hopper::load_matrices(lines_row(to_b, j), gate);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* const two = sums + 32 * Part + 4 * j + 2 * i;
@@ -70,9 +70,9 @@ __device__ __forceinline__ void write_gradients(const LinearTiles& a, Ring& ring
       gate[i] = db;
       y[i] = pack_halves(low.y, high.y);
     }
-    hopper::store_matrices(hopper::shared_address(to_a) + at_lane, x[0], x[1], x[2], x[3]);
-    if (a.has_b) hopper::store_matrices(hopper::shared_address(to_b) + at_lane, gate[0], gate[1], gate[2], gate[3]);
-    if (a.has_y) hopper::store_matrices(hopper::shared_address(to_y) + at_lane, y[0], y[1], y[2], y[3]);
+    hopper::store_matrices(lines_row(to_a, j), x[0], x[1], x[2], x[3]);
+    if (a.has_b) hopper::store_matrices(lines_row(to_b, j), gate[0], gate[1], gate[2], gate[3]);
+    if (a.has_y) hopper::store_matrices(lines_row(to_y, j), y[0], y[1], y[2], y[3]);
   }
   hopper::fence_stores();
   __syncwarp();
@@ -160,7 +160,7 @@ constexpr bool is_beside(std::int64_t summed) { return summed >= 2048; }
 template <LinearEnd E>
 LinearKernel kernel_for(std::int64_t summed) {
   if constexpr (of_backward(E)) {
-    if (!is_beside(summed)) return {linear_tiles_kernel<E>, kProductThreads, sizeof(ProductStages)};
+    if (!is_beside(summed)) return {linear_tiles_kernel<E>, kProductThreads, sizeof(Stages)};
   }
   return linear_tiles_beside(E, summed);
 }
@@ -168,7 +168,7 @@ LinearKernel kernel_for(std::int64_t summed) {
 template <LinearEnd E>
 void run(Context& ctx, LinearTiles& a, std::int64_t rows, std::int64_t summed, std::int64_t width) {
   constexpr int kWidth = E == LinearEnd::Pairs ? kLinearColumns / 2 : kLinearColumns;
-  static_assert(sizeof(ProductStages) <= hopper::kMostShared);
+  static_assert(sizeof(Stages) <= hopper::kMostShared);
   a.steps = static_cast<int>(ceil_div(summed, hopper::kBlock));
   a.height = static_cast<int>(rows);
   a.rows = static_cast<int>(ceil_div(rows, kLinearCluster * kLinearRows));

@@ -50,7 +50,6 @@ struct LinearWeight {
   float* biases;  // [parts, kSummingWarps, tiles.rows * kRows], or null
 };
 
-struct NothingLeaves {};
 using WeightStages = OperandStages<5, NothingLeaves, kColumns / hopper::kBlock>;
 
 #if MEGALODON_HOPPER
